@@ -1,0 +1,159 @@
+"""Machine descriptions: one TOML file per machine, checked against these dataclasses and hashed into every binary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .errors import H2LearnError
+
+
+@dataclass(frozen=True)
+class ForwardEngine:
+    """Look-up lanes: ``lanes`` look-ups per cycle, ``luts_per_cycle`` tables built per cycle beside them."""
+
+    lanes: int
+    fan_in: int
+    luts_per_cycle: int
+
+
+@dataclass(frozen=True)
+class BackwardEngine:
+    """``elements`` processing elements of ``width`` multiply-accumulate units each."""
+
+    elements: int
+    width: int
+
+
+@dataclass(frozen=True)
+class WeightUpdateEngine:
+    """``lanes_k`` output channels times ``lanes_c`` channel-taps looked up per cycle."""
+
+    lanes_k: int
+    lanes_c: int
+    fan_in: int
+
+
+@dataclass(frozen=True)
+class VectorUnit:
+    """``lanes`` elements per cycle."""
+
+    lanes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Sizes of the on-chip memories in KiB, by name."""
+
+    W: int
+    S: int
+    U: int
+    G: int
+    M: int
+    A: int
+    L: int
+
+
+@dataclass(frozen=True)
+class Dram:
+    """Off-chip memory: capacity in MiB, bandwidth in bytes per cycle, latency in cycles, burst in bytes."""
+
+    capacity_mib: int
+    bytes_per_cycle: float
+    latency_cycles: int
+    burst_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One accelerator. Clock in Hz, queue depth in instructions, node in nm."""
+
+    name: str
+    description: str
+    node_nm: int
+    clock_hz: float
+    queue_depth: int
+    forward: ForwardEngine
+    backward: BackwardEngine
+    weight_update: WeightUpdateEngine
+    vector: VectorUnit
+    sram_kib: Memory
+    dram: Dram
+
+    def memory_bytes(self, name: str) -> int:
+        """Return the size of memory ``name`` (``"DRAM"`` or an on-chip one) in bytes."""
+        if name == "DRAM":
+            return self.dram.capacity_mib << 20
+        return int(getattr(self.sram_kib, name)) << 10
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; ``from_dict`` is the inverse."""
+        return asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """A 16-digit hash of the whole description."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def from_dict(data: dict[str, Any], where: str = "machine") -> Machine:
+    """Build a machine from plain data; raises H2LearnError that names the first missing, unknown or wrong key."""
+    machine = _build(Machine, data, where)
+    assert isinstance(machine, Machine)
+    return machine
+
+
+def names() -> list[str]:
+    """Return the names of the machines that come with the package."""
+    folder = resources.files(__package__).joinpath("machines")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_machine(name: str | Path | Machine) -> Machine:
+    """Return a machine by name, by path of a TOML file, or as it is; raises H2LearnError when there is none."""
+    if isinstance(name, Machine):
+        return name
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return from_dict(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise H2LearnError(f"cannot read the machine description: {error}", location=str(path)) from error
+    if str(name) not in names():
+        raise H2LearnError(f"there is no machine {str(name)!r}", hint=f"known machines: {', '.join(names())}")
+    text = resources.files(__package__).joinpath("machines").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return from_dict(tomllib.loads(text), f"{name}.toml")
+
+
+def _build(kind: type[Any], data: object, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise H2LearnError(f"{where} must be a table", location=where)
+    hints = get_type_hints(kind)
+    expected = {field.name for field in fields(kind)}
+    for key in data:
+        if key not in expected:
+            raise H2LearnError(f"unknown key {key!r}", location=where, hint=f"known keys: {', '.join(sorted(expected))}")
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name not in data:
+            raise H2LearnError(f"key {field.name!r} is missing", location=where)
+        values[field.name] = _value(hints[field.name], data[field.name], f"{where}: {field.name}")
+    return kind(**values)
+
+
+def _value(kind: type[Any], value: object, where: str) -> object:
+    if kind is str:
+        if not isinstance(value, str):
+            raise H2LearnError(f"expected a string, found {value!r}", location=where)
+        return value
+    if kind in (int, float):
+        number_types = (int,) if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, number_types) or not 0 < value < float("inf"):
+            raise H2LearnError(f"expected a positive {'integer' if kind is int else 'number'}, found {value!r}", location=where)
+        return kind(value)
+    return _build(kind, value, where)
