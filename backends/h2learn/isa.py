@@ -329,7 +329,9 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "1",
         "Tokens are consumed in the order they were posted.",
     ),
-    Instruction("fence", 0x08, CONTROL, (), (), (), "wait for all queues", "drain", "Dispatch stops until all is done."),
+    Instruction(
+        "fence", 0x08, CONTROL, (), (), (), "wait for all queues", "drain", "Dispatch stops until all is done."
+    ),
     Instruction(
         "ld",
         0x10,

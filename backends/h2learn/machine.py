@@ -137,7 +137,9 @@ def _build(kind: type[Any], data: object, where: str) -> Any:
     expected = {field.name for field in fields(kind)}
     for key in data:
         if key not in expected:
-            raise H2LearnError(f"unknown key {key!r}", location=where, hint=f"known keys: {', '.join(sorted(expected))}")
+            raise H2LearnError(
+                f"unknown key {key!r}", location=where, hint=f"known keys: {', '.join(sorted(expected))}"
+            )
     values: dict[str, Any] = {}
     for field in fields(kind):
         if field.name not in data:
@@ -154,6 +156,8 @@ def _value(kind: type[Any], value: object, where: str) -> object:
     if kind in (int, float):
         number_types = (int,) if kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, number_types) or not 0 < value < float("inf"):
-            raise H2LearnError(f"expected a positive {'integer' if kind is int else 'number'}, found {value!r}", location=where)
+            raise H2LearnError(
+                f"expected a positive {'integer' if kind is int else 'number'}, found {value!r}", location=where
+            )
         return kind(value)
     return _build(kind, value, where)

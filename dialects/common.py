@@ -1,0 +1,112 @@
+"""What all dialects share: the io table of a module, locations, and the signature of an interpreter.
+
+Every dialect package has ``interpreter.py`` with ``interpret(module, arguments) -> results``: positional lists in the
+order of the io table, dense NumPy arrays in device shape (spikes and masks ``bool``, winners ``uint8``, labels ``int32``,
+run scalars ``int32[8]``, everything real ``float32`` — already rounded to storage where the type says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin
+from xdsl.ir import Attribute, Operation
+
+Array = npt.NDArray[np.generic]
+Interpreter = Callable[[builtin.ModuleOp, Sequence[Array]], list[Array]]
+
+IO_ATTRIBUTE = "h2learn.io"
+PRECISION_ATTRIBUTE = "h2learn.precision"
+
+ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
+RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")
+
+
+@dataclass(frozen=True)
+class IoEntry:
+    """One argument or result of ``@main``: device array = ``source.reshape(view).transpose(perm)``.
+
+    Empty ``view`` and ``perm`` mean that source and device array are the same. A result with role ``parameter`` or
+    ``state`` replaces the argument of that name; one with role ``gradient`` belongs to the parameter of that name.
+    """
+
+    name: str
+    role: str
+    view: tuple[int, ...] = ()
+    perm: tuple[int, ...] = ()
+
+    def to_device(self, source: Array) -> Array:
+        """Return ``source`` in device order."""
+        viewed = source.reshape(self.view) if self.view else source
+        return np.ascontiguousarray(viewed.transpose(self.perm)) if self.perm else viewed
+
+    def to_source(self, device: Array, source_shape: Sequence[int]) -> Array:
+        """Return a device array in the user's order and ``source_shape``."""
+        back = device.transpose(np.argsort(self.perm)) if self.perm else device
+        return np.ascontiguousarray(back).reshape(source_shape)
+
+
+def set_io(module: builtin.ModuleOp, entries: Sequence[IoEntry]) -> None:
+    """Attach the io table: arguments of ``@main`` first, then its results."""
+    module.attributes[IO_ATTRIBUTE] = builtin.ArrayAttr(
+        builtin.DictionaryAttr(
+            {
+                "name": builtin.StringAttr(entry.name),
+                "role": builtin.StringAttr(entry.role),
+                "view": builtin.DenseArrayBase.from_list(builtin.i64, list(entry.view)),
+                "perm": builtin.DenseArrayBase.from_list(builtin.i64, list(entry.perm)),
+            }
+        )
+        for entry in entries
+    )
+
+
+def get_io(module: builtin.ModuleOp) -> list[IoEntry]:
+    """Return the io table; raises ValueError when the module has none."""
+    attribute = module.attributes.get(IO_ATTRIBUTE)
+    if not isinstance(attribute, builtin.ArrayAttr):
+        raise ValueError(f"the module has no {IO_ATTRIBUTE} table")
+    return [_entry(item) for item in attribute]
+
+
+def precision(module: builtin.ModuleOp) -> str:
+    """Return the storage type of the module, ``"f32"`` or ``"f16"``."""
+    attribute = module.attributes.get(PRECISION_ATTRIBUTE)
+    return "f16" if isinstance(attribute, builtin.StringAttr) and attribute.data == "fp16" else "f32"
+
+
+def file_location(file: str, line: int, column: int) -> builtin.FileLineColLoc:
+    """Return the location attribute of a place in a source file."""
+    return builtin.FileLineColLoc(builtin.StringAttr(file), builtin.IntAttr(line), builtin.IntAttr(column))
+
+
+def source_of(op: Operation) -> str:
+    """Return where an operation came from as ``file:line:col`` (several joined by ``, ``), or an empty string."""
+    return ", ".join(dict.fromkeys(_sources(op.location)))
+
+
+def _sources(location: Attribute) -> list[str]:
+    if isinstance(location, builtin.FileLineColLoc):
+        return [f"{location.filename.data}:{location.line.data}:{location.column.data}"]
+    if isinstance(location, builtin.FusedLoc) and isinstance(location.locations, builtin.ArrayAttr):
+        return [source for inner in location.locations for source in _sources(inner)]
+    return []
+
+
+def _entry(item: Attribute) -> IoEntry:
+    if not isinstance(item, builtin.DictionaryAttr):
+        raise ValueError(f"{IO_ATTRIBUTE} must hold dictionaries")
+
+    def text(key: str) -> str:
+        value = item.data[key]
+        assert isinstance(value, builtin.StringAttr)
+        return value.data
+
+    def numbers(key: str) -> tuple[int, ...]:
+        value = item.data.get(key)
+        return tuple(int(v) for v in value.iter_values()) if isinstance(value, builtin.DenseArrayBase) else ()
+
+    return IoEntry(text("name"), text("role"), numbers("view"), numbers("perm"))
