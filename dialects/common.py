@@ -39,14 +39,17 @@ class IoEntry:
     perm: tuple[int, ...] = ()
 
     def to_device(self, source: Array) -> Array:
-        """Return ``source`` in device order."""
+        """Return ``source`` in device order; it holds the values of the argument's type, whose shape may group axes."""
         viewed = source.reshape(self.view) if self.view else source
         return np.ascontiguousarray(viewed.transpose(self.perm)) if self.perm else viewed
 
     def to_source(self, device: Array, source_shape: Sequence[int]) -> Array:
-        """Return a device array in the user's order and ``source_shape``."""
-        back = device.transpose(np.argsort(self.perm)) if self.perm else device
-        return np.ascontiguousarray(back).reshape(source_shape)
+        """Return a device array (of any shape with the right number of elements) in the user's ``source_shape``."""
+        if not self.perm:
+            return np.ascontiguousarray(device).reshape(source_shape)
+        viewed = np.empty(source_shape, dtype=np.bool_).reshape(self.view or tuple(source_shape)).shape
+        ordered = device.reshape([viewed[axis] for axis in self.perm])
+        return np.ascontiguousarray(ordered.transpose(np.argsort(self.perm))).reshape(source_shape)
 
 
 def set_io(module: builtin.ModuleOp, entries: Sequence[IoEntry]) -> None:
