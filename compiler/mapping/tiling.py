@@ -1,0 +1,372 @@
+"""Choice of tiles: pure functions from shapes and a machine to tile sizes.
+
+A tile is as large as the on-chip memories allow with two slots per buffer. Dimensions shrink in a fixed order until
+everything fits, so that the result is deterministic; :class:`TileLimits` caps every dimension from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.machine import Machine
+
+from .layout import row_bytes, slot_channels
+
+SLOTS = 2  # every buffer that crosses engines is double-buffered
+
+
+@dataclass(frozen=True)
+class TileLimits:
+    """Upper bounds for tile sizes (None: as large as fits)."""
+
+    steps: int | None = None
+    samples: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+    c: int | None = None
+    k: int | None = None
+    elements: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> TileLimits:
+        """Parse ``"rows=4,k=8"``; raises H2LearnError for unknown names and values below 1."""
+        known = {field.name for field in fields(TileLimits)}
+        values: dict[str, int] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, _, value = part.partition("=")
+            if name not in known or not value.isdigit() or int(value) < 1:
+                raise H2LearnError(
+                    f"cannot read the tile limit {part!r}",
+                    hint=f"write name=count with a name of {', '.join(sorted(known))}",
+                )
+            values[name] = int(value)
+        return TileLimits(**values)
+
+    def __str__(self) -> str:
+        """Return the text that ``parse`` reads."""
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ",".join(f"{name}={value}" for name, value in pairs if value is not None)
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution (a linear layer is one): ``static`` means the input has no time dimension."""
+
+    steps: int
+    batch: int
+    in_h: int
+    in_w: int
+    c: int
+    out_h: int
+    out_w: int
+    k: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    real: bool
+    static: bool
+    item: int
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def dtype(self) -> str:
+        """Storage type."""
+        return "f32" if self.item == 4 else "f16"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Tile sizes: time steps, samples, rows and columns of positions, input and output channels."""
+
+    steps: int
+    samples: int
+    rows: int
+    columns: int
+    c: int
+    k: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of one time step."""
+        return self.samples * self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class ForwardTile(Tile):
+    """Tile of a forward convolution."""
+
+    @property
+    def reduce_block(self) -> int:
+        """Input channels summed before the next block starts."""
+        return self.c
+
+
+@dataclass(frozen=True)
+class BackwardTile(Tile):
+    """Tile of an input gradient: rows, columns and ``c`` describe the result."""
+
+    @property
+    def reduce_block(self) -> int:
+        """Output channels summed before the next block starts."""
+        return self.k
+
+
+@dataclass(frozen=True)
+class WeightTile(Tile):
+    """Tile of a weight gradient: steps to columns are the reduction."""
+
+    @property
+    def reduce_block(self) -> tuple[int, int, int, int]:
+        """(steps, samples, rows, columns) of positions that form one flat block."""
+        return (self.steps, self.samples, self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes wanted per on-chip memory."""
+
+    W: int = 0
+    S: int = 0
+    U: int = 0
+    G: int = 0
+    M: int = 0
+    A: int = 0
+    L: int = 0
+
+    def fits(self, machine: Machine) -> bool:
+        """Whether every memory of ``machine`` is large enough, with 4 KiB left for alignment."""
+        return all(
+            getattr(self, field.name) + (4096 if machine.memory_bytes(field.name) > 32768 else 512)
+            <= machine.memory_bytes(field.name)
+            for field in fields(self)
+        )
+
+
+def slot_cap(machine: Machine, limits: TileLimits) -> int:
+    """Return the most channels of a gradient slot: 64, or 32 where a 64 x 64 weight tile would crowd memory W."""
+    cap = 64 if machine.memory_bytes("W") >= 1 << 20 else 32
+    return min(cap, limits.k or cap)
+
+
+def input_extent(count: int, kernel: int, stride: int) -> int:
+    """Return how many input rows (or columns) ``count`` output rows need."""
+    return (count - 1) * stride + kernel
+
+
+def gradient_extent(count: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
+    """Return (rows of the gradient tile, row offset, first gradient row of tile 0) for ``count`` input rows.
+
+    Tile ``i`` starts ``i * count / stride`` gradient rows later, which needs ``count`` to be a multiple of ``stride``
+    unless there is one tile only.
+    """
+    first = (padding - kernel + 1) // stride
+    offset = padding - stride * first
+    return (count - 1 + offset) // stride + 1, offset, first
+
+
+def plan_forward(shape: ConvShape, machine: Machine, limits: TileLimits) -> ForwardTile:
+    """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits."""
+
+    def usage(t: Tile) -> Usage:
+        images = t.samples * (1 if shape.static else t.steps)
+        ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
+        iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
+        inputs = images * ih * iw
+        outs = t.steps * t.positions
+        weights = shape.taps * t.c * t.k * shape.item
+        fan = machine.forward.fan_in
+        tables = 0 if shape.real else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
+        bits = row_bytes("bits", t.k)
+        return Usage(
+            W=SLOTS * weights,
+            S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + SLOTS * outs * bits + t.positions * bits,
+            U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
+            + (SLOTS * outs + t.positions) * t.k * shape.item,
+            M=SLOTS * outs * bits,
+            A=SLOTS * images * t.rows * t.columns * t.k * 4 + SLOTS * 16 * t.k,
+            L=SLOTS * tables,
+        )
+
+    whole = _whole(shape, shape.out_h, shape.out_w, limits)
+    choices = _restrict(whole, shape, 8, 8)
+    return ForwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "forward tile"))
+
+
+def plan_backward(shape: ConvShape, machine: Machine, limits: TileLimits) -> BackwardTile:
+    """Choose the tile of an input gradient with the neuron gradient behind it; raises H2LearnError when nothing fits."""
+    gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
+    gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
+
+    def usage(t: Tile) -> Usage:
+        gh = gradient_extent(t.rows, shape.kernel[0], shape.stride[0], shape.padding[0])[0]
+        gw = gradient_extent(t.columns, shape.kernel[1], shape.stride[1], shape.padding[1])[0]
+        outs = t.steps * t.positions
+        bits = row_bytes("bits", t.c)
+        slots = f"slots.{shape.dtype}"
+        return Usage(
+            W=SLOTS * shape.taps * t.c * t.k * shape.item,
+            S=SLOTS * outs * bits,
+            U=(SLOTS * outs + t.positions) * t.c * shape.item,
+            G=SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
+            + SLOTS * outs * row_bytes(slots, t.c, gblk_out),
+            M=SLOTS * outs * bits,
+            A=SLOTS * outs * t.c * 4 + SLOTS * 16 * t.c,
+        )
+
+    rows_unit, columns_unit = shape.stride
+    whole = _whole(shape, shape.in_h, shape.in_w, limits)
+    choices = _restrict(whole, shape, max(8, gblk_out), max(8, gblk_in), rows_unit, columns_unit)
+    return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"))
+
+
+def plan_weights(shape: ConvShape, machine: Machine, limits: TileLimits) -> WeightTile:
+    """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits."""
+    gblk = slot_channels(shape.k, slot_cap(machine, limits))
+
+    def usage(t: Tile) -> Usage:
+        ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
+        iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
+        inputs = t.steps * t.samples * ih * iw
+        return Usage(
+            S=0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c),
+            U=SLOTS * inputs * t.c * shape.item if shape.real else 0,
+            G=SLOTS * t.steps * t.positions * row_bytes(f"slots.{shape.dtype}", t.k, gblk),
+            A=SLOTS * shape.taps * t.c * t.k * 4,
+        )
+
+    whole = _whole(shape, shape.out_h, shape.out_w, limits)
+    choices = _restrict(whole, shape, 8, max(8, gblk))
+    return WeightTile(**_shrink(choices, CONV_ORDER, usage, machine, "weight-gradient tile"))
+
+
+def plan_positions(
+    steps: int,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    usage: Callable[[Tile], Usage],
+    machine: Machine,
+    limits: TileLimits,
+    *,
+    whole_steps: bool = False,
+    row_unit: int = 1,
+    column_unit: int = 1,
+) -> Tile:
+    """Choose the tile of an element-wise or pooling stage over ``[steps, batch, height, width, channels]``.
+
+    ``usage`` says what a tile (with ``c == k`` channels) needs; ``whole_steps`` keeps all time steps together; rows and
+    columns are cut at multiples of the units. Raises H2LearnError when nothing fits.
+    """
+    shape = ConvShape(
+        steps, batch, height, width, channels, height, width, channels, (1, 1), (1, 1), (0, 0), True, False, 4
+    )
+    whole = _whole(shape, height, width, limits)
+    if whole_steps:
+        whole["steps"] = (steps,)
+    unit = max(8, slot_channels(channels, slot_cap(machine, limits)))
+    whole["k"] = tuple(_divisors(channels, limits.k, unit))
+    whole["rows"] = tuple(_extents(height, limits.rows, row_unit))
+    whole["columns"] = tuple(_extents(width, limits.columns, column_unit))
+    whole["c"] = (1,)
+    order = ("samples", "rows", "k", "columns", "steps")
+    return Tile(**_shrink(whole, order, usage, machine, "tile"))
+
+
+def plan_elements(count: int, bytes_per_element: int, capacity: int, limits: TileLimits) -> int:
+    """Return how many elements of a flat array one tile takes."""
+    cap = limits.elements or count
+    return max(1, min(count, cap, capacity // (SLOTS * bytes_per_element)))
+
+
+Choices = dict[str, tuple[int, ...]]
+CONV_ORDER = ("samples", "k", "rows", "c", "columns", "steps")
+
+
+def _whole(shape: ConvShape, height: int, width: int, limits: TileLimits) -> Choices:
+    return {
+        "steps": tuple(_divisors(shape.steps, limits.steps, 1)),
+        "samples": tuple(_divisors(shape.batch, limits.samples, 1)),
+        "rows": tuple(_extents(height, limits.rows, 1)),
+        "columns": tuple(_extents(width, limits.columns, 1)),
+        "c": tuple(_divisors(shape.c, limits.c, 8)),
+        "k": tuple(_divisors(shape.k, limits.k, 8)),
+    }
+
+
+def _restrict(
+    choices: Choices, shape: ConvShape, c_unit: int, k_unit: int, rows_unit: int = 1, columns_unit: int = 1
+) -> Choices:
+    return {
+        **choices,
+        "c": tuple(v for v in choices["c"] if v % c_unit == 0 or v == shape.c) or (shape.c,),
+        "k": tuple(v for v in choices["k"] if v % k_unit == 0 or v == shape.k) or (shape.k,),
+        "rows": tuple(_round_up_all(choices["rows"], rows_unit)),
+        "columns": tuple(_round_up_all(choices["columns"], columns_unit)),
+    }
+
+
+def _shrink(
+    choices: Choices, order: Sequence[str], usage: Callable[[Tile], Usage], machine: Machine, what: str
+) -> dict[str, int]:
+    sizes = {name: values[0] for name, values in choices.items()}
+    if usage(Tile(**sizes)).fits(machine):
+        return sizes
+    for name in order:
+        for value in choices[name][1:]:
+            sizes[name] = value
+            if usage(Tile(**sizes)).fits(machine):
+                return _regrow(sizes, choices, order, usage, machine)
+    raise H2LearnError(
+        f"no {what} fits the on-chip memories of {machine.name}",
+        hint="use a machine with more SRAM, or fewer channels",
+    )
+
+
+def _regrow(
+    sizes: dict[str, int],
+    choices: Choices,
+    order: Sequence[str],
+    usage: Callable[[Tile], Usage],
+    machine: Machine,
+) -> dict[str, int]:
+    """Give back what an early dimension lost before a later one made room."""
+    for name in reversed(order):
+        for value in choices[name]:
+            grown = {**sizes, name: value}
+            if value > sizes[name] and usage(Tile(**grown)).fits(machine):
+                sizes = grown
+                break
+    return sizes
+
+
+def _divisors(count: int, cap: int | None, unit: int) -> Iterator[int]:
+    """Yield divisors of ``count`` from large to small that are multiples of ``unit`` (or the count itself)."""
+    legal = [d for d in range(count, 0, -1) if count % d == 0 and (d % unit == 0 or d == count)]
+    capped = [d for d in legal if cap is None or d <= cap]
+    yield from capped or legal[-1:]
+
+
+def _extents(count: int, cap: int | None, unit: int) -> Iterator[int]:
+    """Yield tile extents from large to small: the count cut into 1, 2, 3 ... nearly equal parts."""
+    seen: set[int] = set()
+    for parts in range(1, count + 1):
+        extent = _round_up(-(-count // parts), unit)
+        if extent in seen or (cap is not None and extent > max(cap, unit)):
+            continue
+        seen.add(extent)
+        yield extent
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _round_up_all(values: Sequence[int], unit: int) -> Iterator[int]:
+    return iter(dict.fromkeys(_round_up(v, unit) for v in values))
