@@ -1,0 +1,1 @@
+"""What programs are made for: the accelerator, and the plain arithmetic it is checked against."""

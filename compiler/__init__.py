@@ -1,0 +1,1 @@
+"""The compiler: a model in, a program out."""

@@ -135,7 +135,8 @@ def write_reproducer(
     module: builtin.ModuleOp, passes: Sequence[ModulePass], reason: str, folder: Path | None = None
 ) -> Path:
     """Write the program before the failing pass and the pipeline from there on; return the file."""
-    head = f"// {reason}\n{REPRODUCER_KEY}{quote(pipeline_text(passes))}\n// run again with: h2learn opt --run-reproducer\n"
+    pipeline = quote(pipeline_text(passes))
+    head = f"// {reason}\n{REPRODUCER_KEY}{pipeline}\n// run again with: h2learn opt --run-reproducer\n"
     target = Path(tempfile.mkdtemp(prefix="h2learn-")) if folder is None else folder
     target.mkdir(parents=True, exist_ok=True)
     file = target / f"reproducer-{passes[0].name}.mlir"

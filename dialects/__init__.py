@@ -1,0 +1,1 @@
+"""The intermediate languages, one package each."""

@@ -1,0 +1,1 @@
+"""Running programs: loader, simulator, timing, energy and checks. Imports neither compiler nor dialects."""

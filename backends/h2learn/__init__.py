@@ -1,0 +1,1 @@
+"""The accelerator: its instructions, machines, object files and code emission."""

@@ -1,0 +1,1 @@
+"""Tiling and allocation on plain integers; nothing here knows the IR."""

@@ -1,0 +1,1 @@
+"""The tile level: loops over tiles, buffers in named memories, tokens."""

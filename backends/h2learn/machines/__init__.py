@@ -1,0 +1,1 @@
+"""Machine descriptions that come with the package."""

@@ -1,0 +1,169 @@
+"""Data sets: the handwritten digits that come with the package, and ``.npz`` files with training and test images."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.errors import H2LearnError
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+DIGITS_LEVELS = 16
+HELD_OUT_SHARE = 4
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images ``[samples, C, H, W]`` (or ``[samples, features]``) float32, labels ``[samples]`` int32 from 0.
+
+    ``name`` identifies the data in checkpoints and reports.
+    """
+
+    name: str
+    x_train: Images
+    y_train: Labels
+    x_test: Images
+    y_test: Labels
+
+    @property
+    def classes(self) -> int:
+        """The number of classes: the largest label plus one."""
+        return int(max(self.y_train.max(initial=-1), self.y_test.max(initial=-1))) + 1
+
+    def limited(self, count: int | None) -> DataSet:
+        """Return the data with only the first ``count`` training samples (None: all)."""
+        if count is None:
+            return self
+        if count < 1:
+            raise H2LearnError(f"the number of training samples must be positive, found {count}")
+        return DataSet(self.name, self.x_train[:count], self.y_train[:count], self.x_test, self.y_test)
+
+
+def load_digits() -> DataSet:
+    """Return the 8x8 digits: 1,797 images ``[1, 8, 8]`` in 0..1, a quarter of them (449) held out for testing.
+
+    The split is fixed: with ``order = numpy.random.default_rng(0).permutation(1797)`` the first 449 are the test set.
+    """
+    with resources.files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
+        images, labels = archive["images"], archive["labels"]
+    order = np.random.default_rng(0).permutation(len(images))
+    x = images[order].astype(np.float32)[:, np.newaxis] / np.float32(DIGITS_LEVELS)
+    y = labels[order].astype(np.int32)
+    held_out = len(order) // HELD_OUT_SHARE
+    return DataSet("digits", x[held_out:], y[held_out:], x[:held_out], y[:held_out])
+
+
+def load_npz(path: str | Path, sample_shape: tuple[int, ...] | None = None) -> DataSet:
+    """Read ``x_train y_train x_test y_test`` from an ``.npz`` file, as MNIST is commonly distributed.
+
+    Images ``uint8`` are divided by 255, floating-point images are taken as they are (and must be finite). When
+    ``sample_shape`` is given, every image is brought to it (``28x28`` fits ``1x28x28``). Raises H2LearnError that names
+    the file and the array for anything that cannot be used.
+    """
+    source = str(path)
+    arrays = {key: _array(source, key) for key in KEYS}
+    parts = {
+        half: _half(source, half, arrays[f"x_{half}"], arrays[f"y_{half}"], sample_shape) for half in ("train", "test")
+    }
+    (x_train, y_train), (x_test, y_test) = parts["train"], parts["test"]
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise H2LearnError(f"x_train has images {x_train.shape[1:]} and x_test {x_test.shape[1:]}", location=source)
+    return DataSet(Path(path).name, x_train, y_train, x_test, y_test)
+
+
+def _array(source: str, key: str) -> npt.NDArray[np.generic]:
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise H2LearnError("expected an .npz archive, found a single array", location=source)
+            if key not in archive.files:
+                held = ", ".join(sorted(archive.files)) or "nothing"
+                raise H2LearnError(
+                    f"the array {key!r} is missing, the file holds {held}",
+                    location=source,
+                    hint=f"a data file holds {', '.join(KEYS)}",
+                )
+            return np.asarray(archive[key])
+    except FileNotFoundError as error:
+        raise H2LearnError("no such file", location=source) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, KeyError, NotImplementedError) as error:
+        detail = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise H2LearnError(
+            f"the array {key!r} cannot be read: {detail}",
+            location=source,
+            hint="the file is damaged, incomplete, or not an .npz archive of plain arrays",
+        ) from error
+
+
+def _half(
+    source: str,
+    half: str,
+    x: npt.NDArray[np.generic],
+    y: npt.NDArray[np.generic],
+    sample_shape: tuple[int, ...] | None,
+) -> tuple[Images, Labels]:
+    images = _scaled(source, f"x_{half}", x)
+    labels = _labels(source, f"y_{half}", y)
+    if len(images) == 0:
+        raise H2LearnError(f"x_{half} holds no images", location=source)
+    if len(images) != len(labels):
+        raise H2LearnError(f"x_{half} holds {len(images)} images but y_{half} {len(labels)} labels", location=source)
+    if sample_shape is None:
+        return images, labels
+    if int(np.prod(images.shape[1:])) != int(np.prod(sample_shape)) or _squeezed(images.shape[1:]) != _squeezed(
+        sample_shape
+    ):
+        raise H2LearnError(
+            f"x_{half} has images {_by(images.shape[1:])}, the model takes {_by(sample_shape)}", location=source
+        )
+    return images.reshape(len(images), *sample_shape), labels
+
+
+def _scaled(source: str, key: str, x: npt.NDArray[np.generic]) -> Images:
+    if x.ndim < 2:
+        raise H2LearnError(
+            f"{key} must have samples first and at least one more axis, found {x.shape}", location=source
+        )
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / np.float32(255)
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise H2LearnError(
+            f"{key} must be uint8 (0..255) or floating point, found {x.dtype}",
+            location=source,
+            hint="convert the images before saving",
+        )
+    images = x.astype(np.float32)
+    if not np.isfinite(images).all():
+        raise H2LearnError(f"{key} holds values that are not finite", location=source)
+    return images
+
+
+def _labels(source: str, key: str, y: npt.NDArray[np.generic]) -> Labels:
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise H2LearnError(
+            f"{key} must be one-dimensional and of an integer type, found {y.dtype} {y.shape}", location=source
+        )
+    if len(y) and (int(y.min()) < 0 or int(y.max()) > 1_000_000):
+        raise H2LearnError(
+            f"{key} holds the label {int(y.min()) if int(y.min()) < 0 else int(y.max())}, "
+            "expected class numbers from 0",
+            location=source,
+        )
+    return y.astype(np.int32)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
