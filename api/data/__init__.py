@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -119,9 +120,7 @@ def _half(
         raise H2LearnError(f"x_{half} holds {len(images)} images but y_{half} {len(labels)} labels", location=source)
     if sample_shape is None:
         return images, labels
-    if int(np.prod(images.shape[1:])) != int(np.prod(sample_shape)) or _squeezed(images.shape[1:]) != _squeezed(
-        sample_shape
-    ):
+    if not _fits(images.shape[1:], sample_shape):
         raise H2LearnError(
             f"x_{half} has images {_by(images.shape[1:])}, the model takes {_by(sample_shape)}", location=source
         )
@@ -159,6 +158,12 @@ def _labels(source: str, key: str, y: npt.NDArray[np.generic]) -> Labels:
             location=source,
         )
     return y.astype(np.int32)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    found, expected = _squeezed(shape), _squeezed(wanted)
+    flattens = len(found) == 1 or len(expected) == 1
+    return found == expected or (flattens and math.prod(found) == math.prod(expected))
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,253 @@
+"""``--check-each``: run the program before and after every pass on the same small random input and compare.
+
+Contract (docs/semantics.md): from ``lut`` on, every level gives the same bits. From ``spike`` to ``lut`` sums may be
+ordered differently: 1e-5 of the largest value where the spikes agree. A spike that flips changes more than rounding
+does, so a difference there is tried again on other inputs before it counts. Inputs and parameters are multiples of
+1/16 and 1/64, which makes most sums exact. The autodiff step has no level before it: what it shares with the forward
+program is compared exactly, and gradients by finite differences when the network has no spiking neuron.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from xdsl.dialects import builtin, func
+from xdsl.ir import Attribute, Operation
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.dialects.common import Array, Interpreter, IoEntry, get_io, precision
+
+from .manager import module_text
+from .pipeline import load_object
+
+MAC_BUDGET = 4_000_000
+"""Multiply-accumulates of one forward pass above which a program is too large for the interpreters."""
+
+RELATIVE_TOLERANCE = {"f32": 1e-5, "f16": 5e-2}
+ATTEMPTS = 3
+DIFFERENCE_STEP = 1e-4
+DIFFERENCE_TOLERANCE = 1e-5
+
+INTERPRETERS: dict[str, str] = {
+    "spike": "h2learn.dialects.spike.interpreter:interpret",
+    "lut": "h2learn.dialects.lut.interpreter:interpret",
+    "tile": "h2learn.dialects.tile.interpreter:interpret",
+    "h2": "h2learn.dialects.h2.interpreter:interpret",
+}
+"""Level -> its interpreter. The training graph (``spike`` and ``sgrad``) is run by the one of ``spike``."""
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference found: of which result, absolute, and relative to the largest value of that result."""
+
+    role: str
+    name: str
+    absolute: float
+    relative: float
+
+
+def check_pass(name: str, before: builtin.ModuleOp, after: builtin.ModuleOp, seed: int = 0) -> str:
+    """Compare two programs as the contract between their levels says; return one line about the outcome.
+
+    Raises H2LearnError when they differ by more than the contract allows.
+    """
+    if module_text(before, locations=False) == module_text(after, locations=False):
+        return "unchanged"
+    work = multiply_accumulates(before) or multiply_accumulates(after)
+    if work > MAC_BUDGET:
+        return f"skipped: {work} multiply-accumulates exceed the budget of {MAC_BUDGET}"
+    levels = level_of(before), level_of(after)
+    if levels[0] == "spike" and levels[1] == "spike":
+        return _check_training_graph(name, before, after, seed)
+    if levels[0] == "spike":
+        return _check_numbers(name, before, after, seed, RELATIVE_TOLERANCE[precision(after)])
+    return _check_numbers(name, before, after, seed, 0.0)
+
+
+def level_of(module: builtin.ModuleOp) -> str:
+    """Return the lowest level whose operations the program holds."""
+    found = {op.dialect_name() for op in module.walk()}
+    for level in ("h2", "tile", "lut"):
+        if level in found:
+            return level
+    return "spike"
+
+
+def multiply_accumulates(module: builtin.ModuleOp) -> int:
+    """Return the multiply-accumulates of the forward convolutions and linear layers (spike level only, else 0)."""
+    return sum(_layer_work(op) for op in module.walk() if op.name in ("spike.conv", "spike.linear"))
+
+
+def run_level(module: builtin.ModuleOp, arguments: Mapping[Key, Array]) -> dict[Key, Array]:
+    """Run the interpreter of the program's level; arguments and results are keyed by role and name, in user order."""
+    interpret: Interpreter = load_object(INTERPRETERS[level_of(module)])  # type: ignore[assignment]
+    entries, types = get_io(module), _argument_types(module)
+    placed = [
+        entry.to_device(arguments[entry.role, entry.name]).reshape(_shape(kind)) for entry, kind in zip(entries, types)
+    ]
+    results = interpret(module, placed)
+    return {(e.role, e.name): _to_source(e, value) for e, value in zip(entries[len(types) :], results, strict=True)}
+
+
+def random_arguments(module: builtin.ModuleOp, seed: int) -> dict[Key, Array]:
+    """Return seeded random arguments of ``@main`` by role and name, in user order (views as their view says)."""
+    rng = np.random.default_rng(seed)
+    types = _argument_types(module)
+    classes = _classes(module)
+    return {(entry.role, entry.name): _random(rng, entry, kind, classes) for entry, kind in zip(get_io(module), types)}
+
+
+def _check_numbers(name: str, before: builtin.ModuleOp, after: builtin.ModuleOp, seed: int, tolerance: float) -> str:
+    worst: Difference | None = None
+    attempts = ATTEMPTS if tolerance else 1
+    for attempt in range(attempts):
+        arguments = random_arguments(before, seed + attempt)
+        arguments |= {k: v for k, v in random_arguments(after, seed + attempt).items() if k not in arguments}
+        worst = _largest_difference(run_level(before, arguments), run_level(after, arguments))
+        if worst.relative <= tolerance:
+            flips = f", {attempt} of {attempt + 1} inputs differed by more (flipped spikes)" if attempt else ""
+            return (f"within {worst.relative:.1e} of the largest value" if tolerance else "equal bit for bit") + flips
+    assert worst is not None
+    raise H2LearnError(
+        f"pass {name} changes the numbers: {worst.role} {worst.name!r} differs by {worst.absolute:.3g} "
+        f"({worst.relative:.3g} of its largest value, {tolerance:g} allowed)",
+        hint="run the dump before and after the pass with the same input to find the operation",
+    )
+
+
+def _check_training_graph(name: str, before: builtin.ModuleOp, after: builtin.ModuleOp, seed: int) -> str:
+    line = _check_numbers(name, before, after, seed, RELATIVE_TOLERANCE["f32"])
+    if not any(entry.role == "gradient" for entry in get_io(after)):
+        return line
+    if any(op.name == "spike.lif" for op in after.walk()):
+        return f"{line}; finite differences skipped: surrogate gradients are not the derivative of a spike"
+    return f"{line}; {_finite_differences(name, after, seed)}"
+
+
+def _finite_differences(name: str, module: builtin.ModuleOp, seed: int) -> str:
+    """Compare a few gradient entries of a network without spikes with central differences in float64."""
+    from h2learn.dialects.spike.interpreter import interpret
+
+    rng = np.random.default_rng(seed)
+    entries, types = get_io(module), _argument_types(module)
+    arguments = random_arguments(module, seed)
+
+    def run(values: Mapping[Key, Array]) -> list[Array]:
+        placed = [e.to_device(values[e.role, e.name]).reshape(_shape(t)) for e, t in zip(entries, types)]
+        return interpret(module, placed, dtype=np.float64)
+
+    results = dict(zip([(e.role, e.name) for e in entries[len(types) :]], run(arguments), strict=True))
+    loss_at = [e.role for e in entries[len(types) :]].index("loss")
+    checked = 0
+    for entry in (e for e in entries[len(types) :] if e.role == "gradient"):
+        gradient = _to_source(entry, results["gradient", entry.name]).reshape(-1)
+        parameter = arguments["parameter", entry.name].astype(np.float64)
+        for index in rng.integers(0, parameter.size, size=min(3, parameter.size)):
+            losses = []
+            for sign in (1, -1):
+                moved = parameter.copy()
+                moved.reshape(-1)[index] += sign * DIFFERENCE_STEP
+                losses.append(float(run(dict(arguments) | {("parameter", entry.name): moved})[loss_at]))
+            slope = (losses[0] - losses[1]) / (2 * DIFFERENCE_STEP)
+            if abs(slope - float(gradient[index])) > DIFFERENCE_TOLERANCE * max(1.0, abs(slope)):
+                raise H2LearnError(
+                    f"pass {name}: the gradient of {entry.name!r} at {int(index)} is {float(gradient[index]):.6g}, "
+                    f"finite differences give {slope:.6g}"
+                )
+            checked += 1
+    return f"{checked} gradient entries agree with finite differences"
+
+
+def _largest_difference(before: Mapping[Key, Array], after: Mapping[Key, Array]) -> Difference:
+    worst = Difference("", "", 0.0, 0.0)
+    for key in before.keys() & after.keys():
+        a, b = before[key].reshape(-1), after[key].reshape(-1)
+        if a.size != b.size:
+            raise H2LearnError(f"{key[0]} {key[1]!r} has {a.size} elements before the pass and {b.size} after it")
+        if a.tobytes() == b.astype(a.dtype).tobytes():
+            continue
+        left, right = a.astype(np.float64), b.astype(np.float64)
+        gap = np.where(np.isnan(left) & np.isnan(right), 0.0, np.abs(left - right))
+        absolute = float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
+        scale = float(np.nan_to_num(np.abs(left)).max(initial=0.0))
+        relative = absolute / scale if scale else (np.inf if absolute else np.finfo(np.float64).tiny)
+        if relative >= worst.relative:
+            worst = Difference(*key, absolute, max(relative, np.finfo(np.float64).tiny))
+    return worst
+
+
+def _argument_types(module: builtin.ModuleOp) -> Sequence[Attribute]:
+    for op in module.walk():
+        if isinstance(op, func.FuncOp) and op.sym_name.data == "main":
+            return op.function_type.inputs.data
+    raise H2LearnError("the program has no function @main")
+
+
+def _shape(kind: Attribute) -> tuple[int, ...]:
+    if isinstance(kind, builtin.TensorType):
+        return tuple(kind.get_shape())
+    shape = getattr(kind, "shape", None)
+    if not isinstance(shape, tuple):
+        raise H2LearnError(f"an argument of @main has the type {kind}, which has no shape")
+    return tuple(int(size) for size in shape)
+
+
+def _random(rng: np.random.Generator, entry: IoEntry, kind: Attribute, classes: int) -> Array:
+    shape = _source_shape(entry, _shape(kind))
+    match entry.role:
+        case "label":
+            return rng.integers(0, classes, size=shape).astype(np.int32)
+        case "scalars":
+            return _scalars(_shape(kind), seed=7)
+        case "state":
+            return np.zeros(shape, dtype=np.float32)
+        case "parameter":
+            fan_in = prod(shape[1:]) if len(shape) > 1 else 1
+            limit = max(2, round(128 / fan_in**0.5))
+            return (rng.integers(-limit, limit + 1, size=shape) / 64).astype(np.float32)
+        case _ if _is_binary(kind):
+            return (rng.random(shape) < 0.4).astype(np.bool_)
+        case _:
+            return (rng.integers(0, 17, size=shape) / 16).astype(np.float32)
+
+
+def _scalars(shape: tuple[int, ...], seed: int) -> Array:
+    """Learning rate 1/8, every sample valid, step 0, first sample 0."""
+    raw = struct.pack("<fIIIQQ", 0.125, 0xFFFF, 0, 0, seed, 0)
+    return np.frombuffer(raw, dtype=np.int32).reshape(shape).copy()
+
+
+def _classes(module: builtin.ModuleOp) -> int:
+    for op in module.walk():
+        if op.name in ("spike.loss", "sgrad.loss", "lut.loss"):
+            return max(1, _shape(op.operands[0].type)[-1])
+    return 2
+
+
+def _is_binary(kind: Attribute) -> bool:
+    return isinstance(kind, builtin.TensorType) and kind.element_type == builtin.i1
+
+
+def _source_shape(entry: IoEntry, device: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape before the permutation; where the type groups axes, the one that the view gives."""
+    if not entry.perm:
+        return device
+    if entry.view:
+        return np.empty(prod(device), dtype=np.bool_).reshape(entry.view).shape
+    return tuple(device[entry.perm.index(axis)] for axis in range(len(entry.perm)))
+
+
+def _to_source(entry: IoEntry, value: Array) -> Array:
+    return entry.to_source(value, _source_shape(entry, value.shape))
+
+
+def _layer_work(op: Operation) -> int:
+    weight = _shape(op.operands[1].type)
+    return prod(_shape(op.results[0].type)) * prod(weight[:-1])
