@@ -1,0 +1,394 @@
+"""One dispatched instruction, the memories it works on, and the byte ranges that it touches.
+
+Shared by the plain reference and the fast kernels; the arithmetic itself stands in ``reference.py`` and ``fast.py``,
+the contract for both in ``docs/semantics.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn.errors import H2LearnError
+
+Bytes = npt.NDArray[np.uint8]
+Span = tuple[int, int]
+"""Absolute byte range ``[start, end)`` inside one memory."""
+
+SCALARS_BYTES = 32
+BITMAP_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An evaluated address register; for coordinate operands only ``address`` counts."""
+
+    memory: str
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One dispatched instruction, everything absolute.
+
+    ``desc`` holds the copied descriptor fields (enums as their index, F32 fields rounded to binary32), ``fields`` the
+    remaining plain fields (``shape``, ``mode``, ``masked``); ``init`` is False where the row has no such field.
+    """
+
+    pc: int
+    mnemonic: str
+    operands: dict[str, Operand]
+    desc: dict[str, int | float]
+    init: bool
+    fields: dict[str, int]
+
+    def number(self, name: str) -> int:
+        """Return an integer descriptor field."""
+        return int(self.desc[name])
+
+    def choice(self, name: str) -> str:
+        """Return an enumerated descriptor field by name; raises H2LearnError when the index has no meaning."""
+        index = int(self.desc[name])
+        values = _ENUMS[self._descriptor(), name]
+        if not 0 <= index < len(values):
+            raise self.fault(f"descriptor field {name} is {index}, expected 0 to {len(values) - 1}")
+        return values[index]
+
+    def storage(self) -> str:
+        """Return the storage type of the descriptor, ``"f32"`` or ``"f16"``."""
+        return self.choice("dtype")
+
+    def fault(self, message: str, hint: str = "") -> H2LearnError:
+        """Return the error for a fault of this instruction."""
+        return H2LearnError(message, location=f"pc {self.pc} ({self.mnemonic})", hint=hint)
+
+    def _descriptor(self) -> str:
+        return _DESCRIPTOR_OF[self.mnemonic]
+
+
+@dataclass
+class Work:
+    """What timing and energy need to know about one executed instruction.
+
+    Every instruction that computes reals has ``nonfinite`` (non-finite results written). Beside it:
+
+    * ``ld st``: ``rows`` that exist, ``zero_rows`` that do not, DRAM ``bytes`` moved (slots: live bytes only)
+    * ``fe.fill``: ``tables`` (one per tap, group, output channel), ``adds``
+    * ``fe.run wu.run``: ``patterns`` (fe: positions*taps*groups; wu: groups*taps*c), ``zero_patterns`` among them,
+      ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part; wu also ``groups``,
+      ``table_adds`` and ``live_inputs`` (live gradients)
+    * ``be.fwd be.run be.wgt``: ``positions``, ``live_inputs`` (live (tap, channel) inputs summed over positions),
+      ``live_outputs``, ``products`` (live inputs x live outputs), ``dense_products``, and for the mode of the
+      instruction ``macs`` (products not skipped), ``issue_cycles``, ``pe_cycles``; be.run also ``pe_cycles_<mode>``
+    * ``v.*``: ``elements``; v.lif ``spikes``, ``masked_in``; whatever writes slots ``live_outputs``, whatever reads
+      slots ``live_inputs``
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Memories:
+    """Byte storage by memory name; all bytes start as 0. The DRAM array covers ``[dram_base, dram_base + size)``."""
+
+    def __init__(self, sizes: dict[str, int], dram_base: int = 0) -> None:
+        self.dram_base = dram_base
+        self.arrays: dict[str, Bytes] = {name: np.zeros(size, dtype=np.uint8) for name, size in sizes.items()}
+
+    def view(self, operand: Operand, nbytes: int) -> Bytes:
+        """Return the ``nbytes`` bytes at an address as a view; raises H2LearnError when they are not all there."""
+        array = self.arrays.get(operand.memory)
+        if array is None:
+            raise H2LearnError(f"there is no memory {operand.memory!r}", hint=f"memories: {', '.join(self.arrays)}")
+        base = self.dram_base if operand.memory == "DRAM" else 0
+        start = operand.address - base
+        if nbytes and not (0 <= start and start + nbytes <= array.size):
+            raise H2LearnError(
+                f"address range [{operand.address:#x}, {operand.address + nbytes:#x}) is outside memory"
+                f" {operand.memory} [{base:#x}, {base + array.size:#x})",
+                hint="check the address register's base and strides and the sizes in the descriptor",
+            )
+        return array[start : start + nbytes] if nbytes else array[:0]
+
+
+def spans(op: Operation) -> dict[str, Span]:
+    """Return the byte range of every memory operand that the instruction touches (ld, st: the hull of its rows).
+
+    Raises H2LearnError when a descriptor field has a value that the instruction cannot work with.
+    """
+    if op.mnemonic in ("ld", "st"):
+        return _transfer_spans(op)
+    sizes = _SIZES[op.mnemonic](op)
+    return {name: (op.operands[name].address, op.operands[name].address + size) for name, size in sizes.items()}
+
+
+def open_operands(op: Operation, memories: Memories) -> dict[str, Bytes]:
+    """Return a byte view of every range in ``spans``; raises H2LearnError with the pc when one is out of range."""
+    try:
+        return {
+            name: memories.view(Operand(op.operands[name].memory, start), end - start)
+            for name, (start, end) in spans(op).items()
+        }
+    except H2LearnError as error:
+        if error.location is not None:
+            raise
+        raise op.fault(error.message, error.hint) from error
+
+
+def require(op: Operation, **limits: tuple[int, int]) -> None:
+    """Raise H2LearnError when a descriptor field lies outside its inclusive (low, high) limits."""
+    for name, (low, high) in limits.items():
+        value = op.number(name)
+        if not low <= value <= high:
+            raise op.fault(f"descriptor field {name} is {value}, expected {low} to {high}")
+
+
+def item_bytes(op: Operation) -> int:
+    """Return the bytes of one value of the storage type."""
+    return 4 if op.storage() == "f32" else 2
+
+
+def slot_bytes(gblk: int, item: int) -> int:
+    """Return the bytes of one gradient slot: bitmap, room for ``gblk`` values, rounded up to a multiple of 8."""
+    return -(-(BITMAP_BYTES + gblk * item) // 8) * 8
+
+
+def slot_row_bytes(op: Operation) -> int:
+    """Return the bytes of all slots of one position with ``k`` channels."""
+    require(op, gblk=(1, 64))
+    gblk = op.number("gblk")
+    return -(-op.number("k") // gblk) * slot_bytes(gblk, item_bytes(op))
+
+
+def input_shape(op: Operation) -> tuple[int, int]:
+    """Return rows and columns (ih, iw) of the input tile of a convolution or pooling."""
+    require(op, kh=(1, 255), kw=(1, 255), sh=(1, 255), sw=(1, 255))
+    oh, ow = op.number("oh"), op.number("ow")
+    ih = (oh - 1) * op.number("sh") + op.number("kh") if oh else 0
+    iw = (ow - 1) * op.number("sw") + op.number("kw") if ow else 0
+    return ih, iw
+
+
+def transfer_range(op: Operation, dimension: int) -> tuple[int, int]:
+    """Return the half-open range of indices whose rows (2) or columns (3) exist in DRAM."""
+    count = op.number(f"n{dimension}")
+    origin = op.operands["y" if dimension == 2 else "x"].address
+    limit = op.number("ylim" if dimension == 2 else "xlim")
+    low = min(max(-origin, 0), count)
+    return low, max(low, min(count, limit - origin))
+
+
+def _packed(channels: int) -> int:
+    return -(-channels // 8)
+
+
+def _taps(op: Operation) -> int:
+    return op.number("kh") * op.number("kw")
+
+
+def _positions(op: Operation) -> int:
+    return op.number("imgs") * op.number("oh") * op.number("ow")
+
+
+def _input_positions(op: Operation) -> int:
+    ih, iw = input_shape(op)
+    return op.number("imgs") * ih * iw
+
+
+def _tables(op: Operation) -> int:
+    require(op, fan=(1, 8))
+    fan = op.number("fan")
+    return _taps(op) * -(-op.number("c") // fan) * (1 << fan) * op.number("k") * item_bytes(op)
+
+
+def _weights(op: Operation) -> int:
+    return _taps(op) * op.number("c") * op.number("k")
+
+
+def _fe_fill(op: Operation) -> dict[str, int]:
+    require(op, kh=(1, 255), kw=(1, 255))
+    return {"w": _weights(op) * item_bytes(op), "lut": _tables(op)}
+
+
+def _fe_run(op: Operation) -> dict[str, int]:
+    spikes = _input_positions(op) * _packed(op.number("c"))
+    return {"acc": _positions(op) * op.number("k") * 4, "s": spikes, "lut": _tables(op)}
+
+
+def _be_fwd(op: Operation) -> dict[str, int]:
+    item = item_bytes(op)
+    real = _input_positions(op) * op.number("c") * item
+    return {"acc": _positions(op) * op.number("k") * 4, "x": real, "w": _weights(op) * item}
+
+
+def _be_run(op: Operation) -> dict[str, int]:
+    require(op, kh=(1, 255), kw=(1, 255), sh=(1, 255), sw=(1, 255))
+    gradients = op.number("imgs") * op.number("gh") * op.number("gw") * slot_row_bytes(op)
+    sizes = {"acc": _positions(op) * op.number("c") * 4, "g": gradients, "w": _weights(op) * item_bytes(op)}
+    return sizes | ({"m": _positions(op) * _packed(op.number("c"))} if op.fields.get("masked") else {})
+
+
+def _be_wgt(op: Operation) -> dict[str, int]:
+    real = _input_positions(op) * op.number("c") * item_bytes(op)
+    return {"acc": _weights(op) * 4, "x": real, "g": _positions(op) * slot_row_bytes(op)}
+
+
+def _wu_run(op: Operation) -> dict[str, int]:
+    require(op, fan=(1, 8))
+    spikes = _input_positions(op) * _packed(op.number("c"))
+    return {"acc": _weights(op) * 4, "s": spikes, "g": _positions(op) * slot_row_bytes(op)}
+
+
+def _v_lif(op: Operation) -> dict[str, int]:
+    n, k = op.number("n"), op.number("k")
+    real, bits = n * k * item_bytes(op), n * _packed(k)
+    sizes = {"acc": n * k * 4, "par": 4 * k * 4, "us": real}
+    if op.choice("spike") != "never":
+        sizes |= {"ss": bits, "so": bits}
+    if op.choice("save_u") == "yes":
+        sizes["uo"] = real
+    if op.choice("save_m") == "yes":
+        sizes["mo"] = bits
+    return sizes
+
+
+def _v_grad(op: Operation) -> dict[str, int]:
+    n, k = op.number("n"), op.number("k")
+    real = n * k * item_bytes(op)
+    sizes = {"gs": n * k * 4, "par": 4 * k * 4, "gc": real, "go": n * slot_row_bytes(op)}
+    return sizes | ({"u": real, "s": n * _packed(k)} if op.choice("spike") != "never" else {})
+
+
+_POOL_FORMATS = {
+    ("avg", "bits", "storage"),
+    ("avg", "f32", "f32"),
+    ("max", "bits", "bits"),
+    ("max", "f32", "f32"),
+}
+
+
+def _v_pool(op: Operation) -> dict[str, int]:
+    formats = (op.choice("kind"), op.choice("src"), op.choice("dst"))
+    if formats not in _POOL_FORMATS:
+        raise op.fault(f"{formats[0]} pooling from {formats[1]} to {formats[2]} does not exist")
+    k = op.number("k")
+    row = {"bits": _packed(k), "f32": 4 * k, "storage": item_bytes(op) * k}
+    sizes = {"dst": _positions(op) * row[formats[2]], "src": _input_positions(op) * row[formats[1]]}
+    return sizes | (_winners(op, _positions(op)) if formats[0] == "max" else {})
+
+
+def _v_unpool(op: Operation) -> dict[str, int]:
+    require(op, kh=(1, 255), kw=(1, 255), sh=(1, 255), sw=(1, 255))
+    formats = (op.choice("src"), op.choice("dst"))
+    if formats not in {("f32", "f32"), ("slots", "slots")}:
+        raise op.fault(f"unpooling from {formats[0]} to {formats[1]} does not exist")
+    row = 4 * op.number("k") if formats[0] == "f32" else slot_row_bytes(op)
+    source = op.number("imgs") * op.number("gh") * op.number("gw")
+    sizes = {"dst": _positions(op) * row, "src": source * row}
+    return sizes | (_winners(op, source) if op.choice("kind") == "max" else {})
+
+
+def _winners(op: Operation, positions: int) -> dict[str, int]:
+    if _taps(op) > 256:
+        raise op.fault(f"a window of {_taps(op)} elements is too large to record its winner in 8 bits")
+    return {"idx": positions * op.number("k")}
+
+
+def _v_rng(op: Operation) -> dict[str, int]:
+    n, k = op.number("n"), op.number("k")
+    return {"dst": n * _packed(k), "src": n * k * 4, "scal": SCALARS_BYTES}
+
+
+def _v_reduce(op: Operation) -> dict[str, int]:
+    n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
+    if kind not in ("rate", "mean", "last", "tsum", "bias"):
+        raise op.fault(f"v.reduce cannot compute {kind}")
+    if kind == "bias":
+        return {"dst": k * 4, "src": n * slot_row_bytes(op)}
+    require(op, steps=(1, (1 << 32) - 1))
+    steps = op.number("steps")
+    if kind == "tsum":
+        return {"dst": n * slot_row_bytes(op), "src": steps * n * slot_row_bytes(op)}
+    row = _packed(k) if kind == "rate" else k * item_bytes(op)
+    return {"dst": n * k * 4, "src": steps * n * row}
+
+
+def _v_loss(op: Operation) -> dict[str, int]:
+    n, k = op.number("n"), op.number("k")
+    if op.choice("kind") not in ("cross_entropy", "mse_rate"):
+        raise op.fault(f"v.loss cannot compute {op.choice('kind')}")
+    require(op, k=(1, (1 << 16) - 1))
+    return {"loss": 4, "grad": n * k * 4, "logits": n * k * 4, "label": n * 4, "scal": SCALARS_BYTES}
+
+
+def _v_opt(op: Operation) -> dict[str, int]:
+    n = op.number("n")
+    if op.choice("kind") != "sgd":
+        raise op.fault(f"v.opt cannot compute {op.choice('kind')}")
+    sizes = {"p": 4 * n, "g": 4 * n, "scal": SCALARS_BYTES}
+    if op.desc["p0"] != 0:
+        sizes["mom"] = 4 * n
+    if op.storage() == "f16":
+        sizes["w"] = 2 * n
+    return sizes
+
+
+def _transfer_spans(op: Operation) -> dict[str, Span]:
+    if op.choice("mode") == "slots":
+        slot = op.number("slot")
+        if slot < BITMAP_BYTES or op.number("run") % slot:
+            raise op.fault(f"a run of {op.number('run')} bytes is not a whole number of {slot}-byte slots")
+    everything = [(0, op.number(f"n{d}")) for d in range(4)]
+    existing = everything[:2] + [transfer_range(op, 2), transfer_range(op, 3)]
+    on_chip, in_dram = ("dst", "src") if op.mnemonic == "ld" else ("src", "dst")
+    on_chip_ranges = everything if op.mnemonic == "ld" else existing
+    return {on_chip: _hull(op, on_chip, on_chip_ranges), in_dram: _hull(op, in_dram, existing)}
+
+
+def _hull(op: Operation, name: str, ranges: list[tuple[int, int]]) -> Span:
+    start = end = op.operands[name].address
+    if any(low >= high for low, high in ranges) or not op.number("run"):
+        return start, start
+    for dimension, (low, high) in enumerate(ranges):
+        stride = op.number(f"{name[0]}s{dimension}")
+        start += min(low * stride, (high - 1) * stride)
+        end += max(low * stride, (high - 1) * stride)
+    return start, end + op.number("run")
+
+
+_SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
+    "fe.fill": _fe_fill,
+    "fe.run": _fe_run,
+    "be.fwd": _be_fwd,
+    "be.run": _be_run,
+    "be.wgt": _be_wgt,
+    "wu.run": _wu_run,
+    "v.lif": _v_lif,
+    "v.grad": _v_grad,
+    "v.pool": _v_pool,
+    "v.unpool": _v_unpool,
+    "v.rng": _v_rng,
+    "v.reduce": _v_reduce,
+    "v.loss": _v_loss,
+    "v.opt": _v_opt,
+}
+
+_DESCRIPTOR_OF: dict[str, str] = {
+    row.mnemonic: f.of for row in isa.INSTRUCTIONS for f in row.fields if f.kind is isa.Kind.DESC
+}
+_ENUMS: dict[tuple[str, str], tuple[str, ...]] = {
+    (d.name, f.name): f.values for d in isa.DESCRIPTORS for f in d.fields if f.kind is isa.Kind.ENUM
+}
+
+
+def check_dispatch(functions: dict[str, object], where: str) -> None:
+    """Raise ValueError unless ``functions`` has exactly the instructions that touch memory (called at import)."""
+    rows = {row.mnemonic for row in isa.INSTRUCTIONS if row.reads or row.writes}
+    if set(functions) != rows:
+        raise ValueError(f"{where} and the instruction table differ in {sorted(set(functions) ^ rows)}")
+
+
+check_dispatch({**_SIZES, "ld": None, "st": None}, "operation sizes")
