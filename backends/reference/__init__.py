@@ -1,0 +1,1 @@
+"""Plain NumPy arithmetic of the spike level and of the training graph."""

@@ -1,0 +1,1 @@
+"""The sgrad dialect: explicit adjoints of the spike ops."""

@@ -1,0 +1,1 @@
+"""The spike dialect: spiking networks over whole tensors."""

@@ -1,0 +1,454 @@
+"""The ops of ``sgrad``: adjoints of the ``spike`` ops, as explicit ops of the training graph."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from xdsl.dialects.builtin import (
+    BoolAttr,
+    DenseArrayBase,
+    FloatAttr,
+    IntegerAttr,
+    LocationAttr,
+    StringAttr,
+    TensorType,
+    f32,
+    i1,
+)
+from xdsl.ir import Dialect, SSAValue
+from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
+from xdsl.utils.exceptions import VerifyException
+
+from h2learn.backends.reference.neuron import Neuron
+
+from ..spike.base import (
+    POOL_KINDS,
+    READOUT_KINDS,
+    InferredOp,
+    Properties,
+    Tensor,
+    check_channels,
+    choice,
+    conv_shape,
+    expect_element,
+    expect_rank,
+    expect_type,
+    float_value,
+    float_values,
+    floats,
+    int_value,
+    int_values,
+    integer,
+    ints,
+    neuron_properties,
+    number,
+    real,
+    spikes,
+)
+from ..spike.ops import check_loss, check_neuron, pool_properties, pooled_shape
+
+
+class UnaryOp(InferredOp, abc.ABC):
+    """One gradient in, one gradient out."""
+
+    gradient = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$gradient attr-dict `:` functional-type(operands, results)"
+
+
+class InputGradientOp(InferredOp, abc.ABC):
+    """The gradient of a synapse with respect to what goes in."""
+
+    gradient = operand_def(TensorType)
+    weight = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$gradient `,` $weight attr-dict `:` functional-type(operands, results)"
+
+
+class WeightGradientOp(InferredOp, abc.ABC):
+    """The gradient of a synapse with respect to its weights, summed over time and samples."""
+
+    x = operand_def(TensorType)
+    gradient = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$x `,` $gradient attr-dict `:` functional-type(operands, results)"
+
+
+@irdl_op_definition
+class LossOp(InferredOp):
+    """Gradient of ``spike.loss`` with respect to the logits, times ``scale``; invalid samples get 0."""
+
+    name = "sgrad.loss"
+
+    logits = operand_def(TensorType)
+    label = operand_def(TensorType)
+    scalars = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+    scale = prop_def(FloatAttr)
+
+    assembly_format = "$logits `,` $label `,` $scalars attr-dict `:` functional-type(operands, results)"
+
+    def __init__(
+        self,
+        logits: SSAValue,
+        label: SSAValue,
+        scalars: SSAValue,
+        kind: str,
+        *,
+        scale: float = 1.0,
+        location: LocationAttr,
+    ) -> None:
+        super().__init__([logits, label, scalars], {"kind": StringAttr(kind), "scale": number(scale)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the type of the logits."""
+        if float_value(properties, "scale") <= 0:
+            raise VerifyException(f"expected a positive scale, found {float_value(properties, 'scale')}")
+        return [check_loss(operands, properties)]
+
+
+@irdl_op_definition
+class ReadoutOp(UnaryOp):
+    """Adjoint of ``spike.readout``: ``[N,K]`` to ``[T,N,K]`` (g / T at every step, or for last: g at T-1)."""
+
+    name = "sgrad.readout"
+
+    kind = prop_def(StringAttr)
+    time_steps = prop_def(IntegerAttr)
+
+    def __init__(self, gradient: SSAValue, kind: str, time_steps: int, *, location: LocationAttr) -> None:
+        super().__init__([gradient], {"kind": StringAttr(kind), "time_steps": integer(time_steps)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Prefix the time steps."""
+        choice(properties, "kind", READOUT_KINDS)
+        expect_element("gradient", operands[0], f32)
+        return [real((int_value(properties, "time_steps", 1), *expect_rank("gradient", operands[0], 2)))]
+
+
+@irdl_op_definition
+class LifOp(InferredOp):
+    """Adjoint of ``spike.lif``, backwards in time: gradient of the spikes to gradient of the current.
+
+    With the surrogate sg[t] and gn = gu[t+1] (0 at the end)::
+
+        hard: gu[t] = sg[t] * (gs[t] - alpha * (u[t] - v_reset) * gn) + alpha * (1 - s[t]) * gn
+        soft: gu[t] = sg[t] * (gs[t] - alpha * theta * gn)            + alpha * gn
+        none: gu[t] = sg[t] * gs[t]                                   + alpha * gn
+
+    ``detach_reset`` leaves the term with gn in the bracket out.
+    """
+
+    name = "sgrad.lif"
+
+    gradient = operand_def(TensorType)
+    u = operand_def(TensorType)
+    s = operand_def(TensorType)
+    result = result_def(TensorType)
+    alpha = prop_def(DenseArrayBase)
+    theta = prop_def(DenseArrayBase)
+    v_reset = prop_def(DenseArrayBase)
+    reset = prop_def(StringAttr)
+    compare = prop_def(StringAttr)
+    surrogate = prop_def(StringAttr)
+    width = prop_def(FloatAttr)
+    height = prop_def(FloatAttr)
+    detach_reset = prop_def(BoolAttr)
+
+    assembly_format = "$gradient `,` $u `,` $s attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, gradient: SSAValue, u: SSAValue, s: SSAValue, neuron: Neuron, *, location: LocationAttr) -> None:
+        super().__init__([gradient, u, s], neuron_properties(neuron), location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the type of the gradient."""
+        gradient, u, s = operands
+        shape = expect_rank("gradient", gradient, 3, 5)
+        expect_element("gradient", gradient, f32)
+        expect_type("u", u, real(shape))
+        expect_type("s", s, spikes(shape))
+        check_neuron(properties, shape[-1])
+        return [gradient]
+
+
+@irdl_op_definition
+class LiOp(UnaryOp):
+    """Adjoint of ``spike.li``: ``gu[t] = g[t] + alpha * gu[t+1]``."""
+
+    name = "sgrad.li"
+
+    alpha = prop_def(DenseArrayBase)
+
+    def __init__(self, gradient: SSAValue, alpha: Sequence[float], *, location: LocationAttr) -> None:
+        super().__init__([gradient], {"alpha": floats(alpha)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the type of the gradient."""
+        expect_element("gradient", operands[0], f32)
+        shape = expect_rank("gradient", operands[0], 3, 5)
+        check_channels("alpha", float_values(properties, "alpha"), shape[-1])
+        return [operands[0]]
+
+
+@irdl_op_definition
+class ConvInputOp(InputGradientOp):
+    """Transposed convolution of ``[(T,)N,OH,OW,K]`` to the input ``[(T,)N,H,W,C]``; ``input_shape`` is (H, W, C)."""
+
+    name = "sgrad.conv_input"
+
+    stride = prop_def(DenseArrayBase)
+    padding = prop_def(DenseArrayBase)
+    input_shape = prop_def(DenseArrayBase)
+
+    def __init__(
+        self,
+        gradient: SSAValue,
+        weight: SSAValue,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        input_shape: Sequence[int],
+        location: LocationAttr,
+    ) -> None:
+        properties = {"stride": ints(stride), "padding": ints(padding), "input_shape": ints(input_shape)}
+        super().__init__([gradient, weight], properties, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give maps of ``input_shape``."""
+        gradient, weight = operands
+        expect_element("gradient", gradient, f32)
+        *outer, rows, columns, k = expect_rank("gradient", gradient, 4, 5)
+        height, width, channels = int_values(properties, "input_shape", 3, 1)
+        kh, kw = expect_rank("weight", weight, 4)[:2]
+        expect_type("weight", weight, real((kh, kw, channels, k)))
+        _expect_conv((height, width), (kh, kw), properties, (rows, columns))
+        return [real((*outer, height, width, channels))]
+
+
+@irdl_op_definition
+class ConvWeightOp(WeightGradientOp):
+    """Correlation of inputs ``[(T,)N,H,W,C]`` with gradients ``[(T,)N,OH,OW,K]`` to ``[kh,kw,C,K]``."""
+
+    name = "sgrad.conv_weight"
+
+    stride = prop_def(DenseArrayBase)
+    padding = prop_def(DenseArrayBase)
+    kernel = prop_def(DenseArrayBase)
+
+    def __init__(
+        self,
+        x: SSAValue,
+        gradient: SSAValue,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        kernel: Sequence[int],
+        location: LocationAttr,
+    ) -> None:
+        properties = {"stride": ints(stride), "padding": ints(padding), "kernel": ints(kernel)}
+        super().__init__([x, gradient], properties, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give weights of ``kernel``."""
+        x, gradient = operands
+        expect_element("x", x, f32, i1)
+        *outer, height, width, channels = expect_rank("x", x, 4, 5)
+        *_, rows, columns, k = expect_rank("gradient", gradient, 4, 5)
+        expect_type("gradient", gradient, real((*outer, rows, columns, k)))
+        kernel = int_values(properties, "kernel", 2, 1)
+        _expect_conv((height, width), kernel, properties, (rows, columns))
+        return [real((*kernel, channels, k))]
+
+
+@irdl_op_definition
+class LinearInputOp(InputGradientOp):
+    """Gradient ``[(T,)N,K]`` times the transposed weights ``[C,K]``, to ``[(T,)N,C]``."""
+
+    name = "sgrad.linear_input"
+
+    def __init__(self, gradient: SSAValue, weight: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([gradient, weight], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Replace the last dimension."""
+        gradient, weight = operands
+        expect_element("gradient", gradient, f32)
+        *outer, k = expect_rank("gradient", gradient, 2, 3)
+        channels = expect_rank("weight", weight, 2)[0]
+        expect_type("weight", weight, real((channels, k)))
+        return [real((*outer, channels))]
+
+
+@irdl_op_definition
+class LinearWeightOp(WeightGradientOp):
+    """Products of inputs ``[(T,)N,C]`` and gradients ``[(T,)N,K]``, summed to ``[C,K]``."""
+
+    name = "sgrad.linear_weight"
+
+    def __init__(self, x: SSAValue, gradient: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([x, gradient], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give a matrix."""
+        x, gradient = operands
+        expect_element("x", x, f32, i1)
+        *outer, channels = expect_rank("x", x, 2, 3)
+        k = expect_rank("gradient", gradient, 2, 3)[-1]
+        expect_type("gradient", gradient, real((*outer, k)))
+        return [real((channels, k))]
+
+
+@irdl_op_definition
+class BiasOp(UnaryOp):
+    """Sum of the gradients ``[..,K]`` over everything but channels, to ``[K]``."""
+
+    name = "sgrad.bias"
+
+    def __init__(self, gradient: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([gradient], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Keep the last dimension."""
+        expect_element("gradient", operands[0], f32)
+        return [real(expect_rank("gradient", operands[0], 2, 3, 4, 5)[-1:])]
+
+
+@irdl_op_definition
+class PoolOp(InferredOp):
+    """Adjoint of ``spike.pool``: avg spreads g / window, max routes g to the first largest element of the window."""
+
+    name = "sgrad.pool"
+
+    gradient = operand_def(TensorType)
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+    kernel = prop_def(DenseArrayBase)
+    stride = prop_def(DenseArrayBase)
+
+    assembly_format = "$gradient `,` $x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(
+        self,
+        gradient: SSAValue,
+        x: SSAValue,
+        kind: str,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        *,
+        location: LocationAttr,
+    ) -> None:
+        super().__init__([gradient, x], pool_properties(kind, kernel, stride), location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give a gradient of the shape of the pooled tensor's source."""
+        gradient, x = operands
+        choice(properties, "kind", POOL_KINDS)
+        expect_element("x", x, f32, i1)
+        expect_type("gradient", gradient, real(pooled_shape("x", x, properties)))
+        return [real(x.get_shape())]
+
+
+@irdl_op_definition
+class TimeSumOp(UnaryOp):
+    """Adjoint of ``spike.repeat``: the sum over time of ``[T,N,...]``."""
+
+    name = "sgrad.time_sum"
+
+    def __init__(self, gradient: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([gradient], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Drop the time dimension."""
+        expect_element("gradient", operands[0], f32)
+        return [real(expect_rank("gradient", operands[0], 3, 5)[1:])]
+
+
+@irdl_op_definition
+class UnflattenOp(UnaryOp):
+    """Adjoint of ``spike.flatten``: features ``[(T,)N,F]`` back to maps; ``input_shape`` is (H, W, C)."""
+
+    name = "sgrad.unflatten"
+
+    input_shape = prop_def(DenseArrayBase)
+
+    def __init__(self, gradient: SSAValue, input_shape: Sequence[int], *, location: LocationAttr) -> None:
+        super().__init__([gradient], {"input_shape": ints(input_shape)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Split the last dimension."""
+        expect_element("gradient", operands[0], f32)
+        *outer, features = expect_rank("gradient", operands[0], 2, 3)
+        height, width, channels = int_values(properties, "input_shape", 3, 1)
+        if features != height * width * channels:
+            raise VerifyException(f"expected {height * width * channels} features, found {features}")
+        return [real((*outer, height, width, channels))]
+
+
+@irdl_op_definition
+class AddOp(InferredOp):
+    """Sum of two gradients of the same value."""
+
+    name = "sgrad.add"
+
+    lhs = operand_def(TensorType)
+    rhs = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$lhs `,` $rhs attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, lhs: SSAValue, rhs: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([lhs, rhs], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the common type."""
+        expect_element("lhs", operands[0], f32)
+        expect_type("rhs", operands[1], operands[0])
+        return [operands[0]]
+
+
+def _expect_conv(shape: tuple[int, int], kernel: Sequence[int], properties: Properties, found: tuple[int, int]) -> None:
+    stride, padding = int_values(properties, "stride", 2, 1), int_values(properties, "padding", 2)
+    expected = conv_shape(shape, kernel, stride, padding)
+    if found != expected:
+        raise VerifyException(f"expected a gradient of {expected} rows and columns, found {found}")
+
+
+Sgrad = Dialect(
+    "sgrad",
+    [
+        LossOp,
+        ReadoutOp,
+        LifOp,
+        LiOp,
+        ConvInputOp,
+        ConvWeightOp,
+        LinearInputOp,
+        LinearWeightOp,
+        BiasOp,
+        PoolOp,
+        TimeSumOp,
+        UnflattenOp,
+        AddOp,
+    ],
+    [],
+)
+"""The dialect, for an xDSL context."""

@@ -1,0 +1,465 @@
+"""The ops of ``spike``: whole tensors, time is the first dimension, channels the last."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from xdsl.dialects.builtin import (
+    BoolAttr,
+    DenseArrayBase,
+    FloatAttr,
+    IntegerAttr,
+    LocationAttr,
+    StringAttr,
+    TensorType,
+    f32,
+    i1,
+    i32,
+)
+from xdsl.ir import Attribute, Dialect, SSAValue
+from xdsl.irdl import (
+    ParsePropInAttrDict,
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    opt_result_def,
+    prop_def,
+    result_def,
+)
+from xdsl.utils.exceptions import VerifyException
+
+from h2learn.backends.reference.neuron import Neuron
+
+from .base import (
+    ENCODE_KINDS,
+    LOSS_KINDS,
+    POOL_KINDS,
+    READOUT_KINDS,
+    SCALARS,
+    InferredOp,
+    Properties,
+    Tensor,
+    check_channels,
+    choice,
+    conv_shape,
+    expect_element,
+    expect_rank,
+    expect_type,
+    float_value,
+    float_values,
+    floats,
+    int_value,
+    int_values,
+    integer,
+    ints,
+    neuron_of,
+    neuron_properties,
+    number,
+    real,
+    spikes,
+)
+
+
+@irdl_op_definition
+class EncodeOp(InferredOp):
+    """Present a real sample ``[N, ...]`` for ``time_steps`` steps.
+
+    ``direct`` repeats the value (f32); ``bernoulli`` spikes with probability x at each step (i1), with random numbers
+    keyed by (seed, stream, sample, neuron, step) from the run scalars.
+    """
+
+    name = "spike.encode"
+
+    x = operand_def(TensorType)
+    scalars = opt_operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+    time_steps = prop_def(IntegerAttr)
+    stream = prop_def(IntegerAttr)
+
+    assembly_format = "$x (`,` $scalars^)? attr-dict `:` functional-type(operands, results)"
+
+    def __init__(
+        self,
+        x: SSAValue,
+        kind: str,
+        time_steps: int,
+        *,
+        location: LocationAttr,
+        scalars: SSAValue | None = None,
+        stream: int = 0,
+    ) -> None:
+        super().__init__(
+            [x, _optional(scalars)],
+            {"kind": StringAttr(kind), "time_steps": integer(time_steps), "stream": integer(stream)},
+            location,
+        )
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Prefix the sample's shape with the time steps."""
+        x, *scalars = operands
+        kind = choice(properties, "kind", ENCODE_KINDS)
+        int_value(properties, "stream", 0)
+        expect_element("x", x, f32)
+        shape = (int_value(properties, "time_steps", 1), *expect_rank("x", x, 2, 4))
+        if (kind == "bernoulli") != bool(scalars):
+            raise VerifyException(f"expected {int(kind == 'bernoulli')} scalars for {kind}, found {len(scalars)}")
+        if scalars:
+            expect_type("scalars", scalars[0], SCALARS)
+        return [spikes(shape) if kind == "bernoulli" else real(shape)]
+
+
+@irdl_op_definition
+class RepeatOp(InferredOp):
+    """Repeat ``[N, ...]`` for ``time_steps`` steps: direct encoding of something already computed."""
+
+    name = "spike.repeat"
+
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+    time_steps = prop_def(IntegerAttr)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, time_steps: int, *, location: LocationAttr) -> None:
+        super().__init__([x], {"time_steps": integer(time_steps)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Prefix the shape with the time steps."""
+        expect_element("x", operands[0], f32)
+        return [real((int_value(properties, "time_steps", 1), *expect_rank("x", operands[0], 2, 4)))]
+
+
+class SynapseOp(InferredOp, abc.ABC):
+    """A linear map of spikes or reals to currents, with an optional bias per output channel."""
+
+    x = operand_def(TensorType)
+    weight = operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$x `,` $weight (`,` $bias^)? attr-dict `:` functional-type(operands, results)"
+
+
+@irdl_op_definition
+class ConvOp(SynapseOp):
+    """2-D convolution (cross-correlation) of ``[(T,)N,H,W,C]`` with weights ``[kh,kw,C,K]``."""
+
+    name = "spike.conv"
+
+    stride = prop_def(DenseArrayBase)
+    padding = prop_def(DenseArrayBase)
+
+    def __init__(
+        self,
+        x: SSAValue,
+        weight: SSAValue,
+        bias: SSAValue | None = None,
+        *,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        location: LocationAttr,
+    ) -> None:
+        super().__init__([x, weight, _optional(bias)], {"stride": ints(stride), "padding": ints(padding)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Apply the size formula of a convolution."""
+        x, weight, *bias = operands
+        expect_element("x", x, f32, i1)
+        *outer, height, width, channels = expect_rank("x", x, 4, 5)
+        kh, kw, _, k = expect_rank("weight", weight, 4)
+        expect_type("weight", weight, real((kh, kw, channels, k)))
+        for b in bias:
+            expect_type("bias", b, real((k,)))
+        stride, padding = int_values(properties, "stride", 2, 1), int_values(properties, "padding", 2)
+        return [real((*outer, *conv_shape((height, width), (kh, kw), stride, padding), k))]
+
+
+@irdl_op_definition
+class LinearOp(SynapseOp):
+    """Fully connected layer of ``[(T,)N,C]`` with weights ``[C,K]``."""
+
+    name = "spike.linear"
+
+    def __init__(self, x: SSAValue, weight: SSAValue, bias: SSAValue | None = None, *, location: LocationAttr) -> None:
+        super().__init__([x, weight, _optional(bias)], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Replace the last dimension."""
+        x, weight, *bias = operands
+        expect_element("x", x, f32, i1)
+        *outer, channels = expect_rank("x", x, 2, 3)
+        k = expect_rank("weight", weight, 2)[1]
+        expect_type("weight", weight, real((channels, k)))
+        for b in bias:
+            expect_type("bias", b, real((k,)))
+        return [real((*outer, k))]
+
+
+@irdl_op_definition
+class FlattenOp(InferredOp):
+    """Turn maps ``[(T,)N,H,W,C]`` into features ``[(T,)N,H*W*C]`` in this (channels-last) order."""
+
+    name = "spike.flatten"
+
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([x], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Merge the last three dimensions."""
+        expect_element("x", operands[0], f32, i1)
+        *outer, height, width, channels = expect_rank("x", operands[0], 4, 5)
+        return [TensorType(operands[0].element_type, [*outer, height * width * channels])]
+
+
+@irdl_op_definition
+class PoolOp(InferredOp):
+    """Pool windows of ``[(T,)N,H,W,C]`` without padding; ``max`` keeps spikes binary, ``avg`` gives f32."""
+
+    name = "spike.pool"
+
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+    kernel = prop_def(DenseArrayBase)
+    stride = prop_def(DenseArrayBase)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(
+        self, x: SSAValue, kind: str, kernel: Sequence[int], stride: Sequence[int], *, location: LocationAttr
+    ) -> None:
+        super().__init__([x], pool_properties(kind, kernel, stride), location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Apply the size formula of a window without padding."""
+        expect_element("x", operands[0], f32, i1)
+        shape = pooled_shape("x", operands[0], properties)
+        element = operands[0].element_type if choice(properties, "kind", POOL_KINDS) == "max" else f32
+        return [TensorType(element, shape)]
+
+
+@irdl_op_definition
+class LifOp(InferredOp):
+    """Leaky integrate-and-fire neurons over time: currents ``[T,N,...,K]`` to spikes and membrane potentials.
+
+    The equation and the surrogate are those of :class:`h2learn.backends.reference.neuron.Neuron`.
+    """
+
+    name = "spike.lif"
+
+    x = operand_def(TensorType)
+    s = result_def(TensorType)
+    u = result_def(TensorType)
+    alpha = prop_def(DenseArrayBase)
+    theta = prop_def(DenseArrayBase)
+    v_reset = prop_def(DenseArrayBase)
+    reset = prop_def(StringAttr)
+    compare = prop_def(StringAttr)
+    surrogate = prop_def(StringAttr)
+    width = prop_def(FloatAttr)
+    height = prop_def(FloatAttr)
+    detach_reset = prop_def(BoolAttr)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, neuron: Neuron, *, location: LocationAttr) -> None:
+        super().__init__([x], neuron_properties(neuron), location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give spikes and potentials of the current's shape."""
+        expect_element("x", operands[0], f32)
+        shape = expect_rank("x", operands[0], 3, 5)
+        check_neuron(properties, shape[-1])
+        return [spikes(shape), real(shape)]
+
+
+@irdl_op_definition
+class LiOp(InferredOp):
+    """Leaky integrator that never spikes: ``u[t] = alpha * u[t-1] + x[t]``, ``u[-1] = 0``."""
+
+    name = "spike.li"
+
+    x = operand_def(TensorType)
+    u = result_def(TensorType)
+    alpha = prop_def(DenseArrayBase)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, alpha: Sequence[float], *, location: LocationAttr) -> None:
+        super().__init__([x], {"alpha": floats(alpha)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give potentials of the current's shape."""
+        expect_element("x", operands[0], f32)
+        shape = expect_rank("x", operands[0], 3, 5)
+        check_channels("alpha", float_values(properties, "alpha"), shape[-1])
+        return [real(shape)]
+
+
+@irdl_op_definition
+class ReadoutOp(InferredOp):
+    """Reduce ``[T,N,K]`` over time to logits ``[N,K]``: spike rate, mean or last membrane potential."""
+
+    name = "spike.readout"
+
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+
+    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: SSAValue, kind: str, *, location: LocationAttr) -> None:
+        super().__init__([x], {"kind": StringAttr(kind)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Drop the time dimension."""
+        expect_element("x", operands[0], i1 if choice(properties, "kind", READOUT_KINDS) == "rate" else f32)
+        return [real(expect_rank("x", operands[0], 3)[1:])]
+
+
+@irdl_op_definition
+class LossOp(InferredOp):
+    """Mean loss over the valid samples: softmax cross-entropy, or mean square distance to the one-hot label."""
+
+    name = "spike.loss"
+
+    logits = operand_def(TensorType)
+    label = operand_def(TensorType)
+    scalars = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+
+    assembly_format = "$logits `,` $label `,` $scalars attr-dict `:` functional-type(operands, results)"
+
+    def __init__(
+        self, logits: SSAValue, label: SSAValue, scalars: SSAValue, kind: str, *, location: LocationAttr
+    ) -> None:
+        super().__init__([logits, label, scalars], {"kind": StringAttr(kind)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give one number."""
+        check_loss(operands, properties)
+        return [real(())]
+
+
+@irdl_op_definition
+class SgdOp(InferredOp):
+    """Stochastic gradient descent on one parameter, with its momentum buffer when there is one.
+
+    ``g' = grad_scale * g``; with a momentum ``m' = momentum*m + g'``, ``p' = p - lr * m'``, else ``p' = p - lr * g'``.
+    The learning rate is read from the run scalars.
+    """
+
+    name = "spike.sgd"
+
+    parameter = operand_def(TensorType)
+    gradient = operand_def(TensorType)
+    velocity = opt_operand_def(TensorType)
+    scalars = operand_def(TensorType)
+    new_parameter = result_def(TensorType)
+    new_velocity = opt_result_def(TensorType)
+    momentum = prop_def(FloatAttr)
+    grad_scale = prop_def(FloatAttr)
+
+    irdl_options = (ParsePropInAttrDict(),)
+    assembly_format = (
+        "$parameter `,` $gradient (`,` `velocity` $velocity^)? `,` `scalars` $scalars attr-dict `:` "
+        "functional-type(operands, results)"
+    )
+
+    def __init__(
+        self,
+        parameter: SSAValue,
+        gradient: SSAValue,
+        velocity: SSAValue | None,
+        scalars: SSAValue,
+        *,
+        momentum: float,
+        grad_scale: float = 1.0,
+        location: LocationAttr,
+    ) -> None:
+        super().__init__(
+            [parameter, gradient, _optional(velocity), scalars],
+            {"momentum": number(momentum), "grad_scale": number(grad_scale)},
+            location,
+        )
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the parameter's type, twice with momentum."""
+        parameter, *others, scalars = operands
+        expect_element("parameter", parameter, f32)
+        expect_type("scalars", scalars, SCALARS)
+        for name, other in zip(("gradient", "velocity"), others, strict=False):
+            expect_type(name, other, parameter)
+        momentum = float_value(properties, "momentum")
+        float_value(properties, "grad_scale")
+        if not 0 <= momentum < 1:
+            raise VerifyException(f"expected a momentum in [0, 1), found {momentum}")
+        if (momentum != 0) != (len(others) == 2):
+            raise VerifyException(f"expected {int(momentum != 0)} velocity with momentum {momentum}")
+        return [parameter] * len(others)
+
+    @classmethod
+    def group_results(cls, results: Sequence[Tensor]) -> Sequence[Attribute | Sequence[Attribute]]:
+        """Group the optional velocity."""
+        return [results[0], list(results[1:])]
+
+
+def pool_properties(kind: str, kernel: Sequence[int], stride: Sequence[int]) -> dict[str, Attribute]:
+    """Return the properties of ``spike.pool`` and ``sgrad.pool``."""
+    return {"kind": StringAttr(kind), "kernel": ints(kernel), "stride": ints(stride)}
+
+
+def pooled_shape(name: str, x: Tensor, properties: Properties) -> tuple[int, ...]:
+    """Return the shape after pooling ``x``; raises VerifyException when no window fits."""
+    *outer, height, width, channels = expect_rank(name, x, 4, 5)
+    kernel, stride = int_values(properties, "kernel", 2, 1), int_values(properties, "stride", 2, 1)
+    return (*outer, *conv_shape((height, width), kernel, stride), channels)
+
+
+def check_neuron(properties: Properties, channels: int) -> None:
+    """Raise VerifyException unless the properties describe a neuron for that many channels."""
+    neuron = neuron_of(properties)
+    for name, values in (("alpha", neuron.alpha), ("theta", neuron.theta), ("v_reset", neuron.v_reset)):
+        check_channels(name, values, channels)
+
+
+def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:
+    """Return the type of the logits; raises VerifyException unless logits, label and scalars fit a loss."""
+    logits, label, scalars = operands
+    choice(properties, "kind", LOSS_KINDS)
+    expect_element("logits", logits, f32)
+    samples = expect_rank("logits", logits, 2)[0]
+    expect_type("label", label, TensorType(i32, [samples]))
+    expect_type("scalars", scalars, SCALARS)
+    return logits
+
+
+def _optional(value: SSAValue | None) -> list[SSAValue]:
+    return [] if value is None else [value]
+
+
+Spike = Dialect(
+    "spike",
+    [EncodeOp, RepeatOp, ConvOp, LinearOp, FlattenOp, PoolOp, LifOp, LiOp, ReadoutOp, LossOp, SgdOp],
+    [],
+)
+"""The dialect, for an xDSL context."""
