@@ -1,0 +1,42 @@
+"""Between reals and spike trains: input encodings, readouts, and their adjoints."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from h2learn.backends.h2learn import numerics
+
+from .arrays import Real, Spikes
+from .training import RunScalars
+
+
+def repeat(x: Real, time_steps: int) -> Real:
+    """Return ``x`` ``[N,...]`` presented ``time_steps`` times, ``[T,N,...]``."""
+    return np.broadcast_to(x, (time_steps, *x.shape))
+
+
+def bernoulli(x: Real, time_steps: int, stream: int, scalars: RunScalars) -> Spikes:
+    """Return spikes ``[T,N,...]`` with probability ``x`` ``[N,...]`` at every step.
+
+    The random number of an element is keyed by the seed, the stream, its sample's number, its flat (channels-last)
+    index in the sample, and the time step.
+    """
+    flat = x.reshape(len(x), -1)
+    sample = ((scalars.first_sample + np.arange(len(x), dtype=np.uint64)) & np.uint64(0xFFFFFFFF))[:, None]
+    neuron = np.arange(flat.shape[1], dtype=np.uint64)[None]
+    ticks = [numerics.uniform(scalars.seed, stream, sample, neuron, t) < flat for t in range(time_steps)]
+    return np.stack(ticks).reshape(time_steps, *x.shape)
+
+
+def readout(x: Real, kind: str) -> Real:
+    """Return logits ``[N,K]`` of ``x`` ``[T,N,K]``: the mean over time (of spikes: their rate) or the last step."""
+    return x[-1].copy() if kind == "membrane_last" else np.asarray(x.sum(axis=0) / x.dtype.type(len(x)))
+
+
+def readout_gradient(gradient: Real, kind: str, time_steps: int) -> Real:
+    """Return the gradient ``[T,N,K]`` of what was read out."""
+    if kind != "membrane_last":
+        return repeat(gradient / gradient.dtype.type(time_steps), time_steps)
+    result = np.zeros((time_steps, *gradient.shape), dtype=gradient.dtype)
+    result[-1] = gradient
+    return result

@@ -1,0 +1,90 @@
+"""Losses, their gradients, the optimizer, and the run-time scalars that they read."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn import numerics
+
+from .arrays import Labels, Real
+
+_LAYOUT = "<fIIIQQ"
+
+
+@dataclass(frozen=True)
+class RunScalars:
+    """What changes from run to run without recompiling: 32 bytes, passed as ``int32[8]``."""
+
+    lr: float = 0.0
+    valid: int = 0
+    step: int = 0
+    seed: int = 0
+    first_sample: int = 0
+
+    @staticmethod
+    def from_array(words: npt.NDArray[np.int32]) -> RunScalars:
+        """Read the scalars from ``int32[8]``."""
+        lr, valid, step, _, seed, first = struct.unpack(_LAYOUT, np.ascontiguousarray(words, dtype="<i4").tobytes())
+        return RunScalars(lr, valid, step, seed, first)
+
+    def to_array(self) -> npt.NDArray[np.int32]:
+        """Return the scalars as ``int32[8]``."""
+        data = struct.pack(_LAYOUT, self.lr, self.valid, self.step, 0, self.seed, self.first_sample)
+        return np.frombuffer(data, dtype="<i4").astype(np.int32)
+
+
+def loss(logits: Real, label: Labels, valid: int, kind: str) -> Real:
+    """Return the mean loss (shape ``()``) of the first ``valid`` samples of ``logits`` ``[N,K]``."""
+    samples = _mse(logits, label) if kind == "mse_rate" else _cross_entropy(logits, label)
+    count = logits.dtype.type(max(valid, 1))
+    return np.asarray((samples[:valid] / count).sum(), dtype=logits.dtype)
+
+
+def loss_gradient(logits: Real, label: Labels, valid: int, kind: str, scale: float) -> Real:
+    """Return ``scale`` times the gradient of the mean loss, ``[N,K]``; 0 for samples from ``valid`` on."""
+    target, count = _one_hot(logits, label), logits.dtype.type(max(valid, 1))
+    if kind == "mse_rate":
+        gradient = (logits - target) * 2 / (count * logits.dtype.type(logits.shape[1]))
+    else:
+        powers = _exp(logits - logits.max(axis=1, keepdims=True))
+        gradient = (powers / powers.sum(axis=1, keepdims=True) - target) / count
+    gradient = gradient * logits.dtype.type(scale)
+    gradient[valid:] = 0
+    return np.asarray(gradient)
+
+
+def sgd(
+    parameter: Real, gradient: Real, velocity: Real | None, lr: float, momentum: float, scale: float
+) -> tuple[Real, ...]:
+    """Return the new parameter, and the new velocity when there is one; the gradient counts ``scale`` times."""
+    rate, scaled = parameter.dtype.type(lr), gradient * parameter.dtype.type(scale)
+    if velocity is None:
+        return (parameter - rate * scaled,)
+    velocity = parameter.dtype.type(momentum) * velocity + scaled
+    return parameter - rate * velocity, velocity
+
+
+def _cross_entropy(logits: Real, label: Labels) -> Real:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(_log(_exp(shifted).sum(axis=1)) - np.take_along_axis(shifted, label[:, None], axis=1)[:, 0])
+
+
+def _mse(logits: Real, label: Labels) -> Real:
+    difference = logits - _one_hot(logits, label)
+    return np.asarray((difference * difference).sum(axis=1) / logits.dtype.type(logits.shape[1]))
+
+
+def _one_hot(logits: Real, label: Labels) -> Real:
+    return np.asarray(label[:, None] == np.arange(logits.shape[1]), dtype=logits.dtype)
+
+
+def _exp(x: Real) -> Real:
+    return numerics.exp(x) if x.dtype == np.float32 else np.asarray(np.exp(x))
+
+
+def _log(x: Real) -> Real:
+    return numerics.log(x) if x.dtype == np.float32 else np.asarray(np.log(x))

@@ -1,0 +1,242 @@
+"""Runs modules of ``spike`` and ``sgrad`` ops with the reference arithmetic, in any real type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin, func
+from xdsl.ir import Block, Operation, SSAValue
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference import coding, neuron, pooling, synapse, training
+
+from ..common import Array, get_io, source_of
+from ..sgrad import ops as sgrad
+from . import ops as spike
+from .base import (
+    LOSS_KINDS,
+    POOL_KINDS,
+    READOUT_KINDS,
+    choice,
+    float_value,
+    float_values,
+    int_value,
+    int_values,
+    neuron_of,
+    tensor_type,
+)
+
+Data: TypeAlias = npt.NDArray[Any]
+Semantics: TypeAlias = Callable[[Operation, Sequence[Data], "np.dtype[Any]"], Sequence[Data]]
+
+
+def interpret(module: builtin.ModuleOp, arguments: Sequence[Array], dtype: npt.DTypeLike = np.float32) -> list[Array]:
+    """Run ``@main`` and return its results in device shape, reals in ``dtype``.
+
+    Arguments are positional in the order of the io table and may have any shape with the right number of elements.
+    Raises H2LearnError when an argument does not fit its type or an op has no semantics here.
+    """
+    block = main_block(module)
+    real = np.dtype(dtype)
+    if len(arguments) != len(block.args):
+        raise H2LearnError(f"expected {len(block.args)} arguments, found {len(arguments)}")
+    names = [entry.name for entry in get_io(module)]
+    values: dict[SSAValue, Data] = {
+        target: _argument(name, argument, target, real)
+        for name, argument, target in zip(names, arguments, block.args, strict=False)
+    }
+    for op in block.ops:
+        inputs = [values[operand] for operand in op.operands]
+        if isinstance(op, func.ReturnOp):
+            return list(inputs)
+        semantics = SEMANTICS.get(type(op))
+        if semantics is None:
+            raise H2LearnError(f"expected a spike or sgrad op, found {op.name}", location=source_of(op) or None)
+        values.update(zip(op.results, semantics(op, inputs, real), strict=True))
+    raise H2LearnError("expected @main to end with func.return")
+
+
+def main_block(module: builtin.ModuleOp) -> Block:
+    """Return the body of ``@main``; raises H2LearnError when the module has none."""
+    for op in module.ops:
+        if isinstance(op, func.FuncOp) and op.sym_name.data == "main" and op.body.blocks:
+            return op.body.block
+    raise H2LearnError("expected a function @main with a body in the module")
+
+
+def _argument(name: str, argument: Array, target: SSAValue, real: np.dtype[Any]) -> Data:
+    kind = tensor_type(target.type)
+    shape = kind.get_shape()
+    if argument.size != int(np.prod(shape, dtype=np.int64)):
+        raise H2LearnError(f"expected {list(shape)} for {name}, found {list(argument.shape)}")
+    array = np.asarray(argument).reshape(shape)
+    if kind.element_type == builtin.f32:
+        return array.astype(real)
+    return array.astype(np.bool_ if kind.element_type == builtin.i1 else np.int32)
+
+
+def _encode(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    steps = int_value(op.properties, "time_steps", 1)
+    if len(inputs) == 1:
+        return [coding.repeat(inputs[0], steps)]
+    scalars = training.RunScalars.from_array(inputs[1])
+    return [coding.bernoulli(inputs[0], steps, int_value(op.properties, "stream", 0), scalars)]
+
+
+def _repeat(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [coding.repeat(inputs[0], int_value(op.properties, "time_steps", 1))]
+
+
+def _conv(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    x, weight, *bias = inputs
+    result = synapse.conv(x.astype(real, copy=False), weight, *_geometry(op))
+    return [result + bias[0] if bias else result]
+
+
+def _linear(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    x, weight, *bias = inputs
+    result = synapse.linear(x.astype(real, copy=False), weight)
+    return [result + bias[0] if bias else result]
+
+
+def _reshape(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [inputs[0].reshape(tensor_type(op.results[0].type).get_shape())]
+
+
+def _pool(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    kernel, stride = _window(op)
+    if choice(op.properties, "kind", POOL_KINDS) == "max":
+        return [pooling.maximum(inputs[0], kernel, stride)]
+    return [pooling.average(inputs[0].astype(real, copy=False), kernel, stride)]
+
+
+def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return neuron.lif(inputs[0], neuron_of(op))
+
+
+def _li(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [neuron.li(inputs[0], float_values(op.properties, "alpha"))]
+
+
+def _readout(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [coding.readout(inputs[0].astype(real, copy=False), choice(op.properties, "kind", READOUT_KINDS))]
+
+
+def _loss(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    logits, label, valid = _labelled(op, inputs)
+    return [training.loss(logits, label, valid, choice(op.properties, "kind", LOSS_KINDS))]
+
+
+def _sgd(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    parameter, gradient, *velocity, scalars = inputs
+    momentum, scale = float_value(op.properties, "momentum"), float_value(op.properties, "grad_scale")
+    lr = training.RunScalars.from_array(scalars).lr
+    return training.sgd(parameter, gradient, velocity[0] if velocity else None, lr, momentum, scale)
+
+
+def _loss_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    logits, label, valid = _labelled(op, inputs)
+    kind, scale = choice(op.properties, "kind", LOSS_KINDS), float_value(op.properties, "scale")
+    return [training.loss_gradient(logits, label, valid, kind, scale)]
+
+
+def _readout_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    kind = choice(op.properties, "kind", READOUT_KINDS)
+    return [coding.readout_gradient(inputs[0], kind, int_value(op.properties, "time_steps", 1))]
+
+
+def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    gradient, u, s = inputs
+    return [neuron.lif_gradient(gradient, u, s, neuron_of(op))]
+
+
+def _li_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [neuron.li_gradient(inputs[0], float_values(op.properties, "alpha"))]
+
+
+def _conv_input(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    shape = int_values(op.properties, "input_shape", 3)
+    return [synapse.conv_input_gradient(inputs[0], inputs[1], *_geometry(op), shape)]
+
+
+def _conv_weight(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    kernel = int_values(op.properties, "kernel", 2)
+    return [synapse.conv_weight_gradient(inputs[0].astype(real, copy=False), inputs[1], *_geometry(op), kernel)]
+
+
+def _linear_input(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [synapse.linear_input_gradient(inputs[0], inputs[1])]
+
+
+def _linear_weight(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [synapse.linear_weight_gradient(inputs[0].astype(real, copy=False), inputs[1])]
+
+
+def _bias_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [synapse.bias_gradient(inputs[0])]
+
+
+def _pool_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    gradient, x = inputs
+    kernel, stride = _window(op)
+    if choice(op.properties, "kind", POOL_KINDS) == "max":
+        return [pooling.maximum_gradient(gradient, x, kernel, stride)]
+    return [pooling.average_gradient(gradient, x.shape, kernel, stride)]
+
+
+def _time_sum(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [inputs[0].sum(axis=0)]
+
+
+def _add(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [inputs[0] + inputs[1]]
+
+
+def _geometry(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
+
+
+def _window(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)
+
+
+def _labelled(op: Operation, inputs: Sequence[Data]) -> tuple[Data, Data, int]:
+    logits, label, scalars = inputs
+    samples, classes = logits.shape
+    valid = min(training.RunScalars.from_array(scalars).valid, samples)
+    used = label[:valid]
+    if ((used < 0) | (used >= classes)).any():
+        raise H2LearnError(f"expected labels from 0 to {classes - 1}", location=source_of(op) or None)
+    return logits, np.where(np.arange(samples) < valid, label, 0), valid
+
+
+SEMANTICS: dict[type[Operation], Semantics] = {
+    spike.EncodeOp: _encode,
+    spike.RepeatOp: _repeat,
+    spike.ConvOp: _conv,
+    spike.LinearOp: _linear,
+    spike.FlattenOp: _reshape,
+    spike.PoolOp: _pool,
+    spike.LifOp: _lif,
+    spike.LiOp: _li,
+    spike.ReadoutOp: _readout,
+    spike.LossOp: _loss,
+    spike.SgdOp: _sgd,
+    sgrad.LossOp: _loss_gradient,
+    sgrad.ReadoutOp: _readout_gradient,
+    sgrad.LifOp: _lif_gradient,
+    sgrad.LiOp: _li_gradient,
+    sgrad.ConvInputOp: _conv_input,
+    sgrad.ConvWeightOp: _conv_weight,
+    sgrad.LinearInputOp: _linear_input,
+    sgrad.LinearWeightOp: _linear_weight,
+    sgrad.BiasOp: _bias_gradient,
+    sgrad.PoolOp: _pool_gradient,
+    sgrad.TimeSumOp: _time_sum,
+    sgrad.UnflattenOp: _reshape,
+    sgrad.AddOp: _add,
+}
+"""What each op computes."""
