@@ -105,7 +105,7 @@ class Memories:
             raise H2LearnError(f"there is no memory {operand.memory!r}", hint=f"memories: {', '.join(self.arrays)}")
         base = self.dram_base if operand.memory == "DRAM" else 0
         start = operand.address - base
-        if nbytes and not (0 <= start and start + nbytes <= array.size):
+        if nbytes and not (start >= 0 and start + nbytes <= array.size):
             raise H2LearnError(
                 f"address range [{operand.address:#x}, {operand.address + nbytes:#x}) is outside memory"
                 f" {operand.memory} [{base:#x}, {base + array.size:#x})",

@@ -1,0 +1,546 @@
+"""Every computing instruction as an executable specification in plain NumPy: ordered, readable, slow.
+
+Loops run over whatever ``docs/semantics.md`` orders (taps, channels, groups, positions); only independent elements are
+vectorised. ``fast.py`` must give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn import numerics
+
+from .operation import (
+    Bytes,
+    Memories,
+    Operation,
+    Work,
+    check_dispatch,
+    input_shape,
+    item_bytes,
+    open_operands,
+    slot_bytes,
+    spans,
+    transfer_range,
+)
+from .work import BACKWARD_MODES, backward_work, lookup_work, nonfinite, weight_work
+
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+Buffers = dict[str, Bytes]
+
+
+def execute(op: Operation, memories: Memories) -> Work:
+    """Execute one instruction; raises H2LearnError on a fault (nothing is promised about memory then)."""
+    buffers = open_operands(op, memories)
+    with np.errstate(all="ignore"):
+        return SEMANTICS[op.mnemonic](op, buffers)
+
+
+def load(op: Operation, buffers: Buffers) -> Work:
+    """``ld``: strided rows, zero where the row or column does not exist."""
+    counts = {"rows": 0, "zero_rows": 0, "bytes": 0}
+    for exists, source, target in _rows(op):
+        if exists:
+            buffers["dst"][target] = buffers["src"][source]
+            counts["rows"] += 1
+            counts["bytes"] += _moved(op, buffers["src"][source])
+        else:
+            buffers["dst"][target] = 0
+            counts["zero_rows"] += 1
+    return Work(counts)
+
+
+def store(op: Operation, buffers: Buffers) -> Work:
+    """``st``: strided rows, dropped where the row or column does not exist."""
+    counts = {"rows": 0, "zero_rows": 0, "bytes": 0}
+    for exists, source, target in _rows(op):
+        counts["rows" if exists else "zero_rows"] += 1
+        if exists:
+            buffers["dst"][target] = buffers["src"][source]
+            counts["bytes"] += _moved(op, buffers["src"][source])
+    return Work(counts)
+
+
+def fe_fill(op: Operation, buffers: Buffers) -> Work:
+    """``fe.fill``: entry[p] = st(entry[p & (p-1)] + w[ctz(p)])."""
+    taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
+    groups = -(-c // fan)
+    weights = np.zeros((taps, groups * fan, k), np.float32)
+    weights[:, :c] = _load(buffers["w"], op.storage()).reshape(taps, c, k)
+    grouped = weights.reshape(taps, groups, fan, k)
+    entry = np.zeros((taps, groups, 1 << fan, k), np.float32)
+    for p in range(1, 1 << fan):
+        entry[:, :, p] = _round(op, entry[:, :, p & (p - 1)] + grouped[:, :, _lowest_bit(p)])
+    _save(buffers["lut"], entry, op.storage())
+    tables = taps * groups * k
+    adds = tables * ((1 << fan) - 1 - fan)
+    return Work({"tables": tables, "adds": adds, "nonfinite": nonfinite(entry)})
+
+
+def fe_run(op: Operation, buffers: Buffers) -> Work:
+    """``fe.run``: acc += entry[tap][group][pattern], taps then groups ascending, zero patterns skipped."""
+    taps, k, fan = _taps(op), op.number("k"), op.number("fan")
+    groups = -(-op.number("c") // fan)
+    patterns = _patterns(_input_spikes(op, buffers["s"]), groups, fan)
+    lut = _load(buffers["lut"], op.storage()).reshape(taps, groups, 1 << fan, k)
+    acc = _start(op, buffers["acc"], _positions_shape(op) + (k,))
+    nonzero = spikes = 0
+    for tap in range(taps):
+        window = _window(op, patterns, tap)
+        for group in range(groups):
+            p = window[..., group]
+            acc = np.where((p != 0)[..., None], acc + lut[tap, group][p], acc)
+            nonzero += int(np.count_nonzero(p))
+            spikes += int(np.bitwise_count(p).sum())
+    _save(buffers["acc"], acc, "f32")
+    total = int(np.prod(_positions_shape(op))) * taps * groups
+    return lookup_work(total, total - nonzero, k, spikes, nonfinite(acc))
+
+
+def be_fwd(op: Operation, buffers: Buffers) -> Work:
+    """``be.fwd``: acc += x * w, taps then channels ascending, zero inputs skipped."""
+    taps, c, k = _taps(op), op.number("c"), op.number("k")
+    x = _load(buffers["x"], op.storage()).reshape(op.number("imgs"), *input_shape(op), c)
+    w = _load(buffers["w"], op.storage()).reshape(taps, c, k)
+    acc = _start(op, buffers["acc"], _positions_shape(op) + (k,))
+    live = np.zeros(_positions_shape(op), np.int64)
+    for tap in range(taps):
+        window = _window(op, x, tap)
+        for ch in range(c):
+            value = window[..., ch, None]
+            acc = np.where(value != 0, acc + value * w[tap, ch], acc)
+            live += value[..., 0] != 0
+    _save(buffers["acc"], acc, "f32")
+    dense = np.full_like(live, taps * c)
+    return backward_work(op, "in", live, dense, np.full_like(live, k), k, nonfinite(acc))
+
+
+def be_run(op: Operation, buffers: Buffers) -> Work:
+    """``be.run``: acc += g * w over taps, then live k ascending; +0 where the mask is 0."""
+    c, k = op.number("c"), op.number("k")
+    shape = _positions_shape(op)
+    g, bitmap = _decode(op, buffers["g"], (op.number("imgs"), op.number("gh"), op.number("gw")))
+    w = _load(buffers["w"], op.storage()).reshape(_taps(op), c, k)
+    acc = _start(op, buffers["acc"], (*shape, c))
+    live, dense = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for tap, (y, x, ny, nx) in enumerate(_transposed_taps(op)):
+        for ch in range(k):
+            alive, value = bitmap[:, ny, nx, ch], g[:, ny, nx, ch]
+            term = value[..., None] * w[tap, :, ch]
+            acc[:, y, x] = np.where(alive[..., None], acc[:, y, x] + term, acc[:, y, x])
+            live[:, y, x] += alive
+            dense[:, y, x] += 1
+    mask = np.ones((*shape, c), np.bool_)
+    if op.fields.get("masked"):
+        mask = _unpack(buffers["m"], (*shape, c))
+        acc = np.where(mask, acc, np.float32(0))
+    _save(buffers["acc"], acc, "f32")
+    mode = BACKWARD_MODES[op.fields.get("mode", 0)]
+    return backward_work(op, mode, live, dense, mask.sum(axis=-1), c, nonfinite(acc))
+
+
+def be_wgt(op: Operation, buffers: Buffers) -> Work:
+    """``be.wgt``: acc += x * g, positions ascending, zero x and dead g skipped."""
+    taps, c, k = _taps(op), op.number("c"), op.number("k")
+    shape = _positions_shape(op)
+    x = _load(buffers["x"], op.storage()).reshape(op.number("imgs"), *input_shape(op), c)
+    g, bitmap = _decode(op, buffers["g"], shape)
+    windows = np.stack([_window(op, x, tap) for tap in range(taps)], axis=3).reshape(-1, taps, c)
+    acc = _start(op, buffers["acc"], (taps, c, k))
+    for value, gradient, alive in zip(windows, g.reshape(-1, k), bitmap.reshape(-1, k), strict=True):
+        both = (value != 0)[..., None] & alive
+        acc = np.where(both, acc + value[..., None] * gradient, acc)
+    _save(buffers["acc"], acc, "f32")
+    live_x = (windows != 0).reshape(-1, taps * c)
+    return weight_work(op, live_x, bitmap.reshape(-1, k).sum(axis=1), nonfinite(acc))
+
+
+def wu_run(op: Operation, buffers: Buffers) -> Work:
+    """``wu.run``: acc += table(gradients of a group of positions)[spikes of a channel at these positions]."""
+    taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
+    spikes = _input_spikes(op, buffers["s"])
+    windows = np.stack([_window(op, spikes, tap) for tap in range(taps)], axis=3).reshape(-1, taps, c)
+    g, bitmap = _decode(op, buffers["g"], _positions_shape(op))
+    positions = len(windows)
+    groups = -(-positions // fan)
+    bits = _padded(windows, groups * fan).reshape(groups, fan, taps, c).astype(np.int64)
+    gradients = _padded(g.reshape(-1, k), groups * fan).reshape(groups, fan, k)
+    acc = _start(op, buffers["acc"], (taps, c, k))
+    nonzero = 0
+    for group in range(groups):
+        entry = np.zeros((1 << fan, k), np.float32)
+        for p in range(1, 1 << fan):
+            entry[p] = _round(op, entry[p & (p - 1)] + gradients[group, _lowest_bit(p)])
+        pattern = sum((bits[group, i] << i for i in range(fan)), np.zeros((taps, c), np.int64))
+        acc = np.where((pattern != 0)[..., None], acc + entry[pattern], acc)
+        nonzero += int(np.count_nonzero(pattern))
+    _save(buffers["acc"], acc, "f32")
+    total = groups * taps * c
+    work = lookup_work(total, total - nonzero, k, int(windows.sum()), nonfinite(acc))
+    table_adds = groups * ((1 << fan) - 1 - fan) * k
+    work.counts |= {"groups": groups, "table_adds": table_adds, "live_inputs": int(bitmap.sum())}
+    return work
+
+
+def v_lif(op: Operation, buffers: Buffers) -> Work:
+    """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
+    n, k = op.number("n"), op.number("k")
+    bias, alpha, theta, v_reset = _load(buffers["par"], "f32").reshape(4, k)
+    never = op.choice("spike") == "never"
+    x = _load(buffers["acc"], "f32").reshape(n, k) + bias
+    r = np.zeros((n, k), np.float32)
+    if not op.init:
+        r = _load(buffers["us"], op.storage()).reshape(n, k)
+        s = np.zeros((n, k), np.bool_) if never else _unpack(buffers["ss"], (n, k))
+        kind = op.choice("reset")
+        r = np.where(s, v_reset if kind == "hard" else r - theta if kind == "soft" else r, r)
+    u = _round(op, alpha * r + x)
+    spikes = np.zeros((n, k), np.bool_) if never else (u > theta if op.choice("spike") == "gt" else u >= theta)
+    mask = np.ones((n, k), np.bool_) if never else np.abs(u - theta) < np.float32(op.desc["width"])
+    for name in ("us", "uo"):
+        if name in buffers:
+            _save(buffers[name], u, op.storage())
+    for name, bits in (("ss", spikes), ("so", spikes), ("mo", mask)):
+        if name in buffers:
+            _pack(buffers[name], bits)
+    masked_in = int(mask.sum()) if op.choice("save_m") == "yes" else 0
+    counts = {"elements": n * k, "spikes": int(spikes.sum()), "masked_in": masked_in, "nonfinite": nonfinite(u)}
+    return Work(counts)
+
+
+def v_grad(op: Operation, buffers: Buffers) -> Work:
+    """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
+    n, k = op.number("n"), op.number("k")
+    _, alpha, theta, v_reset = _load(buffers["par"], "f32").reshape(4, k)
+    gs = _load(buffers["gs"], "f32").reshape(n, k)
+    gn = np.zeros((n, k), np.float32) if op.init else _load(buffers["gc"], op.storage()).reshape(n, k)
+    if op.choice("spike") == "never":
+        gu = _round(op, gs + alpha * gn)
+    else:
+        u = _load(buffers["u"], op.storage()).reshape(n, k)
+        s = _unpack(buffers["s"], (n, k))
+        reset = op.choice("reset")
+        e = gs
+        if op.choice("detach") == "no" and reset == "hard":
+            e = gs - (alpha * (u - v_reset)) * gn
+        if op.choice("detach") == "no" and reset == "soft":
+            e = gs - (alpha * theta) * gn
+        p = np.where(s, np.float32(0), alpha * gn) if reset == "hard" else alpha * gn
+        sg = _surrogate(op, u - theta)
+        gu = _round(op, np.where(sg != 0, sg * e + p, p))
+    _save(buffers["gc"], gu, op.storage())
+    live = _encode(op, buffers["go"], gu)
+    return Work({"elements": n * k, "live_outputs": live, "nonfinite": nonfinite(gu)})
+
+
+def v_pool(op: Operation, buffers: Buffers) -> Work:
+    """``v.pool``: average, or maximum with the number of the first largest window element."""
+    shape = _positions_shape(op) + (op.number("k"),)
+    bits = op.choice("src") == "bits"
+    in_shape = (op.number("imgs"), *input_shape(op), op.number("k"))
+    source = _unpack(buffers["src"], in_shape) if bits else _load(buffers["src"], "f32").reshape(in_shape)
+    source = source.astype(np.float32)
+    if op.choice("kind") == "avg":
+        result = np.zeros(shape, np.float32)
+        for tap in range(_taps(op)):
+            result = result + _window(op, source, tap)
+        result = result / np.float32(_taps(op))
+        result = _round(op, result) if bits else result
+        _save(buffers["dst"], result, op.storage() if bits else "f32")
+    else:
+        result, winner = _window(op, source, 0), np.zeros(shape, np.uint8)
+        for tap in range(1, _taps(op)):
+            value = _window(op, source, tap)
+            wins = (value > result) | (np.isnan(value) & ~np.isnan(result))
+            result, winner = np.where(wins, value, result), np.where(wins, np.uint8(tap), winner)
+        buffers["idx"][:] = winner.reshape(-1)
+        if bits:
+            _pack(buffers["dst"], result != 0)
+        else:
+            _save(buffers["dst"], result, "f32")
+    return Work({"elements": result.size * _taps(op), "nonfinite": nonfinite(result)})
+
+
+def v_unpool(op: Operation, buffers: Buffers) -> Work:
+    """``v.unpool``: each element gathers its share of the gradients of the windows that it lies in."""
+    k, slots = op.number("k"), op.choice("src") == "slots"
+    shape = (op.number("imgs"), op.number("gh"), op.number("gw"), k)
+    live_inputs = 0
+    if slots:
+        g, bitmap = _decode(op, buffers["src"], shape[:3])
+        live_inputs = int(bitmap.sum())
+    else:
+        g, bitmap = _load(buffers["src"], "f32").reshape(shape), np.ones(shape, np.bool_)
+    total = np.zeros(_positions_shape(op) + (k,), np.float32)
+    for tap, (y, x, ny, nx) in enumerate(_transposed_taps(op)):
+        share, adds = g[:, ny, nx], bitmap[:, ny, nx]
+        if op.choice("kind") == "avg":
+            share = share / np.float32(_taps(op))
+        else:
+            adds = adds & (buffers["idx"].reshape(shape)[:, ny, nx] == tap)
+        total[:, y, x] = np.where(adds, total[:, y, x] + share, total[:, y, x])
+    counts = {"elements": total.size * _taps(op)}
+    if slots:
+        total = _round(op, total)
+        counts |= {"live_inputs": live_inputs, "live_outputs": _encode(op, buffers["dst"], total.reshape(-1, k))}
+    else:
+        _save(buffers["dst"], total, "f32")
+    return Work(counts | {"nonfinite": nonfinite(total)})
+
+
+def v_rng(op: Operation, buffers: Buffers) -> Work:
+    """``v.rng``: spike where a counter-based uniform lies below the rate."""
+    n, k, word = op.number("n"), op.number("k"), 0xFFFFFFFF
+    seed, first = (int(v) for v in buffers["scal"][16:32].copy().view(np.uint64))
+    sample = np.array([(first + op.operands["pos"].address + i) & word for i in range(n)], np.uint64)
+    neuron = np.array([(op.operands["neu"].address + ch) & word for ch in range(k)], np.uint64)
+    tick = op.operands["tick"].address & word
+    uniforms = numerics.uniform(seed, op.number("stream"), sample[:, None], neuron[None, :], tick)
+    spikes = uniforms < _load(buffers["src"], "f32").reshape(n, k)
+    _pack(buffers["dst"], spikes)
+    return Work({"elements": n * k, "spikes": int(spikes.sum())})
+
+
+def v_reduce(op: Operation, buffers: Buffers) -> Work:
+    """``v.reduce``: rate, mean or last over time; time sum or position sum of gradients."""
+    n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
+    steps = 1 if kind == "bias" else op.number("steps")
+    counts = {"elements": steps * n * k}
+    if kind in ("tsum", "bias"):
+        g, bitmap = _decode(op, buffers["src"], (steps, n))
+        counts["live_inputs"] = int(bitmap.sum())
+    if kind == "rate":
+        spikes = _unpack(buffers["src"], (steps, n, k))
+        result = spikes.sum(axis=0).astype(np.float32) / np.float32(steps)
+    elif kind == "tsum":
+        result = np.zeros((n, k), np.float32)
+        for t in reversed(range(steps)):
+            result = np.where(bitmap[t], result + g[t], result)
+        result = _round(op, result)
+        counts["live_outputs"] = _encode(op, buffers["dst"], result)
+    elif kind == "bias":
+        result = _start(op, buffers["dst"], (k,))
+        for i in range(n):
+            result = np.where(bitmap[0, i], result + g[0, i], result)
+    else:
+        source = _load(buffers["src"], op.storage()).reshape(steps, n, k)
+        result = source[-1]
+        if kind == "mean":
+            result = np.zeros((n, k), np.float32)
+            for t in range(steps):
+                result = result + source[t]
+            result = result / np.float32(steps)
+    if kind != "tsum":
+        _save(buffers["dst"], result, "f32")
+    return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def v_loss(op: Operation, buffers: Buffers) -> Work:
+    """``v.loss``: loss summed over valid samples / N, and its gradient times p0."""
+    n, k, pos = op.number("n"), op.number("k"), op.operands["pos"].address
+    logits = _load(buffers["logits"], "f32").reshape(n, k)
+    labels = buffers["label"].copy().view(np.int32)
+    valid = int(buffers["scal"][4:8].copy().view(np.uint32)[0])
+    count, scale = np.float32(max(valid, 1)), np.float32(op.desc["p0"])
+    loss = _start(op, buffers["loss"], (1,))
+    grad = np.zeros((n, k), np.float32)
+    for i in range(n):
+        if pos + i >= valid:
+            continue
+        if not 0 <= labels[i] < k:
+            raise op.fault(f"label {labels[i]} of sample {pos + i} is outside the classes 0 to {k - 1}")
+        hot = (np.arange(k) == labels[i]).astype(np.float32)
+        if op.choice("kind") == "cross_entropy":
+            shifted = logits[i] - logits[i].max()
+            e = numerics.exp(shifted)
+            z = _ordered_sum(e)
+            loss_i = numerics.log(z) - shifted[labels[i]]
+            grad[i] = ((e / z - hot) / count) * scale
+        else:
+            d = logits[i] - hot
+            loss_i = _ordered_sum(d * d) / np.float32(k)
+            grad[i] = ((d * np.float32(2)) / (count * np.float32(k))) * scale
+        loss = loss + np.float32(loss_i) / count
+    _save(buffers["loss"], loss, "f32")
+    _save(buffers["grad"], grad, "f32")
+    return Work({"elements": n * k, "nonfinite": nonfinite(loss) + nonfinite(grad)})
+
+
+def v_opt(op: Operation, buffers: Buffers) -> Work:
+    """``v.opt``: stochastic gradient descent with momentum; the storage copy follows."""
+    momentum, factor = np.float32(op.desc["p0"]), np.float32(op.desc["p1"])
+    rate = buffers["scal"][0:4].copy().view(np.float32)[0]
+    step = _load(buffers["g"], "f32") * factor
+    if momentum != 0:
+        step = momentum * _load(buffers["mom"], "f32") + step
+        _save(buffers["mom"], step, "f32")
+    parameter = _load(buffers["p"], "f32") - rate * step
+    _save(buffers["p"], parameter, "f32")
+    if "w" in buffers:
+        _save(buffers["w"], parameter, "f16")
+    return Work({"elements": op.number("n"), "nonfinite": nonfinite(parameter)})
+
+
+def _rows(op: Operation) -> Iterator[tuple[bool, slice, slice]]:
+    run = op.number("run")
+    origin = {name: op.operands[name].address - start for name, (start, _) in spans(op).items()}
+    rows, columns = transfer_range(op, 2), transfer_range(op, 3)
+    for index in np.ndindex(*(op.number(f"n{d}") for d in range(4))):
+        exists = rows[0] <= index[2] < rows[1] and columns[0] <= index[3] < columns[1]
+        source, target = (
+            origin[name] + sum(i * op.number(f"{name[0]}s{d}") for d, i in enumerate(index)) for name in ("src", "dst")
+        )
+        yield exists, slice(source, source + run), slice(target, target + run)
+
+
+def _moved(op: Operation, row: Bytes) -> int:
+    if op.choice("mode") == "plain":
+        return row.size
+    bitmaps = row.reshape(-1, op.number("slot"))[:, :8]
+    return 8 * len(bitmaps) + int(np.bitwise_count(bitmaps).sum()) * op.number("item")
+
+
+def _taps(op: Operation) -> int:
+    return op.number("kh") * op.number("kw")
+
+
+def _positions_shape(op: Operation) -> tuple[int, int, int]:
+    return op.number("imgs"), op.number("oh"), op.number("ow")
+
+
+def _lowest_bit(p: int) -> int:
+    return (p & -p).bit_length() - 1
+
+
+def _round(op: Operation, values: F32) -> F32:
+    return numerics.round_to_storage(values, op.storage())
+
+
+def _load(buffer: Bytes, storage: str) -> F32:
+    return buffer.copy().view(numerics.storage_dtype(storage)).astype(np.float32)
+
+
+def _save(buffer: Bytes, values: F32, storage: str) -> None:
+    stored = np.ascontiguousarray(values).astype(numerics.storage_dtype(storage))
+    buffer[:] = stored.reshape(-1).view(np.uint8)
+
+
+def _start(op: Operation, buffer: Bytes, shape: tuple[int, ...]) -> F32:
+    return np.zeros(shape, np.float32) if op.init else _load(buffer, "f32").reshape(shape)
+
+
+def _unpack(buffer: Bytes, shape: tuple[int, ...]) -> Bool:
+    packed = buffer.reshape(*shape[:-1], -(-shape[-1] // 8))
+    return np.unpackbits(packed, axis=-1, count=shape[-1], bitorder="little").astype(np.bool_)
+
+
+def _pack(buffer: Bytes, bits: Bool) -> None:
+    buffer[:] = np.packbits(bits, axis=-1, bitorder="little").reshape(-1)
+
+
+def _padded(values: npt.NDArray[np.generic], length: int) -> npt.NDArray[np.generic]:
+    missing = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
+    return np.concatenate([values, missing])
+
+
+def _input_spikes(op: Operation, buffer: Bytes) -> Bool:
+    return _unpack(buffer, (op.number("imgs"), *input_shape(op), op.number("c")))
+
+
+def _patterns(spikes: Bool, groups: int, fan: int) -> npt.NDArray[np.int64]:
+    padded = np.zeros((*spikes.shape[:-1], groups * fan), np.int64)
+    padded[..., : spikes.shape[-1]] = spikes
+    grouped = padded.reshape(*spikes.shape[:-1], groups, fan)
+    return np.asarray((grouped << np.arange(fan)).sum(axis=-1), np.int64)
+
+
+def _window(op: Operation, values: npt.NDArray[np.generic], tap: int) -> npt.NDArray[np.generic]:
+    ky, kx = divmod(tap, op.number("kw"))
+    rows = np.arange(op.number("oh")) * op.number("sh") + ky
+    columns = np.arange(op.number("ow")) * op.number("sw") + kx
+    return values[:, rows[:, None], columns[None, :]]
+
+
+def _transposed_taps(op: Operation) -> Iterator[tuple[npt.NDArray[np.int64], ...]]:
+    """Yield for every tap the result rows and columns it reaches, and the gradient rows and columns behind them."""
+
+    def reach(size: int, offset: int, tap: int, stride: int, limit: int) -> tuple[npt.NDArray[np.int64], ...]:
+        here = np.arange(size)
+        there = here + offset - tap
+        inside = (there >= 0) & (there % stride == 0) & (there // stride < limit)
+        return here[inside], there[inside] // stride
+
+    for tap in range(_taps(op)):
+        ky, kx = divmod(tap, op.number("kw"))
+        y, ny = reach(op.number("oh"), op.number("py"), ky, op.number("sh"), op.number("gh"))
+        x, nx = reach(op.number("ow"), op.number("px"), kx, op.number("sw"), op.number("gw"))
+        yield y[:, None], x[None, :], ny[:, None], nx[None, :]
+
+
+def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...]) -> tuple[F32, Bool]:
+    """Return values and liveness ``[*shape][k]`` of gradient slots."""
+    k, gblk, item = op.number("k"), op.number("gblk"), item_bytes(op)
+    values = np.zeros((int(np.prod(shape)), k), np.float32)
+    alive = np.zeros(values.shape, np.bool_)
+    blocks = -(-k // gblk)
+    for index, slot in enumerate(buffer.reshape(-1, slot_bytes(gblk, item))):
+        position, first = index // blocks, index % blocks * gblk
+        bits = np.unpackbits(slot[:8], bitorder="little")[: min(gblk, k - first)].astype(np.bool_)
+        packed = _load(slot[8 : 8 + int(bits.sum()) * item], op.storage())
+        channels = first + np.flatnonzero(bits)
+        alive[position, channels] = True
+        values[position, channels] = packed
+    return values.reshape(*shape, k), alive.reshape(*shape, k)
+
+
+def _encode(op: Operation, buffer: Bytes, values: F32) -> int:
+    """Write ``values`` [positions][k] as gradient slots and return how many are live."""
+    k, gblk, item = op.number("k"), op.number("gblk"), item_bytes(op)
+    slots = buffer.reshape(len(values), -(-k // gblk), slot_bytes(gblk, item))
+    for position, row in enumerate(values):
+        for block, first in enumerate(range(0, k, gblk)):
+            part = row[first : first + gblk]
+            bits = np.zeros(64, np.bool_)
+            bits[: part.size] = part != 0
+            live = part[part != 0]
+            slots[position, block, :8] = np.packbits(bits, bitorder="little")
+            _save(slots[position, block, 8 : 8 + live.size * item], live, op.storage())
+    return int(np.count_nonzero(values))
+
+
+def _surrogate(op: Operation, distance: F32) -> F32:
+    width, height, d = np.float32(op.desc["width"]), np.float32(op.desc["height"]), np.abs(distance)
+    value = height if op.choice("surrogate") == "rectangular" else height * (np.float32(1) - d / width)
+    return np.where(d < width, value, np.float32(0)).astype(np.float32)
+
+
+def _ordered_sum(values: F32) -> F32:
+    total = np.float32(0)
+    for value in values:
+        total = total + value
+    return np.asarray(total, np.float32)
+
+
+SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
+    "ld": load,
+    "st": store,
+    "fe.fill": fe_fill,
+    "fe.run": fe_run,
+    "be.fwd": be_fwd,
+    "be.run": be_run,
+    "be.wgt": be_wgt,
+    "wu.run": wu_run,
+    "v.lif": v_lif,
+    "v.grad": v_grad,
+    "v.pool": v_pool,
+    "v.unpool": v_unpool,
+    "v.rng": v_rng,
+    "v.reduce": v_reduce,
+    "v.loss": v_loss,
+    "v.opt": v_opt,
+}
+check_dispatch(dict(SEMANTICS), "reference semantics")

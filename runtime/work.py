@@ -1,0 +1,101 @@
+"""How much work an executed instruction was: the counts that timing and energy are computed from."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .operation import Operation, Work
+
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+BACKWARD_MODES = ("dense", "in", "out", "dual")
+
+
+def backward_work(
+    op: Operation,
+    mode: str,
+    live: npt.NDArray[np.integer],
+    dense: npt.NDArray[np.integer],
+    outputs: npt.NDArray[np.integer],
+    width: int,
+    not_finite: int,
+) -> Work:
+    """Count the work of the backward engine: per position ``live`` and ``dense`` inputs and live ``outputs``.
+
+    ``width`` is the number of output channels. Positions are dealt to the processing elements round-robin.
+    """
+    live, dense, outputs = (np.asarray(v, np.int64).reshape(-1) for v in (live, dense, outputs))
+    all_outputs = np.full_like(outputs, width)
+    pairs = {"dense": (dense, all_outputs), "in": (live, all_outputs), "out": (dense, outputs), "dual": (live, outputs)}
+    if op.mnemonic != "be.run":
+        pairs = {mode: pairs[mode]}
+    lanes = op.fields.get("width", 64)
+    counts = {
+        "positions": int(live.size),
+        "live_inputs": int(live.sum()),
+        "live_outputs": int(outputs.sum()),
+        "products": int((live * outputs).sum()),
+        "dense_products": int((dense * width).sum()),
+        "nonfinite": not_finite,
+    }
+    for name, (ins, outs) in pairs.items():
+        cycles = ins * -(-outs // lanes)
+        slowest = _slowest(op, cycles)
+        if op.mnemonic == "be.run":
+            counts[f"pe_cycles_{name}"] = slowest
+        if name == mode:
+            counts |= {"macs": int((ins * outs).sum()), "issue_cycles": int(cycles.sum()), "pe_cycles": slowest}
+    return Work(counts)
+
+
+def weight_work(op: Operation, live_x: Bool, live_g: npt.NDArray[np.integer], not_finite: int) -> Work:
+    """Count the work of ``be.wgt``: ``live_x`` [positions][rows], ``live_g`` live channels per position.
+
+    A row is one (tap, input channel); rows are dealt to the processing elements round-robin.
+    """
+    uses = live_x.astype(np.int64)
+    live_g = np.asarray(live_g, np.int64)
+    issues = -(-live_g // op.fields.get("width", 64))
+    cycles = (uses * issues[:, None]).sum(axis=0)
+    products = int((uses.sum(axis=1) * live_g).sum())
+    return Work(
+        {
+            "positions": int(live_x.shape[0]),
+            "live_inputs": int(uses.sum()),
+            "live_outputs": int(live_g.sum()),
+            "products": products,
+            "dense_products": int(live_x.size) * op.number("k"),
+            "macs": products,
+            "issue_cycles": int(cycles.sum()),
+            "pe_cycles": _slowest(op, cycles),
+            "nonfinite": not_finite,
+        }
+    )
+
+
+def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, not_finite: int) -> Work:
+    """Count look-ups: ``patterns`` rows of ``k`` outputs, of which the zero patterns are not added."""
+    return Work(
+        {
+            "patterns": patterns,
+            "zero_patterns": zero_patterns,
+            "lookups": patterns * k,
+            "adds": (patterns - zero_patterns) * k,
+            "spikes": spikes,
+            "nonfinite": not_finite,
+        }
+    )
+
+
+def nonfinite(values: F32) -> int:
+    """Return how many values are infinite or NaN."""
+    return int(values.size - np.count_nonzero(np.isfinite(values)))
+
+
+def _slowest(op: Operation, cycles: npt.NDArray[np.int64]) -> int:
+    elements = op.fields.get("elements", 32)
+    padded = np.zeros(-(-cycles.size // elements) * elements, np.int64)
+    padded[: cycles.size] = cycles
+    return int(padded.reshape(-1, elements).sum(axis=0).max(initial=0))
