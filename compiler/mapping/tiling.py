@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 
-from .layout import row_bytes, slot_channels
+from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 

@@ -142,6 +142,27 @@ class ParamsAttr(Data[tuple[tuple[str, Param], ...]]):
         printer.print_string(f'<"{", ".join(f"{name}={value!r}" for name, value in self.data)}">')
 
 
+Rows = tuple[tuple[float, ...], ...]
+
+
+@irdl_attr_definition
+class RowsAttr(Data[Rows]):
+    """Constant rows of a parameter tensor; a row of one value stands for all channels."""
+
+    name = "tile.rows"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Rows:
+        """Parse ``<"0.5; 1.0; 0.0">``."""
+        with parser.in_angle_brackets():
+            text = parser.parse_str_literal()
+        return tuple(tuple(float(v) for v in row.split()) for row in text.split(";"))
+
+    def print_parameter(self, printer: Printer) -> None:
+        """Print the rows separated by semicolons."""
+        printer.print_string(f'<"{"; ".join(" ".join(map(repr, row)) for row in self.data)}">')
+
+
 def _print_index(index: Index) -> str:
     offset, coeffs = index
     terms = [f"{coeff}*i{n}" for n, coeff in enumerate(coeffs) if coeff]
@@ -217,16 +238,47 @@ class ForOp(IRDLOperation):
 
 @irdl_op_definition
 class TensorOp(IRDLOperation):
-    """A DRAM tensor that belongs to the program; its contents start as zeros."""
+    """A DRAM tensor that belongs to the program: constant ``rows``, the storage copy of argument ``shadow``, or zeros."""
 
     name = "tile.dram"
     label = prop_def(StringAttr)
-    address = opt_prop_def(IntAttr)
+    shadow = opt_prop_def(StringAttr)
+    rows = opt_prop_def(RowsAttr)
     result = result_def(TensorType)
-    assembly_format = "$label (`at` $address^)? `:` type($result) attr-dict"
+    assembly_format = "$label (`rows` $rows^)? (`shadow` $shadow^)? `:` type($result) attr-dict"
 
-    def __init__(self, label: str, kind: TensorType) -> None:
-        super().__init__(properties={"label": StringAttr(label)}, result_types=[kind])
+    def __init__(self, label: str, kind: TensorType, *, rows: Rows | None = None, shadow: str | None = None) -> None:
+        super().__init__(
+            properties={
+                "label": StringAttr(label),
+                "rows": None if rows is None else RowsAttr(rows),
+                "shadow": None if shadow is None else StringAttr(shadow),
+            },
+            result_types=[kind],
+        )
+
+
+@irdl_op_definition
+class ViewOp(IRDLOperation):
+    """The same tensor with other sizes."""
+
+    name = "tile.view"
+    source = operand_def(TensorType)
+    result = result_def(TensorType)
+    assembly_format = "$source `:` type($source) `to` type($result) attr-dict"
+
+    def __init__(self, source: SSAValue, shape: Sequence[int]) -> None:
+        assert isinstance(source.type, TensorType)
+        super().__init__(operands=[source], result_types=[tensor_type(source.type.placed.form, shape)])
+
+    def verify_(self) -> None:
+        """Check that the volume stays and that channels are not packed."""
+        before, after = self.source.type, self.result.type
+        assert isinstance(before, TensorType) and isinstance(after, TensorType)
+        if before.placed.form != after.placed.form or before.placed.form not in ("f32", "f16", "i32"):
+            raise VerifyException(f"tile.view expects plain numbers, found {before.placed.form}")
+        if _volume(before.shape) != _volume(after.shape):
+            raise VerifyException(f"tile.view expects equal volumes, found {before.shape} and {after.shape}")
 
 
 @irdl_op_definition
@@ -613,8 +665,8 @@ JOBS: tuple[type[JobOp], ...] = (
 
 Tile = Dialect(
     "tile",
-    [StageOp, ForOp, TensorOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
-    [ShapeAttr, IndicesAttr, ParamsAttr, TensorType, BufferType],
+    [StageOp, ForOp, TensorOp, ViewOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
+    [ShapeAttr, IndicesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
 )
 
 

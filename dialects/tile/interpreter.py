@@ -1,0 +1,462 @@
+"""Runs the ``tile`` level: tensors and buffers are dense NumPy arrays, ops execute in program order.
+
+Tokens are ignored: the sequential order is the meaning, tokens only say what must be kept of it. Fresh buffers hold
+poison (NaN, all ones), so that a read of something never written shows. The arithmetic follows ``docs/semantics.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin, func
+from xdsl.ir import Block, Operation, SSAValue
+
+from h2learn.backends.h2learn import numerics
+from h2learn.dialects.common import Array
+from h2learn.dialects.tile import ops as tile
+
+F32 = npt.NDArray[np.float32]
+Buffers = dict[str, Array]
+Params = dict[str, tile.Param]
+_ONE = np.float32(1)
+_ZERO = np.float32(0)
+
+
+def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Array]:
+    """Run ``@main`` on dense device arrays in io order and return its results; the arguments are not changed."""
+    main = next(op for op in module.body.block.ops if isinstance(op, func.FuncOp))
+    machine = _Machine()
+    for argument, array in zip(main.args, arguments, strict=True):
+        assert isinstance(argument.type, tile.TensorType)
+        placed = argument.type.placed
+        machine.values[argument] = np.array(array, dtype=_dtype(placed.form)).reshape(placed.shape)
+    with np.errstate(all="ignore"):
+        machine.run(main.body.block)
+    return machine.results
+
+
+class _Machine:
+    """Values by SSA name and the counters of the open loops."""
+
+    def __init__(self) -> None:
+        self.values: dict[SSAValue, Array] = {}
+        self.counters: dict[SSAValue, int] = {}
+        self.results: list[Array] = []
+
+    def run(self, block: Block) -> None:
+        for op in block.ops:
+            self.step(op)
+
+    def step(self, op: Operation) -> None:
+        if isinstance(op, tile.StageOp):
+            self.run(op.body.block)
+        elif isinstance(op, tile.ForOp):
+            for count in range(op.trips.data):
+                self.counters[op.counter] = count
+                self.run(op.body.block)
+        elif isinstance(op, tile.TensorOp):
+            self.values[op.result] = _initial(op)
+        elif isinstance(op, tile.ViewOp):
+            assert isinstance(op.result.type, tile.TensorType)
+            self.values[op.result] = self.values[op.source].reshape(op.result.type.shape)
+        elif isinstance(op, tile.AllocOp):
+            assert isinstance(op.result.type, tile.BufferType)
+            self.values[op.result] = _poison(op.result.type.placed)
+        elif isinstance(op, tile.LoadOp):
+            self.load(op)
+        elif isinstance(op, tile.StoreOp):
+            self.store(op)
+        elif isinstance(op, tile.JobOp):
+            self.job(op)
+        elif isinstance(op, func.ReturnOp):
+            self.results = [self.values[value].copy() for value in op.arguments]
+        elif not isinstance(op, tile.SignalOp | tile.WaitOp):
+            raise ValueError(f"{op.name} has no meaning at the tile level")
+
+    def load(self, op: tile.LoadOp) -> None:
+        tensor, part = self.values[op.tensor], self.part(op)
+        window = np.zeros(op.sizes.data, dtype=tensor.dtype)
+        inside, outside = self.overlap(op, tensor.shape)
+        window[inside] = tensor[outside]
+        part[...] = window.reshape(part.shape)
+
+    def store(self, op: tile.StoreOp) -> None:
+        tensor, part = self.values[op.tensor], self.part(op)
+        inside, outside = self.overlap(op, tensor.shape)
+        tensor[outside] = part.reshape(op.sizes.data)[inside]
+
+    def part(self, op: tile.LoadOp | tile.StoreOp) -> Array:
+        buffer = self.values[op.buffer]
+        if op.at is None:
+            return buffer
+        return np.asarray(buffer[tile.evaluate(op.at.data[0], self.counts(op.ivs))])
+
+    def overlap(
+        self, op: tile.LoadOp | tile.StoreOp, shape: tuple[int, ...]
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Return the part of the window inside the tensor, and the same part of the tensor."""
+        counts = self.counts(op.ivs)
+        inside, outside = [], []
+        for index, size, limit in zip(op.window.data, op.sizes.data, shape, strict=True):
+            start = tile.evaluate(index, counts)
+            low, high = min(max(start, 0), limit), min(max(start + size, 0), limit)
+            inside.append(slice(low - start, max(high, low) - start))
+            outside.append(slice(low, max(high, low)))
+        return tuple(inside), tuple(outside)
+
+    def counts(self, ivs: Sequence[SSAValue]) -> list[int]:
+        return [self.counters[iv] for iv in ivs]
+
+    def job(self, op: tile.JobOp) -> None:
+        counts = self.counts(op.ivs)
+        buffers: Buffers = {}
+        for role in op.facts.roles:
+            if role in tile.unused_roles(op):
+                continue
+            index = op.index(role)
+            whole = self.values[op.buffer(role)]
+            buffers[role] = whole if index is None else whole[tile.evaluate(index, counts)]
+        params = op.parameters()
+        for name, index in zip(op.facts.coords, op.coords.data, strict=True):
+            params[name] = tile.evaluate(index, counts)
+        JOBS[op.name](buffers, params, all(self.counters[iv] == 0 for iv in op.first))
+
+
+def _dtype(form: str) -> np.dtype[np.generic]:
+    return np.dtype({"bits": np.bool_, "u8": np.uint8, "i32": np.int32}.get(form, np.float32))
+
+
+def _initial(op: tile.TensorOp) -> Array:
+    assert isinstance(op.result.type, tile.TensorType)
+    placed = op.result.type.placed
+    array = np.zeros(placed.shape, dtype=_dtype(placed.form))
+    if op.rows is not None:
+        for row, values in zip(array, op.rows.data, strict=True):
+            row[...] = values
+    return array
+
+
+def _poison(placed: tile.Placed) -> Array:
+    dtype = _dtype(placed.form)
+    fill: float = np.nan if dtype == np.float32 else 1
+    return np.full(placed.shape, fill, dtype=dtype)
+
+
+def _int(params: Params, *names: str) -> list[int]:
+    return [int(params[name]) for name in names]
+
+
+def _f32(params: Params, name: str) -> np.float32:
+    return np.float32(params[name])
+
+
+def _taps(params: Params) -> Iterator[tuple[int, int, int]]:
+    """Yield (tap, ky, kx) row-major."""
+    kh, kw = _int(params, "kh", "kw")
+    for tap in range(kh * kw):
+        yield tap, tap // kw, tap % kw
+
+
+def _input_tile(buffer: Array, params: Params, channels: str) -> Array:
+    imgs, oh, ow, kh, kw, sh, sw, c = _int(params, "imgs", "oh", "ow", "kh", "kw", "sh", "sw", channels)
+    return buffer.reshape(imgs, (oh - 1) * sh + kh, (ow - 1) * sw + kw, c)
+
+
+def _shifted(inputs: Array, params: Params, ky: int, kx: int) -> Array:
+    """Return the inputs under tap (ky, kx) of every position, ``[imgs, oh, ow, c]``."""
+    oh, ow, sh, sw = _int(params, "oh", "ow", "sh", "sw")
+    return inputs[:, ky : ky + (oh - 1) * sh + 1 : sh, kx : kx + (ow - 1) * sw + 1 : sw]
+
+
+def _fe_fill(b: Buffers, p: Params, fresh: bool) -> None:
+    k, c, fan = _int(p, "k", "c", "fan")
+    weights = b["w"].reshape(-1, c, k)
+    tables = b["lut"]
+    for group in range(tables.shape[1]):
+        tables[:, group, 0] = 0
+        for pattern in range(1, 1 << fan):
+            rest = pattern & (pattern - 1)
+            channel = group * fan + (pattern ^ rest).bit_length() - 1
+            row = weights[:, channel] if channel < c else _ZERO
+            tables[:, group, pattern] = numerics.round_to_storage(tables[:, group, rest] + row, str(p["dtype"]))
+
+
+def _fe_run(b: Buffers, p: Params, fresh: bool) -> None:
+    c, fan = _int(p, "c", "fan")
+    acc = b["acc"]
+    total = np.zeros_like(acc) if fresh else acc.copy()
+    spikes = _input_tile(b["s"], p, "c")
+    for tap, ky, kx in _taps(p):
+        under = _shifted(spikes, p, ky, kx)
+        for group in range(-(-c // fan)):
+            bits = under[..., group * fan : min(c, group * fan + fan)]
+            pattern = (bits << np.arange(bits.shape[-1])).sum(axis=-1).reshape(acc.shape[:-1])
+            summed = total + b["lut"][tap, group][pattern]
+            total = np.where((pattern != 0)[..., None], summed, total)
+    acc[...] = total
+
+
+def _be_fwd(b: Buffers, p: Params, fresh: bool) -> None:
+    c, k = _int(p, "c", "k")
+    acc = b["acc"]
+    weights = b["w"].reshape(-1, c, k)
+    total = np.zeros_like(acc) if fresh else acc.copy()
+    inputs = _input_tile(b["x"], p, "c")
+    for tap, ky, kx in _taps(p):
+        under = _shifted(inputs, p, ky, kx).reshape(*acc.shape[:-1], c)
+        for channel in range(c):
+            x = under[..., channel, None]
+            total = np.where(x != 0, total + x * weights[tap, channel], total)
+    acc[...] = total
+
+
+def _sources(p: Params, tap_y: int, tap_x: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (y, x, gy, gx): result positions that tap (tap_y, tap_x) reaches, and the gradient position it reads."""
+    oh, ow, sh, sw, gh, gw, py, px = _int(p, "oh", "ow", "sh", "sw", "gh", "gw", "py", "px")
+    for y in range(oh):
+        ny = y + py - tap_y
+        if ny < 0 or ny % sh or ny // sh >= gh:
+            continue
+        for x in range(ow):
+            nx = x + px - tap_x
+            if nx >= 0 and nx % sw == 0 and nx // sw < gw:
+                yield y, x, ny // sh, nx // sw
+
+
+def _be_run(b: Buffers, p: Params, fresh: bool) -> None:
+    imgs, oh, ow, gh, gw, c, k = _int(p, "imgs", "oh", "ow", "gh", "gw", "c", "k")
+    acc = b["acc"]
+    total = np.zeros((imgs, oh, ow, c), np.float32) if fresh else acc.reshape(imgs, oh, ow, c).copy()
+    gradient = b["g"].reshape(imgs, gh, gw, k)
+    weights = b["w"].reshape(-1, c, k)
+    for tap, ky, kx in _taps(p):
+        for y, x, gy, gx in _sources(p, ky, kx):
+            for channel in range(k):
+                g = gradient[:, gy, gx, channel, None]
+                summed = total[:, y, x] + g * weights[tap, :, channel]
+                total[:, y, x] = np.where(g != 0, summed, total[:, y, x])
+    if p["masked"] == "yes":
+        total = np.where(b["m"].reshape(total.shape), total, _ZERO)
+    acc[...] = total.reshape(acc.shape)
+
+
+def _be_wgt(b: Buffers, p: Params, fresh: bool) -> None:
+    c, k = _int(p, "c", "k")
+    total = np.zeros_like(b["acc"]) if fresh else b["acc"].copy()
+    inputs = _input_tile(b["x"], p, "c")
+    gradient = b["g"].reshape(-1, k)
+    for tap, ky, kx in _taps(p):
+        under = _shifted(inputs, p, ky, kx).reshape(-1, c)
+        for x, g in zip(under, gradient, strict=True):
+            live = (x != 0)[:, None] & (g != 0)[None, :]
+            total[tap] = np.where(live, total[tap] + x[:, None] * g[None, :], total[tap])
+    b["acc"][...] = total
+
+
+def _wu_run(b: Buffers, p: Params, fresh: bool) -> None:
+    c, k, fan = _int(p, "c", "k", "fan")
+    total = np.zeros_like(b["acc"]) if fresh else b["acc"].copy()
+    spikes = _input_tile(b["s"], p, "c")
+    under = np.stack([_shifted(spikes, p, ky, kx).reshape(-1, c) for _, ky, kx in _taps(p)])
+    gradient = b["g"].reshape(-1, k)
+    for start in range(0, len(gradient), fan):
+        members = gradient[start : start + fan]
+        table = np.zeros((1 << fan, k), np.float32)
+        for pattern in range(1, 1 << len(members)):
+            rest = pattern & (pattern - 1)
+            member = members[(pattern ^ rest).bit_length() - 1]
+            table[pattern] = numerics.round_to_storage(table[rest] + member, str(p["dtype"]))
+        bits = under[:, start : start + fan]
+        pattern_of = (bits << np.arange(bits.shape[1])[:, None]).sum(axis=1)
+        total = np.where((pattern_of != 0)[..., None], total + table[pattern_of], total)
+    b["acc"][...] = total
+
+
+def _lif(b: Buffers, p: Params, fresh: bool) -> None:
+    bias, alpha, theta, v_reset = b["par"]
+    current = b["acc"] + bias
+    carried: F32 = np.zeros_like(current)
+    if not fresh:
+        membrane = b["us"].astype(np.float32)
+        carried = membrane
+        if p["reset"] == "hard":
+            carried = np.where(b["ss"], v_reset, membrane)
+        elif p["reset"] == "soft":
+            carried = np.where(b["ss"], membrane - theta, membrane)
+    u = numerics.round_to_storage(alpha * carried + current, str(p["dtype"]))
+    b["us"][...] = u
+    if p["save_u"] == "yes":
+        b["uo"][...] = u
+    if p["spike"] != "never":
+        spikes = u > theta if p["spike"] == "gt" else u >= theta
+        b["ss"][...] = spikes
+        b["so"][...] = spikes
+    if p["save_m"] == "yes":
+        b["mo"][...] = True if p["spike"] == "never" else np.abs(u - theta) < _f32(p, "width")
+
+
+def _grad(b: Buffers, p: Params, fresh: bool) -> None:
+    _, alpha, theta, v_reset = b["par"]
+    gs = b["gs"]
+    later: F32 = np.zeros_like(gs) if fresh else b["gc"].astype(np.float32)
+    if p["spike"] == "never":
+        gu = gs + alpha * later
+    else:
+        u, spikes, width, height = b["u"], b["s"], _f32(p, "width"), _f32(p, "height")
+        distance = np.abs(u - theta)
+        slope = np.full_like(u, height) if p["surrogate"] == "rectangular" else height * (_ONE - distance / width)
+        slope = np.where(distance < width, slope, _ZERO)
+        if p["detach"] == "no" and p["reset"] == "hard":
+            gs = gs - alpha * (u - v_reset) * later
+        elif p["detach"] == "no" and p["reset"] == "soft":
+            gs = gs - alpha * theta * later
+        passed = alpha * later
+        if p["reset"] == "hard":
+            passed = np.where(spikes, _ZERO, passed)
+        gu = np.where(slope != 0, slope * gs + passed, passed)
+    gu = numerics.round_to_storage(gu, str(p["dtype"]))
+    b["gc"][...] = gu
+    b["go"][...] = gu
+
+
+def _pool(b: Buffers, p: Params, fresh: bool) -> None:
+    source = _input_tile(b["src"], p, "k")
+    windows = [_shifted(source, p, ky, kx) for _, ky, kx in _taps(p)]
+    if p["kind"] == "avg":
+        total = np.zeros(windows[0].shape, np.float32)
+        for window in windows:
+            total = total + window.astype(np.float32)
+        mean = total / np.float32(len(windows))
+        rounded = numerics.round_to_storage(mean, str(p["dtype"])) if p["dst"] == "storage" else mean
+        b["dst"][...] = rounded.reshape(b["dst"].shape)
+        return
+    best, winner = windows[0].copy(), np.zeros(windows[0].shape, np.uint8)
+    for tap, window in enumerate(windows[1:], start=1):
+        greater = window > best
+        if window.dtype == np.float32:
+            greater |= np.isnan(window) & ~np.isnan(best)
+        best, winner = np.where(greater, window, best), np.where(greater, np.uint8(tap), winner)
+    b["dst"][...] = best.reshape(b["dst"].shape)
+    b["idx"][...] = winner.reshape(b["idx"].shape)
+
+
+def _unpool(b: Buffers, p: Params, fresh: bool) -> None:
+    imgs, oh, ow, gh, gw, kh, kw, k = _int(p, "imgs", "oh", "ow", "gh", "gw", "kh", "kw", "k")
+    gradient = b["src"].reshape(imgs, gh, gw, k)
+    total = np.zeros((imgs, oh, ow, k), np.float32)
+    for tap, ky, kx in _taps(p):
+        for y, x, gy, gx in _sources(p, ky, kx):
+            g = gradient[:, gy, gx]
+            if p["kind"] == "avg":
+                share, counts = g / np.float32(kh * kw), np.ones(g.shape, np.bool_)
+            else:
+                share, counts = g, b["idx"].reshape(gradient.shape)[:, gy, gx] == tap
+            if p["src"] != "f32":
+                counts = counts & (g != 0)
+            total[:, y, x] = np.where(counts, total[:, y, x] + share, total[:, y, x])
+    if p["dst"] == "slots":
+        total = numerics.round_to_storage(total, str(p["dtype"]))
+    b["dst"][...] = total.reshape(b["dst"].shape)
+
+
+def _rng(b: Buffers, p: Params, fresh: bool) -> None:
+    scalars = b["scal"].view(np.uint32)
+    seed = int(scalars[4]) | int(scalars[5]) << 32
+    samples = b["src"].shape[0]
+    chance = b["src"].reshape(samples, -1)
+    sample = int(scalars[6]) + int(p["pos"]) + np.arange(samples, dtype=np.int64)[:, None]
+    neuron = int(p["neu"]) + np.arange(chance.shape[1], dtype=np.int64)[None]
+    draw = numerics.uniform(seed, int(p["stream"]), sample & 0xFFFFFFFF, neuron, int(p["tick"]))
+    b["dst"][...] = (draw < chance).reshape(b["dst"].shape)
+
+
+def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
+    n, k, steps = _int(p, "n", "k", "steps")
+    if p["kind"] == "bias":
+        total: F32 = np.zeros(k, np.float32) if fresh else b["dst"].reshape(k).astype(np.float32)
+        for row in b["src"].reshape(-1, k):
+            total = np.where(row != 0, total + row, total)
+        b["dst"][...] = total.reshape(b["dst"].shape)
+        return
+    source = b["src"].reshape(steps, n, k)
+    if p["kind"] == "rate":
+        result: F32 = source.sum(axis=0).astype(np.float32) / np.float32(steps)
+    elif p["kind"] == "last":
+        result = source[-1].astype(np.float32)
+    else:
+        result = np.zeros((n, k), np.float32)
+        for step in source if p["kind"] == "mean" else source[::-1]:
+            result = np.where(step != 0, result + step, result) if p["kind"] == "tsum" else result + step
+        if p["kind"] == "mean":
+            result = result / np.float32(steps)
+        else:
+            result = numerics.round_to_storage(result, str(p["dtype"]))
+    b["dst"][...] = result.reshape(b["dst"].shape)
+
+
+def _loss(b: Buffers, p: Params, fresh: bool) -> None:
+    n, k, first = _int(p, "n", "k", "pos")
+    valid = int(b["scal"].view(np.uint32)[1])
+    count = np.float32(max(valid, 1))
+    logits, scale = b["logits"].reshape(n, k), _f32(p, "scale")
+    gradient = np.zeros((n, k), np.float32)
+    loss = _ZERO if fresh else np.float32(b["loss"].reshape(-1)[0])
+    for i in range(min(n, valid - first)):
+        label = int(b["label"].reshape(-1)[i])
+        if not 0 <= label < k:
+            raise ValueError(f"label {label} is outside 0..{k - 1}")
+        target = (np.arange(k) == label).astype(np.float32)
+        if p["kind"] == "cross_entropy":
+            shifted = logits[i] - logits[i].max()
+            powers = numerics.exp(shifted)
+            norm = _ordered_sum(powers)
+            value = np.float32(numerics.log(norm) - shifted[label])
+            gradient[i] = (powers / norm - target) / count * scale
+        else:
+            error = logits[i] - target
+            value = np.float32(_ordered_sum(error * error) / np.float32(k))
+            gradient[i] = error * np.float32(2) / (count * np.float32(k)) * scale
+        loss = np.float32(loss + value / count)
+    b["loss"][...] = loss
+    b["grad"][...] = gradient.reshape(b["grad"].shape)
+
+
+def _ordered_sum(values: F32) -> np.float32:
+    total = _ZERO
+    for value in values:
+        total = np.float32(total + value)
+    return total
+
+
+def _opt(b: Buffers, p: Params, fresh: bool) -> None:
+    rate = b["scal"].view(np.float32)[0]
+    gradient = b["g"] * _f32(p, "grad_scale")
+    if p["momentum"] != 0:
+        gradient = _f32(p, "momentum") * b["mom"] + gradient
+        b["mom"][...] = gradient
+    b["p"][...] = b["p"] - rate * gradient
+    if p["dtype"] == "f16":
+        b["w"][...] = numerics.round_to_storage(b["p"], "f16")
+
+
+JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
+    "tile.fe_fill": _fe_fill,
+    "tile.fe_run": _fe_run,
+    "tile.be_fwd": _be_fwd,
+    "tile.be_run": _be_run,
+    "tile.be_wgt": _be_wgt,
+    "tile.wu_run": _wu_run,
+    "tile.lif": _lif,
+    "tile.grad": _grad,
+    "tile.pool": _pool,
+    "tile.unpool": _unpool,
+    "tile.rng": _rng,
+    "tile.reduce": _reduce,
+    "tile.loss": _loss,
+    "tile.opt": _opt,
+}
+
+if set(JOBS) != set(tile.FACTS):
+    raise ImportError(f"jobs without a meaning or meanings without a job: {sorted(set(JOBS) ^ set(tile.FACTS))}")
