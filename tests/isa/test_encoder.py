@@ -1,6 +1,7 @@
 """Every field of every instruction and descriptor: minimum, maximum and one past; reserved bits; bulk = scalar."""
 
 import pytest
+
 from h2learn.backends.h2learn import encoder, isa
 from h2learn.backends.h2learn.encoder import Decoded, decode, decode_program, encode, encode_program
 from h2learn.backends.h2learn.errors import H2LearnError
