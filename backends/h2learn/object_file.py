@@ -472,7 +472,10 @@ def _check_note(note: dict[str, Any], require: _Require) -> None:
     require(note["batch"] > 0 and note["time_steps"] > 0, "the note must have a positive batch and time_steps")
     require(note["precision"] in ("fp32", "fp16"), f"unknown precision {note['precision']!r}")
     scale = note.get("gradient_scale")
-    require(isinstance(scale, int | float) and not isinstance(scale, bool) and scale > 0, "the note must have a positive gradient_scale")
+    require(
+        isinstance(scale, int | float) and not isinstance(scale, bool) and scale > 0,
+        "the note must have a positive gradient_scale",
+    )
 
 
 def _checked_machine(note: dict[str, Any], file: str, require: _Require) -> Machine:

@@ -1,6 +1,7 @@
 """Text to object file and back; errors point at the operand."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,9 +25,8 @@ def example(seed: int, instructions: int = 60) -> ObjectFile:
         | {"view": [2, -1], "perm": [1, 0], "shadow": "s"}
     ]
     cuts = sorted({int(c) for c in rng.integers(0, count, 6)})
-    locations = [(a, b - 1, f"net.snn:{a}:1", "t,n" * (a % 2)) for a, b in zip(cuts, cuts[1:], strict=False)][::-2][
-        ::-1
-    ]
+    ranges = list(pairwise(cuts))
+    locations = [(a, b - 1, f"net.snn:{a}:1", "t,n" * (a % 2)) for a, b in ranges[:2] + ranges[3:]]
     return ObjectFile(
         text,
         b"\1" * 5,
