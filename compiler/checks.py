@@ -53,6 +53,12 @@ class Difference:
     relative: float
 
 
+@dataclass(frozen=True)
+class _Limits:
+    classes: int
+    samples: int
+
+
 def check_pass(name: str, before: builtin.ModuleOp, after: builtin.ModuleOp, seed: int = 0) -> str:
     """Compare two programs as the contract between their levels says; return one line about the outcome.
 
@@ -90,18 +96,28 @@ def run_level(module: builtin.ModuleOp, arguments: Mapping[Key, Array]) -> dict[
     interpret: Interpreter = load_object(INTERPRETERS[level_of(module)])  # type: ignore[assignment]
     entries, types = get_io(module), _argument_types(module)
     placed = [
-        entry.to_device(arguments[entry.role, entry.name]).reshape(_shape(kind)) for entry, kind in zip(entries, types)
+        entry.to_device(arguments[entry.role, entry.name]).reshape(_shape(kind))
+        for entry, kind in zip(entries, types, strict=False)
     ]
     results = interpret(module, placed)
-    return {(e.role, e.name): _to_source(e, value) for e, value in zip(entries[len(types) :], results, strict=True)}
+    scale = _gradient_scale(module)
+    named: dict[Key, Array] = {}
+    for entry, value in zip(entries[len(types) :], results, strict=True):
+        unscaled = value / scale if entry.role == "gradient" and scale != 1 else value
+        named[entry.role, entry.name] = _to_source(entry, unscaled)
+    return named
 
 
 def random_arguments(module: builtin.ModuleOp, seed: int) -> dict[Key, Array]:
     """Return seeded random arguments of ``@main`` by role and name, in user order (views as their view says)."""
     rng = np.random.default_rng(seed)
     types = _argument_types(module)
-    classes = _classes(module)
-    return {(entry.role, entry.name): _random(rng, entry, kind, classes) for entry, kind in zip(get_io(module), types)}
+    entries = get_io(module)[: len(types)]
+    limits = _Limits(
+        _classes(module),
+        max([_shape(t)[0] for e, t in zip(entries, types, strict=True) if e.role == "label"], default=1),
+    )
+    return {(e.role, e.name): _random(rng, e, kind, limits) for e, kind in zip(entries, types, strict=True)}
 
 
 def _check_numbers(name: str, before: builtin.ModuleOp, after: builtin.ModuleOp, seed: int, tolerance: float) -> str:
@@ -140,7 +156,7 @@ def _finite_differences(name: str, module: builtin.ModuleOp, seed: int) -> str:
     arguments = random_arguments(module, seed)
 
     def run(values: Mapping[Key, Array]) -> list[Array]:
-        placed = [e.to_device(values[e.role, e.name]).reshape(_shape(t)) for e, t in zip(entries, types)]
+        placed = [e.to_device(values[e.role, e.name]).reshape(_shape(t)) for e, t in zip(entries, types, strict=False)]
         return interpret(module, placed, dtype=np.float64)
 
     results = dict(zip([(e.role, e.name) for e in entries[len(types) :]], run(arguments), strict=True))
@@ -199,13 +215,13 @@ def _shape(kind: Attribute) -> tuple[int, ...]:
     return tuple(int(size) for size in shape)
 
 
-def _random(rng: np.random.Generator, entry: IoEntry, kind: Attribute, classes: int) -> Array:
+def _random(rng: np.random.Generator, entry: IoEntry, kind: Attribute, limits: _Limits) -> Array:
     shape = _source_shape(entry, _shape(kind))
     match entry.role:
         case "label":
-            return rng.integers(0, classes, size=shape).astype(np.int32)
+            return rng.integers(0, limits.classes, size=shape).astype(np.int32)
         case "scalars":
-            return _scalars(_shape(kind), seed=7)
+            return _scalars(_shape(kind), limits.samples)
         case "state":
             return np.zeros(shape, dtype=np.float32)
         case "parameter":
@@ -218,9 +234,9 @@ def _random(rng: np.random.Generator, entry: IoEntry, kind: Attribute, classes: 
             return (rng.integers(0, 17, size=shape) / 16).astype(np.float32)
 
 
-def _scalars(shape: tuple[int, ...], seed: int) -> Array:
-    """Learning rate 1/8, every sample valid, step 0, first sample 0."""
-    raw = struct.pack("<fIIIQQ", 0.125, 0xFFFF, 0, 0, seed, 0)
+def _scalars(shape: tuple[int, ...], samples: int) -> Array:
+    """Learning rate 1/8, every sample valid, step 0, seed 7, first sample 0."""
+    raw = struct.pack("<fIIIQQ", 0.125, samples, 0, 0, 7, 0)
     return np.frombuffer(raw, dtype=np.int32).reshape(shape).copy()
 
 
@@ -229,6 +245,11 @@ def _classes(module: builtin.ModuleOp) -> int:
         if op.name in ("spike.loss", "sgrad.loss", "lut.loss"):
             return max(1, _shape(op.operands[0].type)[-1])
     return 2
+
+
+def _gradient_scale(module: builtin.ModuleOp) -> np.float32:
+    attribute = module.attributes.get("h2learn.gradient_scale")
+    return np.float32(attribute.value.data if isinstance(attribute, builtin.FloatAttr) else 1)
 
 
 def _is_binary(kind: Attribute) -> bool:

@@ -62,7 +62,7 @@ class LocatingParser(Parser):
         """Parse one operation if there is one."""
         start = self._current_token.span.start
         op = super().parse_optional_operation()
-        if op is not None and isinstance(op.location, builtin.UnknownLoc):
+        if op is not None and isinstance(op.location, builtin.UnknownLoc) and not isinstance(op, builtin.ModuleOp):
             line = bisect_right(self._line_starts, start)
             column = start - self._line_starts[line - 1] + 1
             op.location = file_location(self._file, self._first_line + line - 1, column)
