@@ -1,0 +1,213 @@
+"""Backpropagation through time: from a model to its training graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from xdsl.dialects import builtin, func
+from xdsl.dialects.builtin import TensorType, f32, i1, i32
+from xdsl.ir import Block, BlockArgument, Operation, SSAValue
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.dialects.common import IoEntry, get_io, precision, set_io, source_of
+from h2learn.dialects.sgrad import ops as sgrad
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import SCALARS, neuron_of, neuron_properties, tensor_type
+from h2learn.dialects.spike.interpreter import main_block
+
+from .rules import Tape, rule_of, shape_of
+from .spec import Train
+
+
+def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
+    """Return the training graph of a ``spike`` module; the module itself is not changed.
+
+    ``@main`` gains the label after the inputs, momentum buffers after the parameters and the run scalars at the end;
+    its results are the loss, the outputs, the gradients (with ``keep_gradients``; they carry the loss scale), the new
+    parameters and the new momentum buffers. The loss reads the first output; spikes are read out as rates.
+    Raises H2LearnError when an op has no gradient rule or the output cannot be classified.
+    """
+    graph = module.clone()
+    block = main_block(graph)
+    entries = get_io(graph)
+    arguments = _split(block, entries)
+    _set_surrogates(block, spec)
+
+    end = block.last_op
+    assert isinstance(end, func.ReturnOp)
+    outputs = list(end.operands)
+    output_entries = entries[len(block.args) :]
+    block.detach_op(end)
+
+    scale = spec.scale_for(precision(graph))
+    logits = _logits(block, outputs)
+    where = _location(logits)
+    label = block.insert_arg(TensorType(i32, [shape_of(logits)[0]]), len(arguments.inputs), where)
+    scalars = arguments.scalars or block.insert_arg(SCALARS, len(block.args), where)
+    loss = spike.LossOp(logits, label, scalars, spec.loss, location=where)
+    block.add_op(loss)
+    gradients = _backward(block, logits, label, scalars, spec, scale, arguments.parameters)
+
+    updates = _update(block, arguments, gradients, scalars, spec, 1.0 / scale)
+    kept = gradients if spec.keep_gradients else []
+    results = [loss.result, *outputs, *kept, *(u.new_parameter for u in updates)]
+    results += [u.new_velocity for u in updates if u.new_velocity is not None]
+    block.add_op(_return(results, end))
+
+    names = arguments.parameter_entries
+    states = [replace(e, name=f"momentum.{e.name}", role="state") for e in names if spec.optimizer.momentum]
+    function = block.parent_op()
+    assert isinstance(function, func.FuncOp)
+    function.function_type = builtin.FunctionType.from_lists([a.type for a in block.args], [r.type for r in results])
+    set_io(
+        graph,
+        [
+            *arguments.input_entries,
+            IoEntry("label", "label"),
+            *names,
+            *states,
+            IoEntry("scalars", "scalars"),
+            IoEntry("loss", "loss"),
+            *output_entries,
+            *(replace(e, role="gradient") for e in names if spec.keep_gradients),
+            *names,
+            *states,
+        ],
+    )
+    graph.verify()
+    return graph
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments of an inference function by role."""
+
+    inputs: list[BlockArgument]
+    input_entries: list[IoEntry]
+    parameters: list[BlockArgument]
+    parameter_entries: list[IoEntry]
+    scalars: BlockArgument | None
+
+
+def _split(block: Block, entries: Sequence[IoEntry]) -> _Arguments:
+    found = list(zip(block.args, entries, strict=False))
+    other = [entry.role for _, entry in found if entry.role not in ("input", "parameter", "scalars")]
+    if other:
+        raise H2LearnError(f"expected a model without training, found an argument with role {other[0]}")
+    inputs = [(a, e) for a, e in found if e.role == "input"]
+    parameters = [(a, e) for a, e in found if e.role == "parameter"]
+    if not parameters:
+        raise H2LearnError("expected a model with parameters to train, found none")
+    scalars = [a for a, e in found if e.role == "scalars"]
+    return _Arguments(
+        [a for a, _ in inputs],
+        [e for _, e in inputs],
+        [a for a, _ in parameters],
+        [e for _, e in parameters],
+        scalars[0] if scalars else None,
+    )
+
+
+def _set_surrogates(block: Block, spec: Train) -> None:
+    for op in block.ops:
+        if isinstance(op, spike.LifOp):
+            neuron = neuron_of(op)
+            chosen = spec.surrogate.apply(neuron) if spec.surrogate else neuron
+            detached = replace(chosen, detach_reset=neuron.detach_reset or spec.detach_reset)
+            op.properties.update(neuron_properties(detached))
+
+
+def _logits(block: Block, outputs: Sequence[SSAValue]) -> SSAValue:
+    if not outputs:
+        raise H2LearnError("expected a model with an output to train, found none")
+    output = outputs[0]
+    kind = tensor_type(output.type)
+    if len(kind.get_shape()) == 3 and kind.element_type == i1:
+        rate = spike.ReadoutOp(output, "rate", location=_location(output))
+        block.add_op(rate)
+        return rate.result
+    if len(kind.get_shape()) != 2 or kind.element_type != f32:
+        raise H2LearnError(
+            f"expected logits [N, K] or spikes [T, N, K] as output to train on, found {kind}",
+            location=source_of(output.owner) if isinstance(output.owner, Operation) else None,
+            hint="end the network with a readout",
+        )
+    return output
+
+
+def _backward(
+    block: Block,
+    logits: SSAValue,
+    label: SSAValue,
+    scalars: SSAValue,
+    spec: Train,
+    scale: float,
+    parameters: Sequence[BlockArgument],
+) -> list[SSAValue]:
+    """Append the gradient ops and return the gradient of every parameter."""
+    forward = list(block.ops)[:-1]
+    needed: set[SSAValue] = set(parameters)
+    for op in forward:
+        if not needed.isdisjoint(op.operands):
+            needed.update(op.results)
+    tape = Tape(block, needed)
+    seed = sgrad.LossOp(logits, label, scalars, spec.loss, scale=scale, location=_location(logits))
+    gradients: dict[SSAValue, SSAValue] = {logits: tape.emit(seed)}
+    for op in reversed(forward):
+        of_results = [gradients.get(result) for result in op.results]
+        if all(g is None for g in of_results) or needed.isdisjoint(op.operands):
+            continue
+        for operand, gradient in zip(op.operands, rule_of(op)(op, of_results, tape), strict=True):
+            if gradient is None or not tape.needs(operand):
+                continue
+            before = gradients.get(operand)
+            both = gradient if before is None else tape.emit(sgrad.AddOp(before, gradient, location=op.location))
+            gradients[operand] = both
+    missing = [p.name_hint or f"argument {p.index}" for p in parameters if p not in gradients]
+    if missing:
+        raise H2LearnError(f"expected every parameter to influence the loss, found {missing[0]} that does not")
+    return [gradients[p] for p in parameters]
+
+
+def _update(
+    block: Block,
+    arguments: _Arguments,
+    gradients: Sequence[SSAValue],
+    scalars: SSAValue,
+    spec: Train,
+    grad_scale: float,
+) -> list[spike.SgdOp]:
+    momentum, updates = spec.optimizer.momentum, []
+    position = arguments.parameters[-1].index + 1
+    for parameter, gradient in zip(arguments.parameters, gradients, strict=True):
+        velocity = None
+        if momentum:
+            velocity = block.insert_arg(parameter.type, position, parameter.location)
+            velocity.name_hint = f"momentum_{parameter.name_hint}" if parameter.name_hint else None
+            position += 1
+        update = spike.SgdOp(
+            parameter,
+            gradient,
+            velocity,
+            scalars,
+            momentum=momentum,
+            grad_scale=grad_scale,
+            location=parameter.location,
+        )
+        block.add_op(update)
+        updates.append(update)
+    return updates
+
+
+def _return(results: Sequence[SSAValue], old: func.ReturnOp) -> func.ReturnOp:
+    new = func.ReturnOp(*results)
+    new.location = old.location
+    old.erase()
+    return new
+
+
+def _location(value: SSAValue) -> builtin.LocationAttr:
+    owner = value if isinstance(value, BlockArgument) else value.owner
+    assert not isinstance(owner, Block)
+    return owner.location

@@ -1,0 +1,161 @@
+"""Gradient rules, one per op: gradients of the results in, gradients of the operands out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from xdsl.ir import Block, Operation, SSAValue
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.dialects.common import source_of
+from h2learn.dialects.sgrad import ops as sgrad
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import float_values, int_values, neuron_of, tensor_type
+
+Gradient: TypeAlias = SSAValue | None
+
+
+class Tape:
+    """Emits gradient ops at the end of a block and knows which values need a gradient."""
+
+    def __init__(self, block: Block, needed: set[SSAValue]) -> None:
+        self.block = block
+        self._needed = needed
+
+    def emit(self, op: Operation) -> SSAValue:
+        """Append ``op`` and return its first result."""
+        self.block.add_op(op)
+        return op.results[0]
+
+    def needs(self, value: SSAValue) -> bool:
+        """Return whether a parameter influences ``value``."""
+        return value in self._needed
+
+
+Rule: TypeAlias = Callable[[Operation, Sequence[Gradient], Tape], Sequence[Gradient]]
+
+
+def rule_of(op: Operation) -> Rule:
+    """Return the gradient rule of ``op``; raises H2LearnError when there is none."""
+    rule = RULES.get(type(op))
+    if rule is None:
+        raise H2LearnError(
+            f"expected an op with a gradient rule, found {op.name}",
+            location=source_of(op) or None,
+            hint="ops between the parameters and the loss must be differentiable",
+        )
+    return rule
+
+
+def shape_of(value: SSAValue) -> tuple[int, ...]:
+    """Return the shape of a tensor value."""
+    return tuple(tensor_type(value.type).get_shape())
+
+
+def _synapse(
+    op: Operation, tape: Tape, to_input: Callable[[], Operation], to_weight: Callable[[], Operation], gu: SSAValue
+) -> list[Gradient]:
+    x, weight, *bias = op.operands
+    weight_gradient = tape.emit(to_weight()) if tape.needs(weight) else None
+    bias_gradients = [tape.emit(sgrad.BiasOp(gu, location=op.location)) if tape.needs(b) else None for b in bias]
+    return [tape.emit(to_input()) if tape.needs(x) else None, weight_gradient, *bias_gradients]
+
+
+def _conv(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    gu = _required(gradients)
+    x, weight = op.operands[:2]
+    stride, padding = int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
+    return _synapse(
+        op,
+        tape,
+        lambda: sgrad.ConvInputOp(
+            gu, weight, stride=stride, padding=padding, input_shape=shape_of(x)[-3:], location=op.location
+        ),
+        lambda: sgrad.ConvWeightOp(
+            x, gu, stride=stride, padding=padding, kernel=shape_of(weight)[:2], location=op.location
+        ),
+        gu,
+    )
+
+
+def _linear(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    gu = _required(gradients)
+    x, weight = op.operands[:2]
+    return _synapse(
+        op,
+        tape,
+        lambda: sgrad.LinearInputOp(gu, weight, location=op.location),
+        lambda: sgrad.LinearWeightOp(x, gu, location=op.location),
+        gu,
+    )
+
+
+def _flatten(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    shape = shape_of(op.operands[0])[-3:]
+    return [tape.emit(sgrad.UnflattenOp(_required(gradients), shape, location=op.location))]
+
+
+def _pool(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.PoolOp)
+    kernel, stride = int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)
+    gradient = _required(gradients)
+    return [tape.emit(sgrad.PoolOp(gradient, op.x, op.kind.data, kernel, stride, location=op.location))]
+
+
+def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.LifOp)
+    through_spikes, through_potential = gradients
+    if through_spikes is None or through_potential is not None:
+        raise H2LearnError(
+            "expected a loss on the spikes of a lif layer, found one on its membrane potential",
+            location=source_of(op) or None,
+            hint="read membrane potentials from an li layer",
+        )
+    return [tape.emit(sgrad.LifOp(through_spikes, op.u, op.s, neuron_of(op), location=op.location))]
+
+
+def _li(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    alpha = float_values(op.properties, "alpha")
+    return [tape.emit(sgrad.LiOp(_required(gradients), alpha, location=op.location))]
+
+
+def _readout(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.ReadoutOp)
+    steps = shape_of(op.x)[0]
+    return [tape.emit(sgrad.ReadoutOp(_required(gradients), op.kind.data, steps, location=op.location))]
+
+
+def _encode(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.EncodeOp)
+    if op.kind.data != "direct":
+        raise H2LearnError(
+            f"expected a differentiable encoding after a parameter, found {op.kind.data}",
+            location=source_of(op) or None,
+            hint="put the layers with parameters after the encoding",
+        )
+    return _repeat(op, gradients, tape)
+
+
+def _repeat(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    return [tape.emit(sgrad.TimeSumOp(_required(gradients), location=op.location))]
+
+
+def _required(gradients: Sequence[Gradient]) -> SSAValue:
+    gradient = gradients[0]
+    assert gradient is not None, "rules run only for ops with a gradient"
+    return gradient
+
+
+RULES: dict[type[Operation], Rule] = {
+    spike.ConvOp: _conv,
+    spike.LinearOp: _linear,
+    spike.FlattenOp: _flatten,
+    spike.PoolOp: _pool,
+    spike.LifOp: _lif,
+    spike.LiOp: _li,
+    spike.ReadoutOp: _readout,
+    spike.EncodeOp: _encode,
+    spike.RepeatOp: _repeat,
+}
+"""The registry; other methods and dialects add rows."""
