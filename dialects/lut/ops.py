@@ -1,0 +1,960 @@
+"""The operations of ``lut``: each belongs to one engine, and carries every choice that decides rounding.
+
+The exact arithmetic is in ``docs/semantics.md``, the order of blocked sums in ``docs/levels.md``. An activation has the
+shape ``[T, N, H, W, C]`` or, when it is the same at every time step, ``[N, H, W, C]``. Weights and their gradients are
+``[kh*kw, C, K]``; weights are an fp32 parameter itself or its storage copy (fp16).
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeAlias
+
+from xdsl.dialects.builtin import (
+    DenseArrayBase,
+    Float64Type,
+    FloatAttr,
+    IntegerAttr,
+    IntegerType,
+    LocationAttr,
+    StringAttr,
+    TensorType,
+    f32,
+    f64,
+    i32,
+    i64,
+)
+from xdsl.ir import Attribute, SSAValue
+from xdsl.irdl import (
+    AttrSizedOperandSegments,
+    AttrSizedResultSegments,
+    IRDLOperation,
+    IRDLOption,
+    ParsePropInAttrDict,
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    opt_result_def,
+    prop_def,
+    result_def,
+    traits_def,
+)
+from xdsl.traits import Pure
+from xdsl.utils.exceptions import VerifyException
+
+from .attributes import (
+    ConvGeometry,
+    GeometryAttr,
+    GradsType,
+    MaskType,
+    Neuron,
+    NeuronAttr,
+    Shape,
+    SpikesType,
+    StoreType,
+    WinnersType,
+    shape_of,
+)
+
+Tensor: TypeAlias = TensorType[Attribute]
+Block: TypeAlias = tuple[int, int, int, int]
+
+ENGINES = ("FE", "BE", "WUE", "VEC")
+MODES = ("dense", "in", "out", "dual")
+POOL_KINDS = ("avg", "max")
+READOUT_KINDS = ("rate", "membrane_mean", "membrane_last")
+LOSS_KINDS = ("cross_entropy", "mse_rate")
+GS_TIMES = ("all", "broadcast", "last")
+
+RUN_SCALARS = TensorType(i32, [8])
+_PLAIN = "operands attr-dict `:` functional-type(operands, results)"
+
+
+def tensor(shape: Sequence[int]) -> Tensor:
+    """Return the fp32 tensor type of ``shape``."""
+    return TensorType(f32, shape)
+
+
+class LutOp(IRDLOperation, ABC):
+    """An operation of one engine; it has no side effects."""
+
+    ENGINE: ClassVar[str]
+    irdl_options: tuple[IRDLOption, ...] = (ParsePropInAttrDict(),)
+    traits = traits_def(Pure())
+
+    @property
+    def engine(self) -> str:
+        """The engine that executes the operation: ``FE``, ``BE``, ``WUE`` or ``VEC``."""
+        return self.ENGINE
+
+    def construct(
+        self,
+        operands: Sequence[SSAValue | Sequence[SSAValue]],
+        result_types: Sequence[Attribute | Sequence[Attribute]],
+        properties: Mapping[str, Attribute | None],
+        location: LocationAttr | None,
+    ) -> None:
+        """Initialise the operation with its operands, result types, properties and place in the source."""
+        super().__init__(operands=operands, result_types=result_types, properties=properties)
+        if location is not None:
+            self.location = location
+
+
+class ConvolutionOp(LutOp, ABC):
+    """A sum over a convolution window."""
+
+    geometry_attr = prop_def(GeometryAttr, prop_name="geometry")
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Kernel, stride and padding as (rows, columns)."""
+        return self.geometry_attr.data
+
+
+class ForwardConvolutionOp(ConvolutionOp, ABC):
+    """Input ``[(T,)N,H,W,C]`` and weights ``[kh*kw,C,K]`` give the current ``[(T,)N,OH,OW,K]`` in fp32."""
+
+    w = operand_def()
+    current = result_def(TensorType)
+    reduce_attr = prop_def(IntegerAttr[IntegerType], prop_name="reduce_block")
+
+    @property
+    def reduce_block(self) -> int:
+        """Input channels that are summed (over all taps) before the next block of channels starts."""
+        return self.reduce_attr.value.data
+
+    def verify_window(self, x: Attribute) -> None:
+        """Check shapes and the block size against input type ``x``."""
+        shape = _activation("input", x)
+        taps, c, k = _weights(self.w.type)
+        _expect("kernel positions of the weights", taps, self.geometry.taps)
+        _expect("input channels of the weights", c, shape[-1])
+        _expect_shape("current", self.current.type, convolved(shape, self.geometry, k))
+        _verify_block("reduce_block", self.reduce_block)
+
+
+@irdl_op_definition
+class FeConvOp(ForwardConvolutionOp):
+    """Convolution of spikes by table look-up.
+
+    For each block of ``reduce_block`` channels, tap and group of ``fan_in`` channels, adds the table entry of the
+    group's spike pattern; entries are rounded to the weights' storage type.
+    """
+
+    name = "lut.fe_conv"
+    ENGINE: ClassVar[str] = "FE"
+    s = operand_def(SpikesType)
+    w = operand_def()
+    current = result_def(TensorType)
+    fan_attr = prop_def(IntegerAttr[IntegerType], prop_name="fan_in")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        s: SSAValue,
+        w: SSAValue,
+        geometry: ConvGeometry,
+        fan_in: int,
+        reduce_block: int,
+        location: LocationAttr | None = None,
+    ) -> None:
+        result = tensor(convolved(shape_of(s.type), geometry, shape_of(w.type)[-1]))
+        properties = {"geometry": GeometryAttr(geometry), "fan_in": _int(fan_in), "reduce_block": _int(reduce_block)}
+        self.construct([s, w], [result], properties, location)
+
+    @property
+    def fan_in(self) -> int:
+        """Channels per look-up."""
+        return self.fan_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes, fan-in and block."""
+        self.verify_window(self.s.type)
+        _verify_fan(self.fan_in)
+
+
+@irdl_op_definition
+class BeConvOp(ForwardConvolutionOp):
+    """Convolution of reals on the multipliers; zero inputs are skipped."""
+
+    name = "lut.be_conv"
+    ENGINE: ClassVar[str] = "BE"
+    x = operand_def(StoreType)
+    w = operand_def()
+    current = result_def(TensorType)
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        x: SSAValue,
+        w: SSAValue,
+        geometry: ConvGeometry,
+        reduce_block: int,
+        location: LocationAttr | None = None,
+    ) -> None:
+        result = tensor(convolved(shape_of(x.type), geometry, shape_of(w.type)[-1]))
+        properties = {"geometry": GeometryAttr(geometry), "reduce_block": _int(reduce_block)}
+        self.construct([x, w], [result], properties, location)
+
+    def verify_(self) -> None:
+        """Check shapes and block."""
+        self.verify_window(self.x.type)
+
+
+@irdl_op_definition
+class LifOp(LutOp):
+    """Leaky integrate-and-fire neurons over all time steps, the bias of the layer below added to the current.
+
+    Current ``[T,..,K]`` or, the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type) and
+    the mask of the surrogate window, all ``[T,N,H,W,K]``.
+    """
+
+    name = "lut.lif"
+    ENGINE: ClassVar[str] = "VEC"
+    current = operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+    s = result_def(SpikesType)
+    u = result_def(StoreType)
+    m = result_def(MaskType)
+    neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
+    steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        current: SSAValue,
+        bias: SSAValue | None,
+        neuron: Neuron,
+        time_steps: int,
+        dtype: str,
+        location: LocationAttr | None = None,
+    ) -> None:
+        shape = (time_steps, *shape_of(current.type)[-4:])
+        self.construct(
+            [current, _optional(bias)],
+            [SpikesType(shape), StoreType(shape, dtype), MaskType(shape)],
+            {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps)},
+            location,
+        )
+
+    @property
+    def neuron(self) -> Neuron:
+        """Constants of the neuron equation and its surrogate."""
+        return self.neuron_attr.data
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.steps_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes and constants."""
+        shape = _steps_of_current(self.current.type, self.time_steps)
+        for what, value in (("spikes", self.s), ("membrane potentials", self.u), ("mask", self.m)):
+            _expect_shape(what, value.type, shape)
+        _verify_bias(self.bias, shape[-1])
+        _verify_neuron(self.neuron, shape[-1], fires=True)
+
+
+@irdl_op_definition
+class LiOp(LutOp):
+    """Leaky integrators: ``u[t] = alpha * u[t-1] + current[t] + bias``; shapes as for :class:`LifOp`."""
+
+    name = "lut.li"
+    ENGINE: ClassVar[str] = "VEC"
+    current = operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+    u = result_def(StoreType)
+    alpha_attr = prop_def(DenseArrayBase[Float64Type], prop_name="alpha")
+    steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        current: SSAValue,
+        bias: SSAValue | None,
+        alpha: Sequence[float],
+        time_steps: int,
+        dtype: str,
+        location: LocationAttr | None = None,
+    ) -> None:
+        shape = (time_steps, *shape_of(current.type)[-4:])
+        self.construct(
+            [current, _optional(bias)],
+            [StoreType(shape, dtype)],
+            {"alpha": DenseArrayBase.from_list(f64, list(alpha)), "time_steps": _int(time_steps)},
+            location,
+        )
+
+    @property
+    def alpha(self) -> tuple[float, ...]:
+        """Decay per step: one value or one per channel."""
+        return tuple(self.alpha_attr.get_values())
+
+    @property
+    def neuron(self) -> Neuron:
+        """The integrator as a neuron that never fires."""
+        return Neuron(self.alpha)
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.steps_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes and the decay."""
+        shape = _steps_of_current(self.current.type, self.time_steps)
+        _expect_shape("membrane potentials", self.u.type, shape)
+        _verify_bias(self.bias, shape[-1])
+        _verify_neuron(self.neuron, shape[-1], fires=False)
+
+
+class WindowPoolOp(LutOp, ABC):
+    """Pooling windows without padding."""
+
+    geometry_attr = prop_def(GeometryAttr, prop_name="geometry")
+    kind_attr = prop_def(StringAttr, prop_name="kind")
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Kernel and stride as (rows, columns); the padding is 0."""
+        return self.geometry_attr.data
+
+    @property
+    def kind(self) -> str:
+        """``"avg"`` or ``"max"``."""
+        return self.kind_attr.data
+
+    def verify_kind(self) -> None:
+        """Check the kind and that there is no padding."""
+        _verify_word("pooling", self.kind, POOL_KINDS)
+        if self.geometry.padding != (0, 0):
+            raise VerifyException("pooling cannot be padded")
+
+
+@irdl_op_definition
+class PoolOp(WindowPoolOp):
+    """Pooling: spikes to spikes and winners (max), spikes to reals (avg), fp32 to fp32 (max: and winners)."""
+
+    name = "lut.pool"
+    ENGINE: ClassVar[str] = "VEC"
+    x = operand_def()
+    y = result_def()
+    winners = opt_result_def(WinnersType)
+    assembly_format = _PLAIN
+
+    def __init__(
+        self, x: SSAValue, kind: str, geometry: ConvGeometry, dtype: str, location: LocationAttr | None = None
+    ) -> None:
+        shape = convolved(shape_of(x.type), geometry, shape_of(x.type)[-1])
+        y: Attribute = tensor(shape)
+        if isinstance(x.type, SpikesType):
+            y = SpikesType(shape) if kind == "max" else StoreType(shape, dtype)
+        winners = [WinnersType(shape)] if kind == "max" else []
+        self.construct([x], [y, winners], {"kind": StringAttr(kind), "geometry": GeometryAttr(geometry)}, location)
+
+    def verify_(self) -> None:
+        """Check formats and shapes."""
+        self.verify_kind()
+        shape = _activation("input", self.x.type)
+        pooled = convolved(shape, self.geometry, shape[-1])
+        if isinstance(self.x.type, SpikesType):
+            expected: type[Attribute] = SpikesType if self.kind == "max" else StoreType
+        elif isinstance(self.x.type, TensorType):
+            expected = TensorType
+        else:
+            raise VerifyException(f"expected spikes or an fp32 tensor to pool, found {self.x.type}")
+        if not isinstance(self.y.type, expected):
+            raise VerifyException(f"expected {expected.name} as the {self.kind} of {self.x.type}, found {self.y.type}")
+        _expect_shape("result", self.y.type, pooled)
+        if (self.winners is None) != (self.kind == "avg"):
+            raise VerifyException("expected winners for max pooling and none for avg pooling")
+        if self.winners is not None:
+            _expect_shape("winners", self.winners.type, pooled)
+
+
+@irdl_op_definition
+class UnpoolOp(WindowPoolOp):
+    """Gradient of a pooling: fp32 to fp32 or grads to grads; max sends each gradient to its window's winner."""
+
+    name = "lut.unpool"
+    ENGINE: ClassVar[str] = "VEC"
+    g = operand_def()
+    winners = opt_operand_def(WinnersType)
+    result = result_def()
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        g: SSAValue,
+        winners: SSAValue | None,
+        kind: str,
+        geometry: ConvGeometry,
+        shape: Shape,
+        location: LocationAttr | None = None,
+    ) -> None:
+        result: Attribute = GradsType(shape, g.type.dtype) if isinstance(g.type, GradsType) else tensor(shape)
+        properties = {"kind": StringAttr(kind), "geometry": GeometryAttr(geometry)}
+        self.construct([g, _optional(winners)], [result], properties, location)
+
+    def verify_(self) -> None:
+        """Check formats and shapes."""
+        self.verify_kind()
+        if not isinstance(self.g.type, GradsType | TensorType):
+            raise VerifyException(f"expected gradients or an fp32 tensor to unpool, found {self.g.type}")
+        if type(self.g.type) is not type(self.result.type):
+            raise VerifyException("expected the result in the format of the operand")
+        shape = _activation("result", self.result.type)
+        pooled = convolved(shape, self.geometry, shape[-1])
+        _expect_shape("gradient", self.g.type, pooled)
+        if (self.winners is None) != (self.kind == "avg"):
+            raise VerifyException("expected winners for max pooling and none for avg pooling")
+        if self.winners is not None:
+            _expect_shape("winners", self.winners.type, pooled)
+
+
+@irdl_op_definition
+class RngOp(LutOp):
+    """Random spikes with probability ``x[n,h,w,c]`` at every step, keyed by seed, sample number, neuron and step."""
+
+    name = "lut.rng"
+    ENGINE: ClassVar[str] = "VEC"
+    x = operand_def(TensorType)
+    scalars = operand_def(RUN_SCALARS)
+    s = result_def(SpikesType)
+    stream_attr = prop_def(IntegerAttr[IntegerType], prop_name="stream")
+    steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self, x: SSAValue, scalars: SSAValue, stream: int, time_steps: int, location: LocationAttr | None = None
+    ) -> None:
+        result = SpikesType((time_steps, *shape_of(x.type)))
+        self.construct([x, scalars], [result], {"stream": _int(stream), "time_steps": _int(time_steps)}, location)
+
+    @property
+    def stream(self) -> int:
+        """Number of the random stream."""
+        return self.stream_attr.value.data
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.steps_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        shape = _activation("probabilities", self.x.type)
+        _expect("rank of the probabilities", len(shape), 4)
+        _expect_shape("spikes", self.s.type, (self.time_steps, *shape))
+
+
+@irdl_op_definition
+class CastOp(LutOp):
+    """The storage copy of an fp32 parameter, which the weight update of the step before has already written."""
+
+    name = "lut.cast"
+    ENGINE: ClassVar[str] = "VEC"
+    p = operand_def(TensorType)
+    w = result_def(StoreType)
+    assembly_format = _PLAIN
+
+    def __init__(self, p: SSAValue, dtype: str, location: LocationAttr | None = None) -> None:
+        self.construct([p], [StoreType(shape_of(p.type), dtype)], {}, location)
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        _expect_shape("storage copy", self.w.type, shape_of(self.p.type))
+
+
+@irdl_op_definition
+class ReadoutOp(LutOp):
+    """Logits ``[N,1,1,K]`` from ``[T,N,1,1,K]``: spike rate, mean or last membrane potential."""
+
+    name = "lut.readout"
+    ENGINE: ClassVar[str] = "VEC"
+    x = operand_def()
+    logits = result_def(TensorType)
+    kind_attr = prop_def(StringAttr, prop_name="kind")
+    assembly_format = _PLAIN
+
+    def __init__(self, x: SSAValue, kind: str, location: LocationAttr | None = None) -> None:
+        self.construct([x], [tensor(shape_of(x.type)[1:])], {"kind": StringAttr(kind)}, location)
+
+    @property
+    def kind(self) -> str:
+        """``"rate"``, ``"membrane_mean"`` or ``"membrane_last"``."""
+        return self.kind_attr.data
+
+    def verify_(self) -> None:
+        """Check the format and shapes."""
+        _verify_word("readout", self.kind, READOUT_KINDS)
+        expected: type[Attribute] = SpikesType if self.kind == "rate" else StoreType
+        if not isinstance(self.x.type, expected):
+            raise VerifyException(f"expected {expected.name} for the readout {self.kind}, found {self.x.type}")
+        shape = shape_of(self.x.type)
+        _expect("rank of the readout's input", len(shape), 5)
+        _expect_shape("logits", self.logits.type, shape[1:])
+
+
+@irdl_op_definition
+class LossOp(LutOp):
+    """Mean loss of the valid samples, and its gradient with respect to the logits times ``scale``."""
+
+    name = "lut.loss"
+    ENGINE: ClassVar[str] = "VEC"
+    logits = operand_def(TensorType)
+    label = operand_def(TensorType)
+    scalars = operand_def(RUN_SCALARS)
+    loss = result_def(TensorType)
+    dlogits = result_def(TensorType)
+    kind_attr = prop_def(StringAttr, prop_name="kind")
+    scale_attr = prop_def(FloatAttr[Float64Type], prop_name="scale")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        logits: SSAValue,
+        label: SSAValue,
+        scalars: SSAValue,
+        kind: str,
+        scale: float,
+        location: LocationAttr | None = None,
+    ) -> None:
+        self.construct(
+            [logits, label, scalars],
+            [tensor(()), logits.type],
+            {"kind": StringAttr(kind), "scale": FloatAttr(scale, f64)},
+            location,
+        )
+
+    @property
+    def kind(self) -> str:
+        """``"cross_entropy"`` or ``"mse_rate"``."""
+        return self.kind_attr.data
+
+    @property
+    def scale(self) -> float:
+        """Factor of the gradient: loss scale, divided by T where the readout averages over time."""
+        return self.scale_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        _verify_word("loss", self.kind, LOSS_KINDS)
+        shape = shape_of(self.logits.type)
+        _expect("rank of the logits", len(shape), 4)
+        _expect_shape("logits", self.logits.type, (shape[0], 1, 1, shape[-1]))
+        _expect_shape("labels", self.label.type, (shape[0],))
+        _expect_shape("gradient", self.dlogits.type, shape)
+        _expect_shape("loss", self.loss.type, ())
+
+
+@irdl_op_definition
+class GradOp(LutOp):
+    """Gradient of membrane potentials, time backwards.
+
+    ``gs_time`` says how ``gs`` reaches the time steps: ``all`` has one per step (``[T,N,H,W,K]``), ``broadcast`` the
+    same at every step, ``last`` only at the last one (both ``[N,H,W,K]``). A leaky integrator takes neither u nor s.
+    """
+
+    name = "lut.grad"
+    ENGINE: ClassVar[str] = "VEC"
+    gs = operand_def(TensorType)
+    u = opt_operand_def(StoreType)
+    s = opt_operand_def(SpikesType)
+    gu = result_def(GradsType)
+    neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
+    steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
+    gs_time_attr = prop_def(StringAttr, prop_name="gs_time")
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
+    assembly_format = "$gs (`state` $u^ `,` $s)? attr-dict `:` type($gs) (`,` type($u)^ `,` type($s))? `->` type($gu)"
+
+    def __init__(
+        self,
+        gs: SSAValue,
+        u: SSAValue | None,
+        s: SSAValue | None,
+        neuron: Neuron,
+        gs_time: str,
+        time_steps: int,
+        dtype: str,
+        location: LocationAttr | None = None,
+    ) -> None:
+        shape = (time_steps, *shape_of(gs.type)[-4:])
+        self.construct(
+            [gs, _optional(u), _optional(s)],
+            [GradsType(shape, dtype)],
+            {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps), "gs_time": StringAttr(gs_time)},
+            location,
+        )
+
+    @property
+    def neuron(self) -> Neuron:
+        """Constants of the forward neuron."""
+        return self.neuron_attr.data
+
+    @property
+    def kind(self) -> str:
+        """``"lif"``, or ``"li"`` for a leaky integrator."""
+        return "lif" if self.neuron.fires else "li"
+
+    @property
+    def gs_time(self) -> str:
+        """``"all"``, ``"broadcast"`` or ``"last"``."""
+        return self.gs_time_attr.data
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.steps_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes and constants."""
+        _verify_word("gs_time", self.gs_time, GS_TIMES)
+        shape = _activation("gradient", self.gu.type)
+        _expect("time steps of the gradient", (self.time_steps, len(shape)), (shape[0], 5))
+        _expect_shape("incoming gradient", self.gs.type, shape if self.gs_time == "all" else shape[1:])
+        _verify_neuron(self.neuron, shape[-1], fires=self.neuron.fires)
+        for what, value in (("membrane potentials", self.u), ("spikes", self.s)):
+            if (value is None) == self.neuron.fires:
+                raise VerifyException(f"expected {what} as operand for a neuron that fires, and only there")
+            if value is not None:
+                _expect_shape(what, value.type, shape)
+
+
+@irdl_op_definition
+class BeGradOp(ConvolutionOp):
+    """Gradient with respect to a convolution's input (transposed convolution); +0 where the mask is 0."""
+
+    name = "lut.be_grad"
+    ENGINE: ClassVar[str] = "BE"
+    gu = operand_def(GradsType)
+    w = operand_def()
+    m = opt_operand_def(MaskType)
+    gs = result_def(TensorType)
+    reduce_attr = prop_def(IntegerAttr[IntegerType], prop_name="reduce_block")
+    mode_attr = prop_def(StringAttr, prop_name="mode")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        gu: SSAValue,
+        w: SSAValue,
+        m: SSAValue | None,
+        geometry: ConvGeometry,
+        reduce_block: int,
+        mode: str,
+        shape: Shape,
+        location: LocationAttr | None = None,
+    ) -> None:
+        self.construct(
+            [gu, w, _optional(m)],
+            [tensor(shape)],
+            {"geometry": GeometryAttr(geometry), "reduce_block": _int(reduce_block), "mode": StringAttr(mode)},
+            location,
+        )
+
+    @property
+    def reduce_block(self) -> int:
+        """Output channels that are summed (over all taps) before the next block starts."""
+        return self.reduce_attr.value.data
+
+    @property
+    def mode(self) -> str:
+        """Which zeros save cycles: ``dense``, ``in`` (gradients), ``out`` (mask) or ``dual``; never changes bits."""
+        return self.mode_attr.data
+
+    def verify_(self) -> None:
+        """Check shapes, block and mode."""
+        _verify_word("mode", self.mode, MODES)
+        shape = _activation("input gradient", self.gs.type)
+        taps, c, k = _weights(self.w.type)
+        _expect("kernel positions of the weights", taps, self.geometry.taps)
+        _expect("input channels of the weights", c, shape[-1])
+        _expect_shape("gradient", self.gu.type, convolved(shape, self.geometry, k))
+        _verify_block("reduce_block", self.reduce_block)
+        if self.m is not None:
+            _expect_shape("mask", self.m.type, shape)
+        if self.m is None and self.mode in ("out", "dual"):
+            raise VerifyException(f"mode {self.mode} needs a mask")
+
+
+@irdl_op_definition
+class TimeSumOp(LutOp):
+    """Sum of gradients ``[T,N,H,W,K]`` over time, last step first, rounded to storage: ``[N,H,W,K]``."""
+
+    name = "lut.time_sum"
+    ENGINE: ClassVar[str] = "VEC"
+    g = operand_def(GradsType)
+    result = result_def(GradsType)
+    assembly_format = _PLAIN
+
+    def __init__(self, g: SSAValue, location: LocationAttr | None = None) -> None:
+        assert isinstance(g.type, GradsType)
+        self.construct([g], [GradsType(g.type.shape[1:], g.type.dtype)], {}, location)
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        shape = shape_of(self.g.type)
+        _expect("rank of the gradient", len(shape), 5)
+        _expect_shape("sum", self.result.type, shape[1:])
+
+
+class WeightGradientOp(ConvolutionOp, ABC):
+    """Input ``[(T,)N,H,W,C]`` and gradient ``[(T,)N,OH,OW,K]`` give ``[kh*kw,C,K]`` in fp32."""
+
+    gu = operand_def(GradsType)
+    gw = result_def(TensorType)
+    reduce_attr = prop_def(DenseArrayBase[IntegerType], prop_name="reduce_block")
+
+    @property
+    def reduce_block(self) -> Block:
+        """(steps, samples, rows, columns) of positions that form one flat block."""
+        return _block(self.reduce_attr)
+
+    def verify_window(self, x: Attribute) -> None:
+        """Check shapes and blocks against input type ``x``."""
+        shape = _activation("input", x)
+        k = shape_of(self.gu.type)[-1]
+        _expect_shape("gradient", self.gu.type, convolved(shape, self.geometry, k))
+        _expect_shape("weight gradient", self.gw.type, (self.geometry.taps, shape[-1], k))
+        _verify_block("reduce_block", *self.reduce_block)
+
+
+@irdl_op_definition
+class WuOp(WeightGradientOp):
+    """Weight gradient of spikes by table look-up: groups of ``fan_in`` positions, restarting at every block."""
+
+    name = "lut.wu"
+    ENGINE: ClassVar[str] = "WUE"
+    s = operand_def(SpikesType)
+    gu = operand_def(GradsType)
+    gw = result_def(TensorType)
+    fan_attr = prop_def(IntegerAttr[IntegerType], prop_name="fan_in")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        s: SSAValue,
+        gu: SSAValue,
+        geometry: ConvGeometry,
+        fan_in: int,
+        reduce_block: Block,
+        location: LocationAttr | None = None,
+    ) -> None:
+        result = tensor((geometry.taps, shape_of(s.type)[-1], shape_of(gu.type)[-1]))
+        properties = {"geometry": GeometryAttr(geometry), "fan_in": _int(fan_in), "reduce_block": _ints(reduce_block)}
+        self.construct([s, gu], [result], properties, location)
+
+    @property
+    def fan_in(self) -> int:
+        """Positions per look-up."""
+        return self.fan_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes, fan-in and blocks."""
+        self.verify_window(self.s.type)
+        _verify_fan(self.fan_in)
+
+
+@irdl_op_definition
+class BeWgtOp(WeightGradientOp):
+    """Weight gradient of a real input on the multipliers."""
+
+    name = "lut.be_wgt"
+    ENGINE: ClassVar[str] = "BE"
+    x = operand_def(StoreType)
+    gu = operand_def(GradsType)
+    gw = result_def(TensorType)
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        x: SSAValue,
+        gu: SSAValue,
+        geometry: ConvGeometry,
+        reduce_block: Block,
+        location: LocationAttr | None = None,
+    ) -> None:
+        result = tensor((geometry.taps, shape_of(x.type)[-1], shape_of(gu.type)[-1]))
+        properties = {"geometry": GeometryAttr(geometry), "reduce_block": _ints(reduce_block)}
+        self.construct([x, gu], [result], properties, location)
+
+    def verify_(self) -> None:
+        """Check shapes and blocks."""
+        self.verify_window(self.x.type)
+
+
+@irdl_op_definition
+class BiasGradOp(LutOp):
+    """Bias gradient ``[K]``: sum of the gradients ``[(T,)N,H,W,K]`` over all positions, block by block."""
+
+    name = "lut.bias_grad"
+    ENGINE: ClassVar[str] = "VEC"
+    gu = operand_def(GradsType)
+    gb = result_def(TensorType)
+    reduce_attr = prop_def(DenseArrayBase[IntegerType], prop_name="reduce_block")
+    assembly_format = _PLAIN
+
+    def __init__(self, gu: SSAValue, reduce_block: Block, location: LocationAttr | None = None) -> None:
+        self.construct([gu], [tensor(shape_of(gu.type)[-1:])], {"reduce_block": _ints(reduce_block)}, location)
+
+    @property
+    def reduce_block(self) -> Block:
+        """(steps, samples, rows, columns) of positions that form one flat block."""
+        return _block(self.reduce_attr)
+
+    def verify_(self) -> None:
+        """Check shapes and blocks."""
+        shape = _activation("gradient", self.gu.type)
+        _expect_shape("bias gradient", self.gb.type, shape[-1:])
+        _verify_block("reduce_block", *self.reduce_block)
+
+
+@irdl_op_definition
+class SgdOp(LutOp):
+    """Gradient descent on one parameter; with ``momentum`` its buffer is an operand and a result.
+
+    ``g`` is multiplied by ``grad_scale`` first. The new storage copy ``w`` exists for fp16 weights only.
+    """
+
+    name = "lut.sgd"
+    ENGINE: ClassVar[str] = "VEC"
+    p = operand_def(TensorType)
+    g = operand_def(TensorType)
+    m = opt_operand_def(TensorType)
+    scalars = operand_def(RUN_SCALARS)
+    new_p = result_def(TensorType)
+    new_m = opt_result_def(TensorType)
+    w = opt_result_def(StoreType)
+    momentum_attr = prop_def(FloatAttr[Float64Type], prop_name="momentum")
+    grad_scale_attr = prop_def(FloatAttr[Float64Type], prop_name="grad_scale")
+    irdl_options = (ParsePropInAttrDict(), AttrSizedResultSegments(as_property=True))
+    assembly_format = (
+        "$p `,` $g (`momentum` $m^)? `,` $scalars attr-dict `:` type($p) `,` type($g) (`momentum` type($m)^)? `->` "
+        "type($new_p) (`momentum` type($new_m)^)? (`copy` type($w)^)?"
+    )
+
+    def __init__(
+        self,
+        p: SSAValue,
+        g: SSAValue,
+        m: SSAValue | None,
+        scalars: SSAValue,
+        momentum: float,
+        grad_scale: float,
+        copy_dtype: str | None = None,
+        location: LocationAttr | None = None,
+    ) -> None:
+        """``copy_dtype``: storage type of the copy ``w``, None for no copy."""
+        copy = [StoreType(shape_of(p.type), copy_dtype)] if copy_dtype else []
+        self.construct(
+            [p, g, _optional(m), scalars],
+            [p.type, [p.type] if m is not None else [], copy],
+            {"momentum": FloatAttr(momentum, f64), "grad_scale": FloatAttr(grad_scale, f64)},
+            location,
+        )
+
+    @property
+    def momentum(self) -> float:
+        """Factor of the old momentum buffer; 0 for plain gradient descent."""
+        return self.momentum_attr.value.data
+
+    @property
+    def grad_scale(self) -> float:
+        """Factor of the gradient read: the inverse of the loss scale."""
+        return self.grad_scale_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes and the momentum buffer."""
+        shape = shape_of(self.p.type)
+        _expect_shape("gradient", self.g.type, shape)
+        _expect_shape("new parameter", self.new_p.type, shape)
+        for what, value in (("momentum", self.m), ("new momentum", self.new_m), ("storage copy", self.w)):
+            if value is not None:
+                _expect_shape(what, value.type, shape)
+        if (self.m is None) != (self.momentum == 0) or (self.m is None) != (self.new_m is None):
+            raise VerifyException("expected a momentum buffer as operand and result when momentum is not 0")
+
+
+def convolved(shape: Sequence[int], geometry: ConvGeometry, k: int) -> Shape:
+    """Return the output shape for an input ``[(T,)N,H,W,C]`` and ``k`` output channels."""
+    return (*shape[:-3], *geometry.extent(shape[-3], shape[-2]), k)
+
+
+def _int(value: int) -> IntegerAttr[IntegerType]:
+    return IntegerAttr(value, i64)
+
+
+def _ints(values: Sequence[int]) -> DenseArrayBase[IntegerType]:
+    return DenseArrayBase.from_list(i64, list(values))
+
+
+def _optional(value: SSAValue | None) -> list[SSAValue]:
+    return [] if value is None else [value]
+
+
+def _block(attribute: DenseArrayBase[IntegerType]) -> Block:
+    steps, samples, rows, columns = attribute.get_values()
+    return steps, samples, rows, columns
+
+
+def _expect(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise VerifyException(f"expected {what} to be {expected}, found {found}")
+
+
+def _expect_shape(what: str, type_: Attribute, expected: Shape) -> None:
+    if min(expected, default=1) < 1:
+        raise VerifyException(f"the window does not fit its input: {what} would have the shape {list(expected)}")
+    _expect(f"the shape of the {what}", list(shape_of(type_)), list(expected))
+
+
+def _activation(what: str, type_: Attribute) -> Shape:
+    shape = shape_of(type_)
+    if len(shape) not in (4, 5):
+        raise VerifyException(f"expected {what} as [T,N,H,W,C] or [N,H,W,C], found {type_}")
+    return shape
+
+
+def _weights(type_: Attribute) -> tuple[int, int, int]:
+    if not isinstance(type_, TensorType | StoreType) or len(shape_of(type_)) != 3:
+        raise VerifyException(f"expected weights [kh*kw, C, K] as fp32 tensor or store, found {type_}")
+    taps, c, k = shape_of(type_)
+    return taps, c, k
+
+
+def _steps_of_current(type_: Attribute, time_steps: int) -> Shape:
+    shape = _activation("current", type_)
+    if len(shape) == 5:
+        _expect("time_steps", time_steps, shape[0])
+    return (time_steps, *shape[-4:])
+
+
+def _verify_bias(bias: SSAValue | None, channels: int) -> None:
+    if bias is not None:
+        _expect_shape("bias", bias.type, (channels,))
+
+
+def _verify_neuron(neuron: Neuron, channels: int, *, fires: bool) -> None:
+    _expect("the neuron to fire", neuron.fires, fires)
+    for name in ("alpha", "theta", "v_reset"):
+        count = len(getattr(neuron, name))
+        if count not in (1, channels):
+            raise VerifyException(f"expected 1 or {channels} values of {name}, found {count}")
+
+
+def _verify_word(what: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise VerifyException(f"expected a {what} of {', '.join(known)}, found {word!r}")
+
+
+def _verify_fan(fan_in: int) -> None:
+    if not 1 <= fan_in <= 8:
+        raise VerifyException(f"expected fan_in between 1 and 8, found {fan_in}")
+
+
+def _verify_block(what: str, *sizes: int) -> None:
+    if min(sizes) < 1:
+        raise VerifyException(f"expected {what} to be positive, found {', '.join(map(str, sizes))}")
