@@ -1,0 +1,187 @@
+"""Convolutions and weight gradients of the ``lut`` interpreter, in the order of summation that the op states.
+
+Images are time-major: an activation ``[T,N,H,W,C]`` (or ``[N,H,W,C]``) is ``[T*N,H,W,C]`` here. Loops run over what a
+sum runs over; only independent elements are vectorised. All reals are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.numerics import round_to_storage
+
+from .attributes import ConvGeometry
+from .ops import Block
+
+F32 = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
+Window = tuple[slice, slice, slice]
+
+ZERO = np.float32(0)
+
+
+def look_up_table(operands: F32, dtype: str) -> F32:
+    """Return the sums of every subset of the ``fan`` rows ``[..., fan, K]`` as ``[..., 2^fan, K]``.
+
+    ``entry[0] = 0``; ``entry[p] = st(entry[p & (p-1)] + operand[ctz(p)])``: bits join from the highest to the lowest.
+    """
+    fan = operands.shape[-2]
+    entries = np.zeros((*operands.shape[:-2], 1 << fan, operands.shape[-1]), dtype=np.float32)
+    for pattern in range(1, 1 << fan):
+        rest = pattern & (pattern - 1)
+        lowest = (pattern ^ rest).bit_length() - 1
+        entries[..., pattern, :] = round_to_storage(entries[..., rest, :] + operands[..., lowest, :], dtype)
+    return entries
+
+
+def spike_convolution(s: Bits, w: F32, geometry: ConvGeometry, fan_in: int, reduce_block: int, dtype: str) -> F32:
+    """``lut.fe_conv``: spikes ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``."""
+    images, acc = _padded(s, geometry), _accumulator(s.shape, geometry, w.shape[-1])
+    for first in range(0, s.shape[-1], reduce_block):
+        last = min(first + reduce_block, s.shape[-1])
+        for tap, window in enumerate(_windows(geometry, acc.shape)):
+            for channel in range(first, last, fan_in):
+                group = slice(channel, min(channel + fan_in, last))
+                entries = look_up_table(_filled(w[tap, group], fan_in), dtype)
+                patterns = _patterns(images[window][..., group], axis=-1)
+                acc = np.where(patterns[..., None] != 0, acc + entries[patterns], acc)
+    return acc.reshape(*s.shape[:-3], *acc.shape[1:])
+
+
+def real_convolution(x: F32, w: F32, geometry: ConvGeometry, reduce_block: int) -> F32:
+    """``lut.be_conv``: reals ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``."""
+    images, acc = _padded(x, geometry), _accumulator(x.shape, geometry, w.shape[-1])
+    for first in range(0, x.shape[-1], reduce_block):
+        for tap, window in enumerate(_windows(geometry, acc.shape)):
+            for channel in range(first, min(first + reduce_block, x.shape[-1])):
+                value = images[window][..., channel, None]
+                acc = np.where(value != 0, acc + value * w[tap, channel], acc)
+    return acc.reshape(*x.shape[:-3], *acc.shape[1:])
+
+
+def input_gradient(
+    gu: F32, w: F32, mask: Bits | None, geometry: ConvGeometry, reduce_block: int, shape: tuple[int, ...]
+) -> F32:
+    """``lut.be_grad``: gradients ``[..,OH,OW,K]``, weights ``[taps,C,K]`` -> ``shape`` = ``[..,H,W,C]``."""
+    gradients = _images(gu)
+    (ph, pw), (height, width, channels) = geometry.padding, shape[-3:]
+    acc = np.zeros((len(gradients), height + 2 * ph, width + 2 * pw, channels), dtype=np.float32)
+    for first in range(0, gu.shape[-1], reduce_block):
+        for tap, window in enumerate(_windows(geometry, gradients.shape)):
+            for k in range(first, min(first + reduce_block, gu.shape[-1])):
+                value = gradients[..., k, None]
+                acc[window] = np.where(value != 0, acc[window] + value * w[tap, :, k], acc[window])
+    result = acc[:, ph : ph + height, pw : pw + width].reshape(shape)
+    return result if mask is None else np.where(mask, result, ZERO)
+
+
+def spike_weight_gradient(
+    s: Bits, gu: F32, geometry: ConvGeometry, fan_in: int, reduce_block: Block, dtype: str
+) -> F32:
+    """``lut.wu``: spikes ``[..,H,W,C]``, gradients ``[..,OH,OW,K]`` -> ``[taps,C,K]``."""
+    inputs, gradients = _tap_inputs(s, gu, geometry), _stepped(gu)
+    acc = np.zeros((geometry.taps, s.shape[-1], gu.shape[-1]), dtype=np.float32)
+    for block in _blocks(gradients.shape[:4], reduce_block):
+        spikes = _block_of(inputs, block, reduce_block, axis=1)
+        live = _block_of(gradients, block, reduce_block, axis=0)
+        for first in range(0, len(live), fan_in):
+            group = slice(first, first + fan_in)
+            entries = look_up_table(_filled(live[group], fan_in), dtype)
+            patterns = _patterns(spikes[:, group], axis=1)
+            acc = np.where(patterns[..., None] != 0, acc + entries[patterns], acc)
+    return acc
+
+
+def real_weight_gradient(x: F32, gu: F32, geometry: ConvGeometry, reduce_block: Block) -> F32:
+    """``lut.be_wgt``: reals ``[..,H,W,C]``, gradients ``[..,OH,OW,K]`` -> ``[taps,C,K]``."""
+    inputs, gradients = _tap_inputs(x, gu, geometry), _stepped(gu)
+    acc = np.zeros((geometry.taps, x.shape[-1], gu.shape[-1]), dtype=np.float32)
+    for block in _blocks(gradients.shape[:4], reduce_block):
+        values = _block_of(inputs, block, reduce_block, axis=1)
+        for position, g in enumerate(_block_of(gradients, block, reduce_block, axis=0)):
+            value = values[:, position, :, None]
+            acc = np.where((value != 0) & (g != 0), acc + value * g, acc)
+    return acc
+
+
+def bias_gradient(gu: F32, reduce_block: Block) -> F32:
+    """``lut.bias_grad``: gradients ``[..,H,W,K]`` -> ``[K]``."""
+    gradients = _stepped(gu)
+    acc = np.zeros(gu.shape[-1], dtype=np.float32)
+    for block in _blocks(gradients.shape[:4], reduce_block):
+        for g in _block_of(gradients, block, reduce_block, axis=0):
+            acc = np.where(g != 0, acc + g, acc)
+    return acc
+
+
+def _images(x: Array) -> Array:
+    return x.reshape(-1, *x.shape[-3:])
+
+
+def _stepped(x: F32) -> F32:
+    """Return ``x`` with a time dimension."""
+    return x if x.ndim == 5 else x[None]
+
+
+def _padded(x: Array, geometry: ConvGeometry) -> Array:
+    ph, pw = geometry.padding
+    return np.pad(_images(x), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+
+
+def _accumulator(shape: tuple[int, ...], geometry: ConvGeometry, k: int) -> F32:
+    images = int(np.prod(shape[:-3]))
+    return np.zeros((images, *geometry.extent(shape[-3], shape[-2]), k), dtype=np.float32)
+
+
+def _windows(geometry: ConvGeometry, output_shape: tuple[int, ...]) -> Iterator[Window]:
+    """Yield for each tap, row-major, where the output positions lie in the padded input ``[images,H,W,..]``."""
+    (kh, kw), (sh, sw) = geometry.kernel, geometry.stride
+    rows, columns = output_shape[1:3]
+    for ky, kx in product(range(kh), range(kw)):
+        yield (
+            slice(None),
+            slice(ky, ky + (rows - 1) * sh + 1, sh),
+            slice(kx, kx + (columns - 1) * sw + 1, sw),
+        )
+
+
+def _filled(rows: F32, count: int) -> F32:
+    """Return ``rows`` ``[n, K]`` with rows of zeros up to ``count``."""
+    return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+
+
+def _patterns(bits: Array, axis: int) -> npt.NDArray[np.int64]:
+    """Return the numbers whose bit ``i`` is element ``i`` along ``axis``."""
+    moved = np.moveaxis(bits, axis, -1).astype(np.int64)
+    return np.asarray(moved @ (1 << np.arange(moved.shape[-1])), dtype=np.int64)
+
+
+def _tap_inputs(x: Array, gu: F32, geometry: ConvGeometry) -> Array:
+    """Return what each tap sees at the positions of ``gu``: ``[taps,T,N,OH,OW,C]``."""
+    images, positions = _padded(x, geometry), _stepped(gu).shape[:4]
+    taps = [images[window].reshape(*positions, x.shape[-1]) for window in _windows(geometry, _images(gu).shape)]
+    return np.stack(taps)
+
+
+def _blocks(positions: tuple[int, ...], block: Block) -> Iterator[tuple[slice, slice, slice, slice]]:
+    """Yield the blocks of ``[T,N,H,W]``: samples outermost, then rows, columns and steps."""
+    t, n, y, x = (
+        [slice(first, first + size) for first in range(0, extent, size)]
+        for extent, size in zip(positions, block, strict=True)
+    )
+    for samples, rows, columns, steps in product(n, y, x, t):
+        yield steps, samples, rows, columns
+
+
+def _block_of(x: Array, block: tuple[slice, slice, slice, slice], sizes: Block, axis: int) -> Array:
+    """Return a block of ``x`` with its positions (at ``axis`` to ``axis + 3``) flat, ragged edges filled with zeros."""
+    cut = x[(slice(None),) * axis + block]
+    missing = [size - found for size, found in zip(sizes, cut.shape[axis : axis + 4], strict=True)]
+    filled = np.pad(cut, [(0, 0)] * axis + [(0, m) for m in missing] + [(0, 0)] * (x.ndim - axis - 4))
+    return filled.reshape(*x.shape[:axis], -1, *x.shape[axis + 4 :])

@@ -1,0 +1,197 @@
+"""Executes a ``lut`` module with NumPy: exact rounding and the stated order of every sum, for small nets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import func
+from xdsl.dialects.builtin import ModuleOp, TensorType, i32
+from xdsl.ir import Attribute, Operation, SSAValue
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.numerics import round_to_storage
+from h2learn.dialects.common import Array, source_of
+
+from . import convolution, vector
+from .attributes import GradsType, SpikesType, StoreType, WinnersType, shape_of
+from .ops import (
+    BeConvOp,
+    BeGradOp,
+    BeWgtOp,
+    BiasGradOp,
+    CastOp,
+    FeConvOp,
+    GradOp,
+    LifOp,
+    LiOp,
+    LossOp,
+    PoolOp,
+    ReadoutOp,
+    RngOp,
+    SgdOp,
+    TimeSumOp,
+    UnpoolOp,
+    WuOp,
+)
+
+Real = npt.NDArray[Any]
+Rule = Callable[..., Sequence[Array | None]]
+
+
+def interpret(module: ModuleOp, arguments: Sequence[Array]) -> list[Array]:
+    """Run ``@main`` and return its results in order.
+
+    Arguments are dense arrays in the order of the io table, of any shape with the elements of the argument's type;
+    spikes, masks: bool, winners: uint8, labels and scalars: int32, all else float32. Raises H2LearnError for a wrong
+    number of arguments or elements, for a label outside the classes, and for an op of another dialect.
+    """
+    main = _main(module)
+    block = main.body.block
+    if len(arguments) != len(block.args):
+        raise H2LearnError(f"expected {len(block.args)} arguments, found {len(arguments)}")
+    values: dict[SSAValue, Array] = {
+        value: _device_array(argument, value.type, index)
+        for index, (value, argument) in enumerate(zip(block.args, arguments, strict=True))
+    }
+    with np.errstate(all="ignore"):
+        for op in block.ops:
+            if isinstance(op, func.ReturnOp):
+                return [values[operand] for operand in op.operands]
+            results = _execute(op, [values[operand] for operand in op.operands])
+            values.update(zip(op.results, (r for r in results if r is not None), strict=True))
+    raise AssertionError("@main has no return")
+
+
+def _main(module: ModuleOp) -> func.FuncOp:
+    for op in module.ops:
+        if isinstance(op, func.FuncOp) and op.sym_name.data == "main":
+            return op
+    raise H2LearnError("the module has no function @main")
+
+
+def _device_array(argument: Array, type_: Attribute, index: int) -> Array:
+    shape = shape_of(type_)
+    if argument.size != int(np.prod(shape)):
+        raise H2LearnError(f"argument {index} has the shape {list(argument.shape)}, expected {list(shape)}")
+    reshaped = argument.reshape(shape)
+    if isinstance(type_, StoreType):
+        return round_to_storage(reshaped, type_.dtype)
+    if isinstance(type_, SpikesType):
+        return reshaped.astype(np.bool_)
+    if isinstance(type_, WinnersType):
+        return reshaped.astype(np.uint8)
+    if isinstance(type_, TensorType) and type_.element_type == i32:
+        return reshaped.astype(np.int32)
+    return reshaped.astype(np.float32)
+
+
+def _execute(op: Operation, operands: list[Array]) -> Sequence[Array | None]:
+    rule = _RULES.get(type(op))
+    if rule is None:
+        raise H2LearnError(f"{op.name} is not an operation of the lut level", location=source_of(op) or None)
+    return rule(op, *operands)
+
+
+def _dtype(value: SSAValue) -> str:
+    """Storage type of weights: a parameter tensor is used as it is."""
+    return value.type.dtype if isinstance(value.type, StoreType | GradsType) else "f32"
+
+
+def _fe_conv(op: FeConvOp, s: Real, w: Real) -> Sequence[Array]:
+    return [convolution.spike_convolution(s, w, op.geometry, op.fan_in, op.reduce_block, _dtype(op.w))]
+
+
+def _be_conv(op: BeConvOp, x: Real, w: Real) -> Sequence[Array]:
+    return [convolution.real_convolution(x, w, op.geometry, op.reduce_block)]
+
+
+def _lif(op: LifOp, current: Real, bias: Real = vector.NO_BIAS) -> Sequence[Array]:
+    return vector.lif(current, bias, op.neuron, op.time_steps, _dtype(op.u))
+
+
+def _li(op: LiOp, current: Real, bias: Real = vector.NO_BIAS) -> Sequence[Array]:
+    return [vector.li(current, bias, op.neuron, op.time_steps, _dtype(op.u))]
+
+
+def _pool(op: PoolOp, x: Real) -> Sequence[Array | None]:
+    y, winners = vector.pool(x, op.kind, op.geometry)
+    if isinstance(op.y.type, SpikesType):
+        return [y != 0, winners]
+    return [round_to_storage(y, _dtype(op.y)), winners if op.winners is not None else None]
+
+
+def _unpool(op: UnpoolOp, g: Real, winners: Real | None = None) -> Sequence[Array]:
+    result = vector.unpool(g, winners, op.geometry, shape_of(op.result.type))
+    if isinstance(op.result.type, GradsType):
+        return [vector.live(round_to_storage(result, op.result.type.dtype))]
+    return [result]
+
+
+def _rng(op: RngOp, x: Real, scalars: Real) -> Sequence[Array]:
+    return [vector.rng(x, scalars, op.stream, op.time_steps)]
+
+
+def _cast(op: CastOp, p: Real) -> Sequence[Array]:
+    return [round_to_storage(p, _dtype(op.w))]
+
+
+def _readout(op: ReadoutOp, x: Real) -> Sequence[Array]:
+    return [vector.readout(x, op.kind)]
+
+
+def _loss(op: LossOp, logits: Real, label: Real, scalars: Real) -> Sequence[Array]:
+    return vector.loss(logits, label, scalars, op.kind, op.scale)
+
+
+def _grad(op: GradOp, gs: Real, u: Real | None = None, s: Real | None = None) -> Sequence[Array]:
+    return [vector.grad(gs, u, s, op.neuron, op.gs_time, op.time_steps, _dtype(op.gu))]
+
+
+def _be_grad(op: BeGradOp, gu: Real, w: Real, mask: Real | None = None) -> Sequence[Array]:
+    return [convolution.input_gradient(gu, w, mask, op.geometry, op.reduce_block, shape_of(op.gs.type))]
+
+
+def _time_sum(op: TimeSumOp, g: Real) -> Sequence[Array]:
+    return [vector.live(round_to_storage(vector.time_sum(g), _dtype(op.result)))]
+
+
+def _wu(op: WuOp, s: Real, gu: Real) -> Sequence[Array]:
+    return [convolution.spike_weight_gradient(s, gu, op.geometry, op.fan_in, op.reduce_block, _dtype(op.gu))]
+
+
+def _be_wgt(op: BeWgtOp, x: Real, gu: Real) -> Sequence[Array]:
+    return [convolution.real_weight_gradient(x, gu, op.geometry, op.reduce_block)]
+
+
+def _bias_grad(op: BiasGradOp, gu: Real) -> Sequence[Array]:
+    return [convolution.bias_gradient(gu, op.reduce_block)]
+
+
+def _sgd(op: SgdOp, p: Real, g: Real, *rest: Real) -> Sequence[Array | None]:
+    m, scalars = rest if len(rest) == 2 else (None, rest[0])
+    new_p, new_m = vector.sgd(p, g, m, scalars, op.momentum, op.grad_scale)
+    return [new_p, new_m, round_to_storage(new_p, _dtype(op.w)) if op.w is not None else None]
+
+
+_RULES: dict[type[Operation], Rule] = {
+    FeConvOp: _fe_conv,
+    BeConvOp: _be_conv,
+    LifOp: _lif,
+    LiOp: _li,
+    PoolOp: _pool,
+    UnpoolOp: _unpool,
+    RngOp: _rng,
+    CastOp: _cast,
+    ReadoutOp: _readout,
+    LossOp: _loss,
+    GradOp: _grad,
+    BeGradOp: _be_grad,
+    TimeSumOp: _time_sum,
+    WuOp: _wu,
+    BeWgtOp: _be_wgt,
+    BiasGradOp: _bias_grad,
+    SgdOp: _sgd,
+}

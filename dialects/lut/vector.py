@@ -1,0 +1,235 @@
+"""What the vector unit computes, as the ``lut`` interpreter sees it; all reals are float32 (see docs/semantics.md)."""
+
+from __future__ import annotations
+
+from itertools import product
+from types import EllipsisType
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn import numerics
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.numerics import round_to_storage
+
+from .attributes import ConvGeometry, Neuron
+
+F32 = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int32]
+Window = tuple[EllipsisType, slice, slice, slice]
+
+ZERO = np.float32(0)
+NO_BIAS = np.zeros(1, dtype=np.float32)
+
+
+def lif(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> tuple[Bits, F32, Bits]:
+    """Return spikes, potentials and surrogate mask, all ``[T,..,K]``, of a current ``[T,..,K]`` or ``[..,K]``."""
+    alpha, theta, v_reset = _rows(neuron)
+    width = np.float32(neuron.width)
+    spikes, potentials, masks = [], [], []
+    r = np.zeros(current.shape[-4:], dtype=np.float32)
+    for t in range(steps):
+        x = (current[t] if current.ndim == 5 else current) + bias
+        u = round_to_storage(alpha * r + x, dtype)
+        s = _fires(u, theta, neuron.compare)
+        potentials.append(u)
+        spikes.append(s)
+        masks.append(np.abs(u - theta) < width)
+        r = _after_reset(u, s, theta, v_reset, neuron.reset)
+    return np.stack(spikes), np.stack(potentials), np.stack(masks)
+
+
+def li(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> F32:
+    """Return the membrane potentials ``[T,..,K]`` of leaky integrators."""
+    alpha = _rows(neuron)[0]
+    potentials: list[F32] = []
+    u = np.zeros(current.shape[-4:], dtype=np.float32)
+    for t in range(steps):
+        x = (current[t] if current.ndim == 5 else current) + bias
+        u = round_to_storage(alpha * u + x, dtype)
+        potentials.append(u)
+    return np.stack(potentials)
+
+
+def grad(gs: F32, u: F32 | None, s: Bits | None, neuron: Neuron, gs_time: str, steps: int, dtype: str) -> F32:
+    """Return the gradient of the membrane potentials ``[T,..,K]``, the last time step first."""
+    alpha = _rows(neuron)[0]
+    gradients: list[F32] = []
+    carried = np.zeros(gs.shape[-4:], dtype=np.float32)
+    for t in reversed(range(steps)):
+        g = _arriving(gs, gs_time, t, steps)
+        if u is None or s is None:
+            carried = round_to_storage(g + alpha * carried, dtype)
+        else:
+            carried = round_to_storage(_through_spike(g, u[t], s[t], carried, neuron), dtype)
+        gradients.append(live(carried))
+    return np.stack(gradients[::-1])
+
+
+def live(g: F32) -> F32:
+    """Return what the bitmap and values of ``g`` hold: zeros of either sign are dead and read as +0."""
+    return np.where(g != 0, g, ZERO)
+
+
+def pool(x: F32 | Bits, kind: str, geometry: ConvGeometry) -> tuple[F32, Bytes]:
+    """Return average or maximum (as float32) and winners of windows over ``[..,H,W,C]``."""
+    taps = [np.asarray(x[window], dtype=np.float32) for window in _windows(x.shape, geometry)]
+    if kind == "avg":
+        total = np.zeros_like(taps[0])
+        for value in taps:
+            total = total + value
+        return total / np.float32(geometry.taps), np.zeros(total.shape, dtype=np.uint8)
+    best, winner = taps[0], np.zeros(taps[0].shape, dtype=np.uint8)
+    for tap, value in enumerate(taps[1:], start=1):
+        better = (value > best) | (np.isnan(value) & ~np.isnan(best))
+        best, winner = np.where(better, value, best), np.where(better, np.uint8(tap), winner)
+    return best, winner
+
+
+def unpool(g: F32, winners: Bytes | None, geometry: ConvGeometry, shape: tuple[int, ...]) -> F32:
+    """Return the gradient ``shape`` = ``[..,H,W,C]`` of a pooling's input; ``winners`` is None for the average."""
+    result = np.zeros(shape, dtype=np.float32)
+    for tap, window in enumerate(_windows(shape, geometry)):
+        if winners is None:
+            share = g / np.float32(geometry.taps)
+            result[window] = result[window] + share
+        else:
+            result[window] = np.where(winners == tap, result[window] + g, result[window])
+    return result
+
+
+def rng(x: F32, scalars: Ints, stream: int, steps: int) -> Bits:
+    """Return random spikes ``[T,N,H,W,C]`` with probabilities ``x`` ``[N,H,W,C]``."""
+    words = [int(word) for word in scalars.view(np.uint32)]
+    seed = words[4] | words[5] << 32
+    sample = ((words[6] + np.arange(x.shape[0], dtype=np.uint64)) & np.uint64(0xFFFFFFFF))[:, None]
+    neuron = np.arange(x[0].size, dtype=np.uint64)[None]
+    ticks = [numerics.uniform(seed, stream, sample, neuron, tick).reshape(x.shape) < x for tick in range(steps)]
+    return np.stack(ticks)
+
+
+def readout(x: F32 | Bits, kind: str) -> F32:
+    """Return the spike rate, mean or last membrane potential of ``[T,..]`` as ``[..]``."""
+    steps = np.float32(len(x))
+    if kind == "rate":
+        return np.asarray(np.count_nonzero(x, axis=0), dtype=np.float32) / steps
+    if kind == "membrane_last":
+        return np.asarray(x[-1], dtype=np.float32)
+    total = np.zeros(x.shape[1:], dtype=np.float32)
+    for u in x:
+        total = total + u
+    return total / steps
+
+
+def loss(logits: F32, label: Ints, scalars: Ints, kind: str, scale: float) -> tuple[F32, F32]:
+    """Return the mean loss of the valid samples and its gradient times ``scale``; ``logits`` is ``[N,1,1,K]``.
+
+    Raises H2LearnError for a label outside the classes.
+    """
+    samples, classes = logits.shape[0], logits.shape[-1]
+    valid = int(scalars.view(np.uint32)[1])
+    count = np.float32(max(valid, 1))
+    used = min(valid, samples)
+    wrong = [int(y) for y in label[:used] if not 0 <= y < classes]
+    if wrong:
+        raise H2LearnError(f"label {wrong[0]} is outside 0..{classes - 1}")
+    o, hot = logits.reshape(samples, classes)[:used], np.zeros((used, classes), dtype=np.float32)
+    hot[np.arange(used), label[:used]] = 1
+    losses, gradients = (_cross_entropy if kind == "cross_entropy" else _mse_rate)(o, hot, count)
+    total = ZERO
+    for value in losses:
+        total = np.float32(total + value / count)
+    dlogits = np.zeros((samples, classes), dtype=np.float32)
+    dlogits[:used] = gradients * np.float32(scale)
+    return np.asarray(total, dtype=np.float32), dlogits.reshape(logits.shape)
+
+
+def sgd(p: F32, g: F32, m: F32 | None, scalars: Ints, momentum: float, grad_scale: float) -> tuple[F32, F32 | None]:
+    """Return the new parameter and momentum buffer (None without momentum)."""
+    rate = scalars.view(np.float32)[0]
+    step = g * np.float32(grad_scale)
+    if m is None:
+        return p - rate * step, None
+    buffer = np.float32(momentum) * m + step
+    return p - rate * buffer, buffer
+
+
+def time_sum(g: F32) -> F32:
+    """Return the sum of ``[T,..]`` over time, last step first."""
+    total = np.zeros(g.shape[1:], dtype=np.float32)
+    for step in g[::-1]:
+        total = total + step
+    return total
+
+
+def _rows(neuron: Neuron) -> tuple[F32, F32, F32]:
+    alpha, theta, v_reset = (np.asarray(row, dtype=np.float32) for row in (neuron.alpha, neuron.theta, neuron.v_reset))
+    return alpha, theta, v_reset
+
+
+def _fires(u: F32, theta: F32, compare: str) -> Bits:
+    return u > theta if compare == "gt" else u >= theta
+
+
+def _after_reset(u: F32, s: Bits, theta: F32, v_reset: F32, reset: str) -> F32:
+    if reset == "hard":
+        return np.where(s, v_reset, u)
+    return np.where(s, u - theta, u) if reset == "soft" else u
+
+
+def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
+    if gs_time == "all":
+        return np.asarray(gs[t], dtype=np.float32)
+    return gs if gs_time == "broadcast" or t == steps - 1 else np.zeros_like(gs)
+
+
+def _through_spike(gs: F32, u: F32, s: Bits, later: F32, neuron: Neuron) -> F32:
+    alpha, theta, v_reset = _rows(neuron)
+    e = gs
+    if neuron.reset == "hard" and not neuron.detach_reset:
+        e = gs - (alpha * (u - v_reset)) * later
+    if neuron.reset == "soft" and not neuron.detach_reset:
+        e = gs - (alpha * theta) * later
+    p: F32 = np.where(s, ZERO, alpha * later).astype(np.float32) if neuron.reset == "hard" else alpha * later
+    slope = _surrogate(np.abs(u - theta), neuron)
+    return np.where(slope != 0, slope * e + p, p)
+
+
+def _surrogate(distance: F32, neuron: Neuron) -> F32:
+    width, height = np.float32(neuron.width), np.float32(neuron.height)
+    inside = height if neuron.surrogate == "rectangular" else height * (np.float32(1) - distance / width)
+    return np.where(distance < width, inside, ZERO).astype(np.float32)
+
+
+def _windows(shape: tuple[int, ...], geometry: ConvGeometry) -> list[Window]:
+    """Return for each tap, row-major, where the windows' elements lie in ``[..,H,W,C]``."""
+    (kh, kw), (sh, sw) = geometry.kernel, geometry.stride
+    rows, columns = geometry.extent(shape[-3], shape[-2])
+    return [
+        (..., slice(ky, ky + (rows - 1) * sh + 1, sh), slice(kx, kx + (columns - 1) * sw + 1, sw), slice(None))
+        for ky, kx in product(range(kh), range(kw))
+    ]
+
+
+def _ordered_sum(rows: F32) -> F32:
+    """Return the sum over the last axis, ascending from +0."""
+    total = np.zeros(rows.shape[:-1], dtype=np.float32)
+    for j in range(rows.shape[-1]):
+        total = total + rows[..., j]
+    return total
+
+
+def _cross_entropy(o: F32, hot: F32, count: np.float32) -> tuple[F32, F32]:
+    shifted = o - np.max(o, axis=-1, keepdims=True, initial=-np.inf)
+    e = numerics.exp(shifted)
+    z = _ordered_sum(e)
+    losses = numerics.log(z) - shifted[hot != 0]
+    return losses, (e / z[:, None] - hot) / count
+
+
+def _mse_rate(o: F32, hot: F32, count: np.float32) -> tuple[F32, F32]:
+    classes = np.float32(o.shape[-1])
+    d = o - hot
+    return _ordered_sum(d * d) / classes, (d * np.float32(2)) / (count * classes)
