@@ -187,12 +187,13 @@ def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
 
 def _through_spike(gs: F32, u: F32, s: Bits, later: F32, neuron: Neuron) -> F32:
     alpha, theta, v_reset = _rows(neuron)
-    e = gs
-    if neuron.reset == "hard" and not neuron.detach_reset:
-        e = gs - (alpha * (u - v_reset)) * later
-    if neuron.reset == "soft" and not neuron.detach_reset:
-        e = gs - (alpha * theta) * later
-    p: F32 = np.where(s, ZERO, alpha * later).astype(np.float32) if neuron.reset == "hard" else alpha * later
+    decayed: F32 = alpha * later
+    e, p = gs, decayed
+    if neuron.reset != "none" and not neuron.detach_reset:
+        weight: F32 = alpha * (u - v_reset if neuron.reset == "hard" else theta)
+        e = gs - weight * later
+    if neuron.reset == "hard":
+        p = np.where(s, ZERO, decayed)
     slope = _surrogate(np.abs(u - theta), neuron)
     return np.where(slope != 0, slope * e + p, p)
 
