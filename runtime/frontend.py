@@ -1,0 +1,339 @@
+"""The front end: fetches in order, runs loops and address registers, dispatches to the engine queues.
+
+One instruction takes one cycle. The front end depends on the engines only through full queues and fences, so it runs
+ahead of simulated time until one of these stops it; an entry carries the cycle from which its engine may take it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.isa import (
+    ADDRESS_REGISTERS,
+    BY_FIELD,
+    BY_MNEMONIC,
+    CONTROL,
+    DESCRIPTORS,
+    ENGINES,
+    MAX_LOOP_DEPTH,
+    MEMORIES,
+    Kind,
+)
+
+from .loader import INIT_NEVER, LoadedProgram
+from .operation import Operand, Operation
+
+CFG, ADDR, LOOP, ENDL, FENCE, HALT, WORK, SIGNAL, WAIT, NOP = range(10)
+_CODES = {
+    "cfg": CFG,
+    "addr": ADDR,
+    "loop": LOOP,
+    "endl": ENDL,
+    "fence": FENCE,
+    "halt": HALT,
+    "signal": SIGNAL,
+    "wait": WAIT,
+    "nop": NOP,
+}
+_CLEARED: dict[str, dict[str, int | float]] = {
+    row.name: {f.name: 0.0 if f.kind is Kind.F32 else 0 for f in row.fields} for row in DESCRIPTORS
+}
+COORDINATES = frozenset({"y", "x", "pos", "neu", "tick"})
+_MAX_OPERANDS_KEPT = 1 << 16
+
+
+@dataclass(slots=True)
+class Template:
+    """One instruction of the program, taken apart once. ``kept`` holds what depends on its descriptor alone."""
+
+    pc: int
+    code: int
+    mnemonic: str
+    engine: int = -1
+    registers: tuple[tuple[str, int], ...] = ()
+    descriptor: tuple[int, int] = (-1, -1)
+    init_mask: int = INIT_NEVER
+    fields: dict[str, int] = field(default_factory=dict)
+    match: int = -1
+    sem: int = 0
+    count: int = 0
+    kept: dict[tuple[int, ...], object] = field(default_factory=dict)
+    executed: int = 0
+    busy: int = 0
+
+
+class Entry(NamedTuple):
+    """A dispatched instruction in a queue: from cycle ``ready`` on; ``version`` numbers its descriptor's contents."""
+
+    ready: int
+    template: Template
+    operation: Operation | None
+    version: int
+    iterations: tuple[int, ...]
+    unset: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class AddressRegister:
+    """Value: ``base + sum(idx*stride) + (sum(idx*step) mod ring) * rbytes``; zero strides and steps are left out."""
+
+    memory: str = MEMORIES[0]
+    base: int = 0
+    strides: dict[int, int] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
+    ring: int = 0
+    ring_bytes: int = 0
+    configured: bool = False
+
+    def value(self, iterations: list[int]) -> int:
+        """Return the address at loop ``iterations`` (0 for levels that are not open)."""
+        value = self.base
+        for level, stride in self.strides.items():
+            value += iterations[level] * stride
+        if self.ring > 1:
+            slot = 0
+            for level, step in self.steps.items():
+                slot += iterations[level] * step
+            value += slot % self.ring * self.ring_bytes
+        return value
+
+    def configure(self, name: str, value: int) -> None:
+        """Write one field of the ``areg`` row."""
+        if name == "ring":
+            self.ring = value
+        elif name == "rbytes":
+            self.ring_bytes = value
+        else:
+            table = self.strides if name.startswith("stride") else self.steps
+            level = int(name[-1])
+            table.pop(level, None)
+            if value:
+                table[level] = value
+
+
+@dataclass(slots=True)
+class Contents:
+    """A descriptor's fields now; a new dictionary and version for every change, so that queued work keeps its own."""
+
+    fields: dict[str, int | float]
+    version: int = 0
+    configured: bool = False
+
+
+class FrontEnd:
+    """Executes control instructions and fills ``queues``; ``dispatched(engine, cycle)`` is called for every entry."""
+
+    def __init__(
+        self, program: LoadedProgram, dispatched: Callable[[int, int], None], limit: int | None, break_at: int | None
+    ) -> None:
+        self.program = program
+        self.queues: list[deque[Entry]] = [deque() for _ in ENGINES]
+        self.templates = [_template(program, pc) for pc in range(len(program.code))]
+        self.dispatched = dispatched
+        self.limit = limit
+        self.break_at = break_at
+        self.depth = program.machine.queue_depth
+        self.operands: dict[tuple[str, int], Operand] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the program: registers, descriptors, loops, queues, counters."""
+        self.pc = 0
+        self.versions = 0  # the front end sees no data: a version means the same contents in every run
+        self.cycle = 0
+        self.executed = 0
+        self.dispatches = 0
+        self.halted = False
+        self.stopped_at: int | None = None
+        self.blocked_on = -1
+        self.fenced = False
+        self.levels: list[int] = []
+        self.iterations = [0] * MAX_LOOP_DEPTH
+        self.registers = [AddressRegister() for _ in range(ADDRESS_REGISTERS)]
+        self.registers[0].configured = True
+        self.descriptors = [
+            [Contents(dict.fromkeys((f.name for f in row.fields), 0)) for _ in range(row.count)]
+            if row.name != "areg"
+            else []
+            for row in DESCRIPTORS
+        ]
+        self.stalls: dict[str, int] = {}
+        for queue in self.queues:
+            queue.clear()
+        for template in self.templates:
+            template.executed = template.busy = 0
+
+    def resume(self, cycle: int, cause: str) -> None:
+        """Go on after a stop, not before ``cycle``; the cycles lost are booked under ``cause``."""
+        if cycle > self.cycle:
+            self.stalls[cause] = self.stalls.get(cause, 0) + cycle - self.cycle
+            self.cycle = cycle
+        self.blocked_on = -1
+        self.fenced = False
+        self.advance()
+
+    def advance(self) -> None:
+        """Execute until a queue is full, a fence is met, or the program ends.
+
+        Raises H2LearnError when the program runs past its last instruction or over the instruction limit.
+        """
+        templates, end = self.templates, len(self.templates)
+        while True:
+            pc = self.pc
+            if pc >= end:
+                raise H2LearnError(
+                    "the program runs past its last instruction", location=f"pc {pc}", hint="a program ends with halt"
+                )
+            if pc == self.break_at:
+                self.stopped_at, self.halted = pc, True
+                return
+            template = templates[pc]
+            code = template.code
+            if code >= WORK and len(self.queues[template.engine]) >= self.depth:
+                self.blocked_on = template.engine
+                return
+            if self.executed == self.limit:
+                raise H2LearnError(
+                    f"the program executed {self.limit} instructions without reaching halt",
+                    location=self.program.describe(pc, self.iterations[: len(self.levels)]),
+                    hint="raise the limit on instructions if this is no endless loop",
+                )
+            self.executed += 1
+            template.executed += 1
+            self.cycle += 1
+            self.pc = pc + 1
+            if code >= WORK:
+                self._dispatch(template)
+            elif code == CFG:
+                self._configure(template)
+            elif code == ENDL:
+                self._close(template)
+            elif code == LOOP:
+                self._open(template)
+            elif code == ADDR:
+                register = template.fields
+                self.registers[register["reg"]] = AddressRegister(
+                    MEMORIES[register["mem"]], register["base"], configured=True
+                )
+            elif code == FENCE:
+                self.fenced = True
+                return
+            else:
+                self.halted = True
+                return
+
+    def _dispatch(self, template: Template) -> None:
+        operation: Operation | None = None
+        version = 0
+        unset: tuple[str, ...] = ()
+        iterations = self.iterations
+        if template.code == WORK:
+            kind, index = template.descriptor
+            contents = self.descriptors[kind][index]
+            version = contents.version
+            registers, kept = self.registers, self.operands
+            operands: dict[str, Operand] = {}
+            for name, number in template.registers:
+                register = registers[number]
+                key = (register.memory, register.value(iterations))
+                operand = kept.get(key)
+                if operand is None:
+                    operand = self._keep(key)
+                operands[name] = operand
+            mask = template.init_mask
+            init = not mask & INIT_NEVER and not (mask and self._past_first(mask))
+            operation = Operation(template.pc, template.mnemonic, operands, contents.fields, init, template.fields)
+            if not contents.configured or not all(registers[number].configured for _, number in template.registers):
+                unset = self._unset(template, contents)
+        self.dispatches += 1
+        entry = Entry(self.cycle, template, operation, version, tuple(iterations[: len(self.levels)]), unset)
+        self.queues[template.engine].append(entry)
+        self.dispatched(template.engine, self.cycle)
+
+    def _past_first(self, mask: int) -> bool:
+        iterations = self.iterations
+        return any(iterations[level] for level in range(MAX_LOOP_DEPTH) if mask >> level & 1)
+
+    def _keep(self, key: tuple[str, int]) -> Operand:
+        if len(self.operands) >= _MAX_OPERANDS_KEPT:
+            self.operands.clear()
+        operand = self.operands[key] = Operand(*key)
+        return operand
+
+    def _unset(self, template: Template, contents: Contents) -> tuple[str, ...]:
+        names = [name for name, number in template.registers if not self.registers[number].configured]
+        return tuple(names if contents.configured else ["desc", *names])
+
+    def _configure(self, template: Template) -> None:
+        kind, index = template.descriptor
+        row = DESCRIPTORS[kind]
+        target = row.fields[template.fields["field"]]
+        value = template.fields["value"]
+        if row.name == "areg":
+            self.registers[index].configure(target.name, value)
+            return
+        contents = self.descriptors[kind][index]
+        written = _binary32(value) if target.kind is Kind.F32 else value
+        contents.configured = True
+        if target.kind is Kind.F32 or contents.fields[target.name] != written:
+            self.versions += 1
+            contents.fields = {**contents.fields, target.name: written}
+            contents.version = self.versions
+
+    def _open(self, template: Template) -> None:
+        if not template.count:
+            self.pc = template.match + 1
+            return
+        self.iterations[len(self.levels)] = 0
+        self.levels.append(template.count)
+
+    def _close(self, template: Template) -> None:
+        level = len(self.levels) - 1
+        self.iterations[level] += 1
+        if self.iterations[level] < self.levels[level]:
+            self.pc = template.match + 1
+            return
+        self.iterations[level] = 0
+        self.levels.pop()
+
+
+def _binary32(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+
+
+def _template(program: LoadedProgram, pc: int) -> Template:
+    item = program.code[pc]
+    row, values = BY_MNEMONIC[item.mnemonic], item.fields
+    template = Template(pc, _CODES.get(item.mnemonic, WORK), item.mnemonic, match=program.matches[pc])
+    if item.mnemonic in ("cfg", "addr"):
+        template.descriptor = (values.get("kind", -1), values.get("index", -1))
+        template.fields = dict(values)
+    elif item.mnemonic == "loop":
+        template.count = values["count"]
+    elif row.engine == BY_FIELD:
+        template.engine = values["engine"]
+        template.sem, template.count = values.get("sem", 0), values.get("count", 0)
+    elif row.engine != CONTROL:
+        _compute(template, values)
+        if row.engine == "BE":
+            template.fields |= {"elements": program.machine.backward.elements, "width": program.machine.backward.width}
+    return template
+
+
+def _compute(template: Template, values: dict[str, int]) -> None:
+    row = BY_MNEMONIC[template.mnemonic]
+    template.engine = ENGINES.index(row.engine)
+    template.registers = tuple((f.name, values[f.name]) for f in row.fields if f.kind is Kind.AREG)
+    kinds = [d.name for d in DESCRIPTORS]
+    for f in row.fields:
+        if f.kind is Kind.DESC:
+            template.descriptor = (kinds.index(f.of), values[f.name])
+        elif f.name == "init":
+            template.init_mask = values["init"]
+        elif f.kind is not Kind.AREG:
+            template.fields[f.name] = values[f.name]

@@ -1,0 +1,183 @@
+"""From an object file to a program that can be executed: checked, decoded, with its DRAM image and locations."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from h2learn.backends.h2learn.encoder import Decoded, decode_program
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.isa import ISA_VERSION, MAX_LOOP_DEPTH, MEMORIES, isa_hash
+from h2learn.backends.h2learn.machine import Machine, from_dict
+from h2learn.backends.h2learn.object_file import DATA_SECTIONS, DRAM_BASE, ObjectFile, Symbol, read_object
+
+from .operation import Memories
+
+INIT_NEVER = 1 << 8
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the DRAM image: ``size`` bytes from ``address``, starting with ``contents`` and zero after them."""
+
+    name: str
+    address: int
+    size: int
+    contents: bytes
+    writable: bool
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """A checked program. ``matches[pc]`` is the pc of the other end of a loop, ``depths[pc]`` the loops open there."""
+
+    code: list[Decoded]
+    machine: Machine
+    segments: list[Segment]
+    symbols: dict[str, Symbol]
+    note: dict[str, Any]
+    locations: list[tuple[int, int, str, str]]
+    name: str = "program"
+    matches: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+
+    def source(self, pc: int) -> str:
+        """Return where the instruction came from, as the location table says; empty when it does not say."""
+        entry = self._location(pc)
+        return entry[2] if entry else ""
+
+    def describe(self, pc: int, iterations: Sequence[int] = ()) -> str:
+        """Return ``pc 17 (layer2, t=3, tile=5)`` for messages; ``iterations`` are those of the open loops."""
+        entry = self._location(pc)
+        parts = [entry[2]] if entry and entry[2] else []
+        names = [name.strip() for name in entry[3].split(",")] if entry and entry[3] else []
+        for level, iteration in enumerate(iterations):
+            parts.append(f"{names[level] if level < len(names) else f'loop {level}'}={iteration}")
+        return f"pc {pc} ({', '.join(parts)})" if parts else f"pc {pc}"
+
+    def image_range(self) -> tuple[int, int]:
+        """Return the first DRAM address of the program and the one past its last."""
+        used = [segment for segment in self.segments if segment.size]
+        if not used:
+            return DRAM_BASE, DRAM_BASE
+        return min(s.address for s in used), max(s.address + s.size for s in used)
+
+    def new_memories(self) -> Memories:
+        """Return memories of the machine's sizes with the DRAM image in place; raises H2LearnError if it is too big."""
+        base, end = self.image_range()
+        sizes = {name: self.machine.memory_bytes(name) for name in MEMORIES if name != "DRAM"}
+        try:
+            memories = Memories({"DRAM": end - base, **sizes}, dram_base=base)
+        except MemoryError as error:
+            raise H2LearnError(
+                f"the program needs {end - base} bytes of DRAM, more than this computer can give", location=self.name
+            ) from error
+        self.place_image(memories)
+        return memories
+
+    def place_image(self, memories: Memories) -> None:
+        """Put the initial contents of every segment back, zeros where it has none."""
+        dram = memories.arrays["DRAM"]
+        for segment in self.segments:
+            start = segment.address - memories.dram_base
+            filled = start + len(segment.contents)
+            dram[start:filled] = np.frombuffer(segment.contents, dtype=np.uint8)
+            dram[filled : start + segment.size] = 0
+
+    def _location(self, pc: int) -> tuple[int, int, str, str] | None:
+        at = bisect_right(self.locations, pc, key=lambda entry: entry[0]) - 1
+        return self.locations[at] if at >= 0 and pc <= self.locations[at][1] else None
+
+
+def load(source: ObjectFile | str | Path | bytes, machine: Machine | None = None, name: str = "") -> LoadedProgram:
+    """Return the program of an object file.
+
+    ``machine``: refuse a program for another one. Raises H2LearnError for a file that cannot be read, another
+    instruction set, another machine, illegal words, unbalanced loops and init masks of loops that are not open.
+    """
+    obj = source if isinstance(source, ObjectFile) else read_object(source)
+    where = name or (str(source) if isinstance(source, str | Path) else "program")
+    _check_isa(obj.note, where)
+    described = from_dict(obj.note.get("machine", {}), f"{where}: machine")
+    if machine is not None and machine.hash != described.hash:
+        raise H2LearnError(
+            f"the program is for machine {described.name!r} ({described.hash}), this is {machine.name!r} ({machine.hash})",
+            location=where,
+            hint="compile the model for this machine, or run the program without naming one",
+        )
+    contents = {"rodata": obj.rodata, "data": obj.data, "bss": b""}
+    segments = [
+        Segment(section, obj.bases[section], obj.section_bytes(section), contents[section], section != "rodata")
+        for section in DATA_SECTIONS
+    ]
+    return program_of(decode_program(obj.text), described, segments, obj.symbols, obj.note, obj.locations, where)
+
+
+def program_of(
+    code: list[Decoded],
+    machine: Machine,
+    segments: Sequence[Segment] = (),
+    symbols: dict[str, Symbol] | None = None,
+    note: dict[str, Any] | None = None,
+    locations: Sequence[tuple[int, int, str, str]] = (),
+    name: str = "program",
+) -> LoadedProgram:
+    """Return a program from decoded instructions; raises H2LearnError as ``load`` does."""
+    limit = machine.memory_bytes("DRAM")
+    for segment in segments:
+        if segment.address < 0 or segment.address + segment.size > limit:
+            raise H2LearnError(
+                f".{segment.name} ends at {segment.address + segment.size:#x}, past the {limit:#x} bytes of DRAM of"
+                f" machine {machine.name!r}",
+                location=name,
+            )
+    matches, depths = _loops(code, name)
+    return LoadedProgram(
+        code, machine, list(segments), symbols or {}, note or {}, list(locations), name, matches, depths
+    )
+
+
+def _check_isa(note: dict[str, Any], where: str) -> None:
+    version, digest = note.get("isa_version"), note.get("isa_hash")
+    if version != ISA_VERSION or digest != isa_hash():
+        raise H2LearnError(
+            f"the program is for instruction set version {version} ({digest}), this is version {ISA_VERSION}"
+            f" ({isa_hash()})",
+            location=where,
+            hint="compile the model again",
+        )
+
+
+def _loops(code: list[Decoded], where: str) -> tuple[list[int], list[int]]:
+    matches, depths = [-1] * len(code), [0] * len(code)
+    opened: list[int] = []
+    for pc, item in enumerate(code):
+        depths[pc] = len(opened)
+        if item.mnemonic == "loop":
+            if len(opened) == MAX_LOOP_DEPTH:
+                raise H2LearnError(f"loops nest deeper than {MAX_LOOP_DEPTH}", location=f"{where}: pc {pc}")
+            opened.append(pc)
+        elif item.mnemonic == "endl":
+            if not opened:
+                raise H2LearnError("endl closes no loop", location=f"{where}: pc {pc}")
+            matches[pc] = opened.pop()
+            matches[matches[pc]] = pc
+        else:
+            _check_init(item, len(opened), f"{where}: pc {pc}")
+    if opened:
+        raise H2LearnError("the loop is never closed", location=f"{where}: pc {opened[-1]}")
+    return matches, depths
+
+
+def _check_init(item: Decoded, depth: int, where: str) -> None:
+    mask = item.fields.get("init", INIT_NEVER)
+    if not mask & INIT_NEVER and mask >> depth:
+        level = mask.bit_length() - 1
+        raise H2LearnError(
+            f"{item.mnemonic}: init looks at loop level {level}, but only {depth} loops are open", location=where
+        )

@@ -1,0 +1,440 @@
+"""The simulator: engines with in-order queues, semaphores and time around the execution of single instructions.
+
+Event-driven and deterministic. An instruction takes effect when its engine starts it, in the order of time (posts
+first, then engines by number). See ``docs/semantics.md`` for the rules and ``timing.py`` for the cycles.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.isa import BY_MNEMONIC, CONTROL, ENGINES, SEMAPHORE_MAX, SEMAPHORES
+
+from . import timing
+from .counters import NonFinite, PcCounters, RunReport, add_counts
+from .energy import energy_of
+from .frontend import SIGNAL, WAIT, Entry, FrontEnd, Template
+from .loader import LoadedProgram
+from .operation import Memories, Operation, Work
+from .regions import SLOTS_MODE, Access, footprint
+from .sanitizers import CHECKS, Clock, Sanitizers
+from .trace import Span
+
+_FE = ENGINES.index("FE")
+_KEPT_PER_INSTRUCTION = 256
+_MAX_NONFINITE = 1000
+
+
+@dataclass(slots=True)
+class Engine:
+    """One engine. ``free``: its unit is; ``done``: everything it has started is; ``mark``: time accounted for."""
+
+    number: int
+    queue: deque[Entry]
+    issue: int = 0
+    free: int = 0
+    done: int = 0
+    mark: int = 0
+    busy: int = 0
+    builder_free: int = 0
+    builder_busy: int = 0
+    tables: tuple[str, int, int, int] = ("", 0, 0, 0)
+    awake: bool = False
+    waits_since: int = -1
+    stalls: dict[str, int] = field(default_factory=dict)
+
+    def lose(self, cause: str, until: int) -> None:
+        """Book the cycles up to ``until`` in which the engine did nothing."""
+        if until > self.mark:
+            self.stalls[cause] = self.stalls.get(cause, 0) + until - self.mark
+            self.mark = until
+
+
+@dataclass(slots=True)
+class Semaphore:
+    """Tokens in the order they were posted: ``[count, clock of the poster]``; ``waiting``: blocked engines."""
+
+    tokens: int = 0
+    posts: deque[tuple[int, Clock]] = field(default_factory=deque)
+    waiting: list[int] = field(default_factory=list)
+
+
+class Kept(NamedTuple):
+    """What an instruction's descriptor decides, worked out once: accesses, traffic and cycles (None: by data)."""
+
+    accesses: tuple[Access, ...]
+    cycles: int | None
+    burst_bytes: int
+
+
+class Simulator:
+    """Executes a program; memories keep their contents from run to run, everything else starts afresh.
+
+    ``execute``: ``"fast"`` kernels or the plain ``"reference"``; same bits. ``timing=False``: every instruction
+    takes one cycle (functional runs). ``sanitize``: any of ``race uninit bounds``. ``trace``: keep a timeline in ``spans``.
+    ``max_instructions``: fault when the front end has executed that many. ``break_at``: stop before this pc.
+    """
+
+    def __init__(
+        self,
+        program: LoadedProgram,
+        *,
+        execute: str = "fast",
+        timing: bool = True,
+        sanitize: Iterable[str] = CHECKS,
+        trace: bool = False,
+        max_instructions: int | None = None,
+        break_at: int | None = None,
+    ) -> None:
+        self.program = program
+        self.machine = program.machine
+        self.memories = program.new_memories()
+        self.spans: list[Span] = []
+        self._execute = _execution(execute)
+        self._timed = timing
+        self._checks = frozenset(sanitize)
+        self._trace = trace
+        self._front = FrontEnd(program, self._dispatched, max_instructions, break_at)
+        self._item_bytes = 2 if program.note.get("precision") == "fp16" else 4
+        self._reset()
+
+    def run(self) -> RunReport:
+        """Execute the program once.
+
+        Raises H2LearnError, with the place in the program, for every fault: an access outside a memory, a descriptor
+        that the instruction cannot work with, semaphore overflow, deadlock, too many instructions.
+        """
+        self._reset()
+        front, events = self._front, self._events
+        front.advance()
+        self._after_front_end()
+        while events:
+            now, rank, _ = event = heappop(events)
+            if rank:
+                engine = self._engines[rank - 1]
+                engine.awake = False
+                self._step(engine, now)
+            else:
+                self._post(now, event[2])
+        if front.stopped_at is None:
+            if not front.halted or any(engine.queue for engine in self._engines):
+                raise self._deadlock()
+            if self._sanitizers is not None:
+                self._sanitizers.at_halt([semaphore.tokens for semaphore in self._semaphores])
+        return self._report()
+
+    def _reset(self) -> None:
+        self._front.reset()
+        self._engines = [Engine(number, queue) for number, queue in enumerate(self._front.queues)]
+        self._semaphores = [Semaphore() for _ in range(SEMAPHORES)]
+        self._sanitizers = Sanitizers(self._checks, self.program, self.memories) if self._checks else None
+        self._races = self._sanitizers.races if self._sanitizers is not None else None
+        self._events: list[tuple[int, int, int]] = []
+        self._posts: dict[int, tuple[Template, Clock]] = {}
+        self._posted = 0
+        self._channel_free = 0
+        self._channel_busy = 0
+        self._work: dict[str, dict[str, int]] = {}
+        self._read: dict[str, int] = {}
+        self._written: dict[str, int] = {}
+        self._nonfinite: dict[int, NonFinite] = {}
+        self.spans = []
+
+    def _dispatched(self, number: int, cycle: int) -> None:
+        engine = self._engines[number]
+        if not engine.awake and engine.waits_since < 0:
+            engine.awake = True
+            heappush(self._events, (max(cycle, engine.issue), number + 1, 0))
+
+    def _after_front_end(self) -> None:
+        """Let the front end pass a fence as soon as every queue is empty."""
+        front = self._front
+        while front.fenced and not any(engine.queue for engine in self._engines):
+            if self._races is not None:
+                self._races.fence()
+            front.resume(max(engine.done for engine in self._engines), "fence")
+
+    def _step(self, engine: Engine, now: int) -> None:
+        """Take everything from the head of the queue that can go now; see to it that the engine wakes for the rest."""
+        queue = engine.queue
+        while queue:
+            entry = queue[0]
+            template = entry.template
+            start = entry.ready if entry.ready > engine.issue else engine.issue
+            accesses: tuple[Access, ...] = ()
+            kept = None
+            if template.code == WAIT:
+                if start <= now and not self._take(engine, entry, now):
+                    return
+            elif template.code != SIGNAL:
+                kept = self._kept(entry) if entry.operation is not None else None
+                accesses = kept.accesses if kept is not None else ()
+                start = self._unit_free(engine, entry, accesses, start)
+            if start > now:
+                engine.awake = True
+                heappush(self._events, (start, engine.number + 1, 0))
+                return
+            engine.lose("queue empty", entry.ready)
+            if template.code == SIGNAL:
+                self._signal(engine, template, now)
+            elif template.code != WAIT:
+                self._start(engine, entry, kept, now)
+            queue.popleft()
+            engine.issue = now
+            if self._front.blocked_on == engine.number:
+                self._front.resume(now, f"queue of {ENGINES[engine.number]} full")
+            self._after_front_end()
+
+    def _unit_free(self, engine: Engine, entry: Entry, accesses: tuple[Access, ...], start: int) -> int:
+        """Return when the unit of an instruction can start it; FE's builder works beside its look-up lanes."""
+        if engine.number != _FE or entry.operation is None:
+            return max(start, engine.free)
+        start = max(start, engine.builder_free)
+        if entry.template.mnemonic != "fe.fill":
+            return max(start, engine.free)
+        memory, low, high, until = engine.tables
+        for access in accesses:
+            operand = entry.operation.operands[access.operand]
+            overlaps = operand.address + access.low < high and low < operand.address + access.high
+            if access.write and operand.memory == memory and overlaps:
+                return max(start, until)
+        return start
+
+    def _start(self, engine: Engine, entry: Entry, kept: Kept | None, now: int) -> None:
+        template = entry.template
+        cycles = timing.NOP_CYCLES
+        end = now + cycles
+        if kept is not None and entry.operation is not None:
+            work = self._perform(engine, entry, entry.operation, kept)
+            cycles, end = self._duration(template, entry.operation, kept, work, now)
+        template.busy += cycles
+        if template.mnemonic == "fe.fill":
+            engine.builder_free = end
+            engine.builder_busy += cycles
+        else:
+            engine.free = end
+            engine.busy += cycles
+            if end - now > cycles:
+                engine.stalls["DRAM channel"] = engine.stalls.get("DRAM channel", 0) + end - now - cycles
+        if template.mnemonic == "fe.run" and kept is not None and entry.operation is not None:
+            engine.tables = _tables(entry.operation, kept.accesses, end)
+        engine.done = max(engine.done, end)
+        engine.mark = engine.done
+        if self._trace:
+            track = "FE.fill" if template.mnemonic == "fe.fill" else ENGINES[engine.number]
+            self.spans.append(Span(track, now, end, template.pc, entry.iterations))
+
+    def _perform(self, engine: Engine, entry: Entry, operation: Operation, kept: Kept) -> Work:
+        """Execute an instruction and book its traffic and work; faults get their place in the program."""
+        read, written, operands = self._read, self._written, operation.operands
+        try:
+            for access in kept.accesses:
+                memory = operands[access.operand].memory
+                if memory == "DRAM" and operation.mnemonic not in ("ld", "st"):
+                    raise operation.fault(f"{access.operand} is in DRAM, which only ld and st reach")
+                total = written if access.write else read
+                total[memory] = total.get(memory, 0) + access.size
+            if self._sanitizers is not None:
+                where = self.program.describe(operation.pc, entry.iterations)
+                self._sanitizers.before(engine.number, operation, kept.accesses, entry.unset, where)
+            work = self._execute(operation, self.memories)
+        except H2LearnError as error:
+            where = self.program.describe(operation.pc, entry.iterations)
+            raise H2LearnError(f"{operation.mnemonic}: {error.message}", location=where, hint=error.hint) from error
+        if operation.mnemonic in ("ld", "st") and operation.desc["mode"] == SLOTS_MODE:
+            self._correct_slot_traffic(operation, kept, work)
+        add_counts(self._work.setdefault(operation.mnemonic, {}), work.counts)
+        if work.counts.get("nonfinite"):
+            self._book_nonfinite(entry, operation, work.counts["nonfinite"])
+        return work
+
+    def _duration(self, template: Template, operation: Operation, kept: Kept, work: Work, now: int) -> tuple[int, int]:
+        """Return the cycles an instruction needs by itself, and when it ends."""
+        if not self._timed:
+            return 1, now + 1
+        if kept.cycles is not None:
+            return kept.cycles, now + kept.cycles
+        if template.mnemonic not in ("ld", "st"):
+            cycles = timing.backward_cycles(work.counts)
+            return cycles, now + cycles
+        slots = operation.desc["mode"] == SLOTS_MODE
+        moved = timing.slot_burst_bytes(operation, self.memories, self.machine) if slots else kept.burst_bytes
+        start_up = timing.transfer_start_up(template.mnemonic, self.machine)
+        on_channel = timing.channel_cycles(moved, self.machine)
+        end = max(now + start_up, self._channel_free) + on_channel
+        self._channel_free = end
+        self._channel_busy += on_channel
+        return start_up + on_channel, end
+
+    def _correct_slot_traffic(self, operation: Operation, kept: Kept, work: Work) -> None:
+        """Count only the live bytes of gradient slots as moved, on both sides."""
+        in_dram = next((a for a in kept.accesses if a.write == (operation.mnemonic == "st")), None)
+        dead = in_dram.size - work.counts["bytes"] if in_dram is not None else 0
+        for access in kept.accesses:
+            total = self._written if access.write else self._read
+            total[operation.operands[access.operand].memory] -= dead
+
+    def _kept(self, entry: Entry) -> Kept:
+        template, operation = entry.template, entry.operation
+        assert operation is not None
+        y = x = 0
+        if template.mnemonic in ("ld", "st"):
+            y, x = operation.operands["y"].address, operation.operands["x"].address
+        key = (entry.version, operation.init, y, x)
+        kept = template.kept.get(key)
+        if not isinstance(kept, Kept):
+            if len(template.kept) >= _KEPT_PER_INSTRUCTION:
+                template.kept.clear()
+            accesses = footprint(template.mnemonic, operation.desc, operation.init, operation.fields, y, x)
+            cycles = timing.static_cycles(template.mnemonic, operation.desc, operation.fields, self.machine)
+            dram_side = next((a for a in accesses if a.write == (template.mnemonic == "st")), None)
+            burst = timing.plain_burst_bytes(dram_side, self.machine) if cycles is None and dram_side is not None else 0
+            kept = template.kept[key] = Kept(accesses, cycles, burst)
+        return kept
+
+    def _signal(self, engine: Engine, template: Template, now: int) -> None:
+        clock = self._races.snapshot(engine.number) if self._races is not None else []
+        self._posted += 1
+        self._posts[self._posted] = (template, clock)
+        if engine.done <= now:
+            self._post(now, self._posted)
+        else:
+            heappush(self._events, (engine.done, 0, self._posted))
+
+    def _post(self, now: int, number: int) -> None:
+        template, clock = self._posts.pop(number)
+        semaphore = self._semaphores[template.sem]
+        semaphore.tokens += template.count
+        if semaphore.tokens > SEMAPHORE_MAX:
+            raise H2LearnError(
+                f"semaphore {template.sem} overflows: {semaphore.tokens} tokens, at most {SEMAPHORE_MAX}",
+                location=self.program.describe(template.pc),
+            )
+        if self._races is not None:
+            semaphore.posts.append((template.count, clock))
+        for waiting in semaphore.waiting:
+            engine = self._engines[waiting]
+            if not engine.awake:
+                engine.awake = True
+                heappush(self._events, (now, waiting + 1, 0))
+
+    def _take(self, engine: Engine, entry: Entry, now: int) -> bool:
+        """Try the ``wait`` at the head of a queue."""
+        template = entry.template
+        semaphore = self._semaphores[template.sem]
+        if semaphore.tokens < template.count:
+            if engine.waits_since < 0:
+                engine.waits_since = now
+                semaphore.waiting.append(engine.number)
+            return False
+        if engine.waits_since >= 0:
+            engine.lose("queue empty", entry.ready)
+            engine.lose(f"semaphore {template.sem}", now)
+            engine.waits_since = -1
+            semaphore.waiting.remove(engine.number)
+        semaphore.tokens -= template.count
+        if self._races is not None:
+            self._take_clocks(engine, semaphore, template.count)
+        return True
+
+    def _take_clocks(self, engine: Engine, semaphore: Semaphore, count: int) -> None:
+        assert self._races is not None
+        while count:
+            posted, clock = semaphore.posts.popleft()
+            self._races.join(engine.number, clock)
+            if posted > count:
+                semaphore.posts.appendleft((posted - count, clock))
+            count -= min(count, posted)
+
+    def _book_nonfinite(self, entry: Entry, operation: Operation, count: int) -> None:
+        known = self._nonfinite.get(operation.pc)
+        if known is not None:
+            count += known.count
+        elif len(self._nonfinite) >= _MAX_NONFINITE:
+            return
+        where = known.where if known is not None else self.program.describe(operation.pc, entry.iterations)
+        self._nonfinite[operation.pc] = NonFinite(operation.pc, operation.mnemonic, where, count)
+
+    def _deadlock(self) -> H2LearnError:
+        front = self._front
+        stuck = []
+        for engine in self._engines:
+            if engine.queue:
+                entry = engine.queue[0]
+                template = entry.template
+                held = self._semaphores[template.sem].tokens
+                place = self.program.describe(template.pc, entry.iterations)
+                stuck.append(
+                    f"{ENGINES[engine.number]} at {place} waits for {template.count} of semaphore {template.sem},"
+                    f" which holds {held}"
+                )
+        if front.blocked_on >= 0:
+            stuck.append(f"the front end at {self.program.describe(front.pc)} waits for room in the queue of"
+                         f" {ENGINES[front.blocked_on]}")  # fmt: skip
+        if front.fenced:
+            stuck.append(f"the front end at {self.program.describe(front.pc - 1)} waits at a fence")
+        return H2LearnError(f"deadlock: {'; '.join(stuck)}", location=self.program.name)
+
+    def _report(self) -> RunReport:
+        front, engines = self._front, self._engines
+        cycles = max(front.cycle, *(engine.done for engine in engines))
+        executed: dict[str, int] = {}
+        for template in front.templates:
+            if template.executed:
+                executed[template.mnemonic] = executed.get(template.mnemonic, 0) + template.executed
+        busy = {name: engine.busy for name, engine in zip(ENGINES, engines, strict=True)}
+        busy |= {"FE.fill": engines[_FE].builder_busy, "DRAM": self._channel_busy}
+        stalls = {name: dict(sorted(e.stalls.items())) for name, e in zip(ENGINES, engines, strict=True) if e.stalls}
+        if front.stalls:
+            stalls["CTRL"] = dict(sorted(front.stalls.items()))
+        return RunReport(
+            cycles=cycles,
+            instructions=front.executed,
+            dispatched=front.dispatches,
+            executed=dict(sorted(executed.items())),
+            busy=busy,
+            stalls=stalls,
+            bytes_read=dict(sorted(self._read.items())),
+            bytes_written=dict(sorted(self._written.items())),
+            work={name: self._work[name] for name in sorted(self._work)},
+            by_pc=[self._pc_counters(template) for template in front.templates],
+            energy=energy_of(self.machine, self._item_bytes, self._work, self._read, self._written),
+            nonfinite=[self._nonfinite[pc] for pc in sorted(self._nonfinite)],
+            findings=list(self._sanitizers.findings) if self._sanitizers is not None else [],
+            stopped_at=front.stopped_at,
+        )
+
+    def _pc_counters(self, template: Template) -> PcCounters:
+        engine = ENGINES[template.engine] if template.engine >= 0 else CONTROL
+        if template.mnemonic == "fe.fill":
+            engine = "FE.fill"
+        assert template.mnemonic in BY_MNEMONIC
+        return PcCounters(
+            template.pc, template.mnemonic, engine, self.program.source(template.pc), template.executed, template.busy
+        )
+
+
+def _execution(name: str) -> Callable[[Operation, Memories], Work]:
+    """Return the chosen semantics; the kernels load only when chosen, because Numba takes a second to start."""
+    if name == "fast":
+        from .fast import execute as fast_execute
+
+        return fast_execute
+    if name == "reference":
+        from .reference import execute as reference_execute
+
+        return reference_execute
+    raise H2LearnError(f"there is no execution {name!r}", hint="choose 'fast' or 'reference'")
+
+
+def _tables(operation: Operation, accesses: tuple[Access, ...], end: int) -> tuple[str, int, int, int]:
+    for access in accesses:
+        if access.operand == "lut":
+            operand = operation.operands["lut"]
+            return operand.memory, operand.address + access.low, operand.address + access.high, end
+    return "", 0, 0, 0

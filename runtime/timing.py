@@ -1,0 +1,134 @@
+"""Every cycle formula of the simulator, in one place.
+
+All micro-architecture parameters are ours ("H2Learn-style"; the paper gives none). The rules:
+
+* The front end executes one instruction per cycle (loops, ``cfg`` and ``addr`` included). ``signal`` and ``wait`` take
+  no engine time; ``nop`` one cycle.
+* An engine instruction takes ``START_UP[engine]`` cycles plus the cycles of its formula:
+
+  ========  ================================================================================================
+  fe.fill   ceil(taps * groups * k / luts_per_cycle), on the builder
+  fe.run    ceil(k / lanes_k) * ceil(positions / lanes_p) * taps * groups; zero patterns cost their cycle
+  be.*      the busiest processing element: ``pe_cycles`` counted from the actual bitmaps by the execution, for the
+            mode of the instruction
+  wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
+  v.*       ceil(elements / lanes), elements = n*k (v.opt: n; v.reduce: steps*n*k; pools: results * window),
+            v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
+  ld, st    latency + bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel
+  ========  ================================================================================================
+
+* ``lanes_k`` of fe.run is the first number of ``shape``; ``lanes_p`` is what the machine has: ``lanes // lanes_k``.
+* DRAM rows that touch are one row; every row is rounded up to bursts. Gradient slots are rounded up one by one, because
+  only their live values move; of slots at or below one burst two may not share one. ``ld`` of rows that do not exist
+  costs nothing beyond the start-up (the on-chip zeros are written while other rows arrive).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.isa import BY_MNEMONIC
+from h2learn.backends.h2learn.machine import Machine
+
+from .operation import BITMAP_BYTES, Memories, Operation
+from .regions import Access, Desc, conv_positions, existing_rows, groups, taps
+
+START_UP: dict[str, int] = {
+    "DMAIN": 0,  # the DRAM latency of the machine file stands for it
+    "DMAOUT": 0,
+    "FE": 8,  # pipeline: address, spike read, look-up, accumulate, write back (ours)
+    "BE": 16,  # bitmap AND, leading-one search, dispatch, multiply, accumulate, write back (ours)
+    "WUE": 12,  # table build, look-up, accumulate, write back (ours)
+    "VEC": 8,  # operand read, up to five dependent operations, write back (ours)
+}
+BUILDER_START_UP = 4  # weight read and table write (ours)
+LOSS_PASSES = 8
+NOP_CYCLES = 1
+
+_FE_SHAPES = tuple(
+    int(value.split("x")[0]) for f in BY_MNEMONIC["fe.run"].fields if f.name == "shape" for value in f.values
+)
+
+
+def static_cycles(mnemonic: str, desc: Desc, fields: Mapping[str, int], machine: Machine) -> int | None:
+    """Return the cycles of an engine instruction, or None where they depend on data (``be.*``, ``ld``, ``st``)."""
+    if mnemonic == "fe.fill":
+        tables = taps(desc) * groups(int(desc["c"]), int(desc["fan"])) * int(desc["k"])
+        return BUILDER_START_UP + -(-tables // machine.forward.luts_per_cycle)
+    if mnemonic == "fe.run":
+        lanes_k = min(_FE_SHAPES[fields["shape"]], machine.forward.lanes)
+        lanes_p = machine.forward.lanes // lanes_k
+        passes = -(-int(desc["k"]) // lanes_k) * -(-conv_positions(desc) // lanes_p)
+        return START_UP["FE"] + passes * taps(desc) * groups(int(desc["c"]), int(desc["fan"]))
+    if mnemonic == "wu.run":
+        unit = machine.weight_update
+        passes = -(-int(desc["k"]) // unit.lanes_k) * -(-int(desc["c"]) * taps(desc) // unit.lanes_c)
+        return START_UP["WUE"] + passes * groups(conv_positions(desc), int(desc["fan"]))
+    if mnemonic.startswith("v."):
+        passes = -(-_vector_elements(mnemonic, desc) // machine.vector.lanes)
+        return START_UP["VEC"] + passes * (LOSS_PASSES if mnemonic == "v.loss" else 1)
+    return None
+
+
+def backward_cycles(counts: Mapping[str, int]) -> int:
+    """Return the cycles of ``be.*`` from the counts of its execution."""
+    return START_UP["BE"] + counts["pe_cycles"]
+
+
+def channel_cycles(moved_bytes: int, machine: Machine) -> int:
+    """Return the cycles that a transfer of whole bursts occupies the DRAM channel."""
+    return int(-(-moved_bytes // machine.dram.bytes_per_cycle))
+
+
+def transfer_start_up(mnemonic: str, machine: Machine) -> int:
+    """Return the cycles before a transfer's first byte moves."""
+    return START_UP[BY_MNEMONIC[mnemonic].engine] + machine.dram.latency_cycles
+
+
+def plain_burst_bytes(access: Access, machine: Machine) -> int:
+    """Return the DRAM bytes of a plain transfer in whole bursts; ``access`` is its DRAM side."""
+    burst = machine.dram.burst_bytes
+    if not access.run:
+        return 0
+    return access.size // access.run * (-(-access.run // burst) * burst)
+
+
+def slot_burst_bytes(op: Operation, memories: Memories, machine: Machine) -> int:
+    """Return the DRAM bytes of a ``slots`` transfer in whole bursts, from the bitmaps in the source as it is now."""
+    slot, item = int(op.desc["slot"]), int(op.desc["item"])
+    bitmaps = slot_bitmaps(op, memories)
+    moved = np.minimum(BITMAP_BYTES + np.bitwise_count(bitmaps).astype(np.int64) * item, slot)
+    burst = machine.dram.burst_bytes
+    return int((-(-moved // burst) * burst).sum())
+
+
+def slot_bitmaps(op: Operation, memories: Memories) -> npt.NDArray[np.uint64]:
+    """Return the bitmaps of all slots that a ``slots`` transfer moves; it must be inside its memory."""
+    desc, source = op.desc, op.operands["src"]
+    box = existing_rows(desc, op.operands["y"].address, op.operands["x"].address)
+    strides = tuple(int(desc[f"ss{d}"]) for d in range(4))
+    slot = int(desc["slot"])
+    shape = (int(desc["n0"]), int(desc["n1"]), box.high2 - box.low2, box.high3 - box.low3, int(desc["run"]) // slot)
+    if 0 in shape:
+        return np.zeros(0, dtype=np.uint64)
+    array = memories.arrays[source.memory]
+    start = source.address - (memories.dram_base if source.memory == "DRAM" else 0)
+    offset = start + box.low2 * strides[2] + box.low3 * strides[3]
+    packed: npt.NDArray[np.uint8] = np.ndarray(
+        (*shape, BITMAP_BYTES), np.uint8, buffer=array, offset=offset, strides=(*strides, slot, 1)
+    )
+    return np.ascontiguousarray(packed).view(np.uint64).reshape(-1)
+
+
+def _vector_elements(mnemonic: str, desc: Desc) -> int:
+    if mnemonic in ("v.pool", "v.unpool"):
+        return conv_positions(desc) * int(desc["k"]) * taps(desc)
+    if mnemonic == "v.opt":
+        return int(desc["n"])
+    elements = int(desc["n"]) * int(desc["k"])
+    if mnemonic == "v.reduce":
+        return elements * max(1, int(desc["steps"]))
+    return elements

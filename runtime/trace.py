@@ -1,0 +1,73 @@
+"""Timeline of a run in the Chrome trace format, which Perfetto opens: one track per engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from h2learn.backends.h2learn.errors import H2LearnError
+
+from .loader import LoadedProgram
+
+
+class Span(NamedTuple):
+    """One executed instruction: cycles ``start`` to ``end`` on ``track``."""
+
+    track: str
+    start: int
+    end: int
+    pc: int
+    iterations: tuple[int, ...]
+
+
+def chrome_trace(program: LoadedProgram, spans: Sequence[Span]) -> dict[str, Any]:
+    """Return the trace as JSON data; times are microseconds at the machine's clock, cycles stand in ``args``."""
+    tracks = {name: number for number, name in enumerate(sorted({span.track for span in spans}), start=1)}
+    scale = 1e6 / program.machine.clock_hz
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": f"{program.machine.name}: {program.name}"}}
+    ]
+    for name, number in tracks.items():
+        events.append({"ph": "M", "name": "thread_name", "pid": 1, "tid": number, "args": {"name": name}})
+    for span in spans:
+        mnemonic = program.code[span.pc].mnemonic
+        source = program.source(span.pc)
+        events.append(
+            {
+                "ph": "X",
+                "name": f"{mnemonic} {source}" if source else mnemonic,
+                "cat": mnemonic,
+                "pid": 1,
+                "tid": tracks[span.track],
+                "ts": span.start * scale,
+                "dur": (span.end - span.start) * scale,
+                "args": {
+                    "where": program.describe(span.pc, span.iterations),
+                    "cycle": span.start,
+                    "cycles": span.end - span.start,
+                },
+            }
+        )
+    return {"displayTimeUnit": "ns", "traceEvents": events}
+
+
+def write_trace(path: str | Path, program: LoadedProgram, spans: Sequence[Span]) -> None:
+    """Write the trace file atomically; raises H2LearnError when it cannot be written."""
+    target = Path(path)
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(chrome_trace(program, spans), stream, separators=(",", ":"))
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise H2LearnError(f"cannot write the trace: {error.strerror}", location=str(path)) from error
