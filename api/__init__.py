@@ -1,0 +1,89 @@
+"""Train spiking neural networks on an H2Learn-style accelerator: compiler, simulator, and the jobs around them.
+
+>>> model = h2learn.load_model("net.snn")
+>>> step = h2learn.compile(model, train=h2learn.Train(optimizer=h2learn.SGD(lr=0.1)))
+>>> result = step.run({"image": x, "label": y})
+>>> result.loss, result.gradients["c1.weight"], result.cycles
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from h2learn.backends.h2learn.errors import H2LearnError
+    from h2learn.backends.h2learn.machine import Machine, load_machine
+    from h2learn.compiler.autodiff.spec import BPTT, SGD, Rectangular, Train, Triangular
+    from h2learn.compiler.model import Model, TensorSpec
+    from h2learn.data import DataSet, load_digits, load_npz
+    from h2learn.models import load_model
+    from h2learn.program import Program, Result, Session, compile, load_program
+    from h2learn.training import Epoch, History, train
+
+_HOMES = {
+    "H2LearnError": "h2learn.backends.h2learn.errors",
+    "Machine": "h2learn.backends.h2learn.machine",
+    "load_machine": "h2learn.backends.h2learn.machine",
+    "BPTT": "h2learn.compiler.autodiff.spec",
+    "SGD": "h2learn.compiler.autodiff.spec",
+    "Rectangular": "h2learn.compiler.autodiff.spec",
+    "Train": "h2learn.compiler.autodiff.spec",
+    "Triangular": "h2learn.compiler.autodiff.spec",
+    "Model": "h2learn.compiler.model",
+    "TensorSpec": "h2learn.compiler.model",
+    "DataSet": "h2learn.data",
+    "load_digits": "h2learn.data",
+    "load_npz": "h2learn.data",
+    "load_model": "h2learn.models",
+    "Program": "h2learn.program",
+    "Result": "h2learn.program",
+    "Session": "h2learn.program",
+    "compile": "h2learn.program",
+    "load_program": "h2learn.program",
+    "Epoch": "h2learn.training",
+    "History": "h2learn.training",
+    "train": "h2learn.training",
+}
+
+__all__ = [
+    "BPTT",
+    "SGD",
+    "DataSet",
+    "Epoch",
+    "H2LearnError",
+    "History",
+    "Machine",
+    "Model",
+    "Program",
+    "Rectangular",
+    "Result",
+    "Session",
+    "TensorSpec",
+    "Train",
+    "Triangular",
+    "compile",
+    "load_digits",
+    "load_machine",
+    "load_model",
+    "load_npz",
+    "load_program",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on its first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'h2learn' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

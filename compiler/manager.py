@@ -76,7 +76,7 @@ class PassManager:
         options = self.options
         if _wanted(options.print_before, one.name):
             self._show(f"IR before {one.name}", module)
-        before = clone(module)
+        before = module.clone()
         start = time.perf_counter()
         try:
             one.apply(context, module)
@@ -110,14 +110,6 @@ def module_text(module: builtin.ModuleOp, *, locations: bool = True, generic: bo
     stream = io.StringIO()
     Printer(stream, print_debuginfo=locations, print_generic_format=generic).print_op(module)
     return stream.getvalue() + "\n"
-
-
-def clone(module: builtin.ModuleOp) -> builtin.ModuleOp:
-    """Return a copy that keeps the locations (xDSL's own clone drops them)."""
-    copy = module.clone()
-    for old, new in zip(module.walk(), copy.walk(), strict=True):
-        new.location = old.location
-    return copy
 
 
 def timing_table(timings: Sequence[tuple[str, float]]) -> str:

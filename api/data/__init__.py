@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ Labels = npt.NDArray[np.int32]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_LEVELS = 16
 HELD_OUT_SHARE = 4
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OSError, KeyError),
+    *(NotImplementedError, RuntimeError, MemoryError, SyntaxError),
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,10 @@ def load_npz(path: str | Path, sample_shape: tuple[int, ...] | None = None) -> D
 
 def _array(source: str, key: str) -> npt.NDArray[np.generic]:
     try:
-        with np.load(source, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise H2LearnError("expected an .npz archive, found a single array", location=source)
+        archive = np.load(source, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise H2LearnError("expected an .npz archive, found a single array", location=source)
+        with archive:
             if key not in archive.files:
                 held = ", ".join(sorted(archive.files)) or "nothing"
                 raise H2LearnError(
@@ -96,7 +102,7 @@ def _array(source: str, key: str) -> npt.NDArray[np.generic]:
             return np.asarray(archive[key])
     except FileNotFoundError as error:
         raise H2LearnError("no such file", location=source) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, KeyError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         detail = str(error).strip().partition("\n")[0] or type(error).__name__
         raise H2LearnError(
             f"the array {key!r} cannot be read: {detail}",

@@ -10,7 +10,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.diagnostics import InternalError, verify_module
-from h2learn.compiler.manager import ManagerOptions, PassManager, clone, module_text, timing_table
+from h2learn.compiler.manager import ManagerOptions, PassManager, module_text, timing_table
 from h2learn.compiler.opt import parse_module
 from h2learn.compiler.universe import new_context
 
@@ -132,11 +132,6 @@ def test_check_is_called_with_the_program_before_and_after() -> None:
 
     _, text = run([RenamePass()], check=check)
     assert seen == [("test-rename", True, True)] and text == "check test-rename: fine\n"
-
-
-def test_clone_keeps_locations() -> None:
-    module = parse_module(TEXT, "net.mlir")
-    assert module_text(clone(module)) == module_text(module)
 
 
 def test_a_verifier_error_names_operation_and_place() -> None:

@@ -1,0 +1,45 @@
+"""Reading model files: one front end per kind of file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.model import Model
+from h2learn.compiler.pipeline import load_object
+
+FRONT_ENDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    ".snn": ("h2learn.compiler.frontends.dsl:load_snn", ()),
+}
+"""File name suffix -> the reader, and the options it takes."""
+
+
+def load_model(path: str | Path, **options: Any) -> Model:
+    """Read a model file; the front end follows from its suffix.
+
+    Raises H2LearnError (with file, line and column where there are any) when the file cannot be read or used, or an
+    option does not exist for this kind of file.
+    """
+    if not isinstance(path, str | Path):
+        raise H2LearnError(f"expected the path of a model file, found {type(path).__name__}")
+    suffix = Path(path).suffix.lower()
+    if suffix not in FRONT_ENDS:
+        raise H2LearnError(
+            f"no front end reads {suffix or 'a file without suffix'}",
+            location=str(path),
+            hint=f"known suffixes: {', '.join(sorted(FRONT_ENDS))}",
+        )
+    target, known = FRONT_ENDS[suffix]
+    for name in options:
+        if name not in known:
+            raise H2LearnError(
+                f"a {suffix} file has no option {name!r}",
+                location=str(path),
+                hint=f"known options: {', '.join(known) or 'none'}",
+            )
+    reader = load_object(target)
+    assert callable(reader)
+    model = reader(path, **options)
+    assert isinstance(model, Model)
+    return model

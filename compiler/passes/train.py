@@ -1,0 +1,74 @@
+"""From an inference program to the training graph: loss, gradients by backpropagation through time, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects import builtin
+from xdsl.passes import ModulePass
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.autodiff.bptt import differentiate
+from h2learn.compiler.autodiff.spec import BPTT, SGD, Rectangular, Surrogate, Train, Triangular
+
+SURROGATES: dict[str, type[Surrogate]] = {"rectangular": Rectangular, "triangular": Triangular}
+
+
+@dataclass(frozen=True)
+class TrainPass(ModulePass):
+    """Add loss, gradients and parameter update to an inference program.
+
+    Without ``surrogate`` the neurons keep the one of the model; ``loss_scale`` 0 means the default of the precision.
+    The learning rate is a run-time scalar and no option.
+    """
+
+    name = "h2l-train"
+
+    method: str = "bptt"
+    loss: str = "cross_entropy"
+    momentum: float = 0.0
+    surrogate: str | None = None
+    half_width: float = 0.5
+    height: float = 1.0
+    detach_reset: bool = False
+    keep_gradients: bool = True
+    loss_scale: float = 0.0
+
+    @classmethod
+    def of(cls, spec: Train) -> TrainPass:
+        """Return the pass that does what ``spec`` says."""
+        surrogate = spec.surrogate
+        return cls(
+            "bptt" if isinstance(spec.method, BPTT) else spec.method,
+            spec.loss,
+            spec.optimizer.momentum,
+            None if surrogate is None else type(surrogate).__name__.lower(),
+            0.5 if surrogate is None else surrogate.half_width,
+            1.0 if surrogate is None else surrogate.height,
+            spec.detach_reset,
+            spec.keep_gradients,
+            spec.loss_scale or 0.0,
+        )
+
+    def recipe(self) -> Train:
+        """Return the options as a training recipe; raises H2LearnError for a choice that does not exist."""
+        if self.surrogate is not None and self.surrogate not in SURROGATES:
+            raise H2LearnError(f"there is no surrogate {self.surrogate!r}", hint=f"known: {', '.join(SURROGATES)}")
+        surrogate = SURROGATES[self.surrogate](self.half_width, self.height) if self.surrogate else None
+        return Train(
+            method=self.method,
+            loss=self.loss,
+            optimizer=SGD(momentum=self.momentum),
+            surrogate=surrogate,
+            detach_reset=self.detach_reset,
+            keep_gradients=self.keep_gradients,
+            loss_scale=self.loss_scale or None,
+        )
+
+    def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
+        """Replace the program by its training graph."""
+        trained = differentiate(op, self.recipe())
+        op.detach_region(0).drop_all_references()
+        op.add_region(trained.detach_region(0))
+        op.attributes = dict(trained.attributes)
