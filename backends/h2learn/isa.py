@@ -244,7 +244,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
         (
             _u("n", 32, "positions, samples or elements"),
             _u("k", 16, "channels or classes"),
-            _u("steps", 32, "time steps"),
+            _u("steps", 32, "time steps (v.rng: positions per sample)"),
             _e(
                 "kind",
                 ("rate", "mean", "last", "tsum", "bias", "cross_entropy", "mse_rate", "sgd"),

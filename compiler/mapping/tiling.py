@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
-
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 
 SLOTS = 2  # every buffer that crosses engines is double-buffered
@@ -170,8 +169,13 @@ def gradient_extent(count: int, kernel: int, stride: int, padding: int) -> tuple
     return (count - 1 + offset) // stride + 1, offset, first
 
 
-def plan_forward(shape: ConvShape, machine: Machine, limits: TileLimits) -> ForwardTile:
-    """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits."""
+def plan_forward(
+    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None = None
+) -> ForwardTile:
+    """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
+
+    ``reduce_block`` pins the input channels per block when they were chosen before.
+    """
 
     def usage(t: Tile) -> Usage:
         images = t.samples * (1 if shape.static else t.steps)
@@ -195,11 +199,18 @@ def plan_forward(shape: ConvShape, machine: Machine, limits: TileLimits) -> Forw
 
     whole = _whole(shape, shape.out_h, shape.out_w, limits)
     choices = _restrict(whole, shape, 8, 8)
+    if reduce_block is not None:
+        choices["c"] = (reduce_block,)
     return ForwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "forward tile"))
 
 
-def plan_backward(shape: ConvShape, machine: Machine, limits: TileLimits) -> BackwardTile:
-    """Choose the tile of an input gradient with the neuron gradient behind it; raises H2LearnError when nothing fits."""
+def plan_backward(
+    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None = None
+) -> BackwardTile:
+    """Choose the tile of an input gradient with the neuron gradient behind it; raises H2LearnError if nothing fits.
+
+    ``reduce_block`` pins the output channels per block when they were chosen before.
+    """
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
     gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
 
@@ -222,11 +233,21 @@ def plan_backward(shape: ConvShape, machine: Machine, limits: TileLimits) -> Bac
     rows_unit, columns_unit = shape.stride
     whole = _whole(shape, shape.in_h, shape.in_w, limits)
     choices = _restrict(whole, shape, max(8, gblk_out), max(8, gblk_in), rows_unit, columns_unit)
+    if reduce_block is not None:
+        choices["k"] = (reduce_block,)
     return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"))
 
 
-def plan_weights(shape: ConvShape, machine: Machine, limits: TileLimits) -> WeightTile:
-    """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits."""
+def plan_weights(
+    shape: ConvShape,
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: tuple[int, int, int, int] | None = None,
+) -> WeightTile:
+    """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits.
+
+    ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before.
+    """
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
 
     def usage(t: Tile) -> Usage:
@@ -242,6 +263,9 @@ def plan_weights(shape: ConvShape, machine: Machine, limits: TileLimits) -> Weig
 
     whole = _whole(shape, shape.out_h, shape.out_w, limits)
     choices = _restrict(whole, shape, 8, max(8, gblk))
+    if reduce_block is not None:
+        for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
+            choices[name] = (size,)
     return WeightTile(**_shrink(choices, CONV_ORDER, usage, machine, "weight-gradient tile"))
 
 
@@ -279,10 +303,10 @@ def plan_positions(
     return Tile(**_shrink(whole, order, usage, machine, "tile"))
 
 
-def plan_elements(count: int, bytes_per_element: int, capacity: int, limits: TileLimits) -> int:
-    """Return how many elements of a flat array one tile takes."""
-    cap = limits.elements or count
-    return max(1, min(count, cap, capacity // (SLOTS * bytes_per_element)))
+def plan_rows(rows: int, per_row: int, bytes_per_element: int, capacity: int, limits: TileLimits) -> int:
+    """Return how many rows of ``per_row`` elements one tile of an element-wise stage takes (at least one)."""
+    elements = min(limits.elements or rows * per_row, capacity // (SLOTS * bytes_per_element))
+    return max(1, min(rows, elements // per_row))
 
 
 Choices = dict[str, tuple[int, ...]]

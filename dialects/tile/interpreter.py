@@ -14,7 +14,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Block, Operation, SSAValue
 
 from h2learn.backends.h2learn import numerics
-from h2learn.dialects.common import Array
+from h2learn.dialects.common import Array, get_io
 from h2learn.dialects.tile import ops as tile
 
 F32 = npt.NDArray[np.float32]
@@ -28,10 +28,11 @@ def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Arra
     """Run ``@main`` on dense device arrays in io order and return its results; the arguments are not changed."""
     main = next(op for op in module.body.block.ops if isinstance(op, func.FuncOp))
     machine = _Machine()
-    for argument, array in zip(main.args, arguments, strict=True):
+    for argument, entry, array in zip(main.args, get_io(module), arguments, strict=False):
         assert isinstance(argument.type, tile.TensorType)
         placed = argument.type.placed
         machine.values[argument] = np.array(array, dtype=_dtype(placed.form)).reshape(placed.shape)
+        machine.named[entry.name] = machine.values[argument]
     with np.errstate(all="ignore"):
         machine.run(main.body.block)
     return machine.results
@@ -42,6 +43,7 @@ class _Machine:
 
     def __init__(self) -> None:
         self.values: dict[SSAValue, Array] = {}
+        self.named: dict[str, Array] = {}
         self.counters: dict[SSAValue, int] = {}
         self.results: list[Array] = []
 
@@ -57,7 +59,7 @@ class _Machine:
                 self.counters[op.counter] = count
                 self.run(op.body.block)
         elif isinstance(op, tile.TensorOp):
-            self.values[op.result] = _initial(op)
+            self.values[op.result] = self.initial(op)
         elif isinstance(op, tile.ViewOp):
             assert isinstance(op.result.type, tile.TensorType)
             self.values[op.result] = self.values[op.source].reshape(op.result.type.shape)
@@ -74,6 +76,18 @@ class _Machine:
             self.results = [self.values[value].copy() for value in op.arguments]
         elif not isinstance(op, tile.SignalOp | tile.WaitOp):
             raise ValueError(f"{op.name} has no meaning at the tile level")
+
+    def initial(self, op: tile.TensorOp) -> Array:
+        assert isinstance(op.result.type, tile.TensorType)
+        placed = op.result.type.placed
+        if op.shadow is not None:
+            parameter = self.named[op.shadow.data].astype(np.float32)
+            return numerics.round_to_storage(parameter, placed.form).reshape(placed.shape)
+        array = np.zeros(placed.shape, dtype=_dtype(placed.form))
+        if op.rows is not None:
+            for row, values in zip(array, op.rows.data, strict=True):
+                row[...] = values
+        return array
 
     def load(self, op: tile.LoadOp) -> None:
         tensor, part = self.values[op.tensor], self.part(op)
@@ -126,16 +140,6 @@ class _Machine:
 
 def _dtype(form: str) -> np.dtype[np.generic]:
     return np.dtype({"bits": np.bool_, "u8": np.uint8, "i32": np.int32}.get(form, np.float32))
-
-
-def _initial(op: tile.TensorOp) -> Array:
-    assert isinstance(op.result.type, tile.TensorType)
-    placed = op.result.type.placed
-    array = np.zeros(placed.shape, dtype=_dtype(placed.form))
-    if op.rows is not None:
-        for row, values in zip(array, op.rows.data, strict=True):
-            row[...] = values
-    return array
 
 
 def _poison(placed: tile.Placed) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from xdsl.dialects.builtin import IndexType, IntAttr, StringAttr
 from xdsl.ir import Block, Data, Dialect, Operation, ParametrizedAttribute, Region, SSAValue, TypeAttribute
 from xdsl.irdl import (
@@ -426,7 +427,12 @@ FACTS: dict[str, JobFacts] = {
     "tile.pool": JobFacts("VEC", ("dst", "src", "idx"), ("src",), ("dst", "idx"), _POOL),
     "tile.unpool": JobFacts("VEC", ("dst", "src", "idx"), ("src", "idx"), ("dst",), (*_POOL, *_GRADIENT)),
     "tile.rng": JobFacts(
-        "VEC", ("dst", "src", "scal"), ("src", "scal"), ("dst",), ("n", "k", "stream"), ("pos", "neu", "tick")
+        "VEC",
+        ("dst", "src", "scal"),
+        ("src", "scal"),
+        ("dst",),
+        ("n", "positions", "k", "stream"),
+        ("pos", "neu", "tick"),
     ),
     "tile.reduce": JobFacts(
         "VEC", ("dst", "src"), ("src", "dst"), ("dst",), ("n", "k", "steps", "kind", "dtype", "gblk")

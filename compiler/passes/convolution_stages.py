@@ -1,0 +1,445 @@
+"""Stages around the look-up and multiplier engines: forward with neurons, input gradient with neurons, weight gradient.
+
+Every stage emits all its loops even when one of them runs once, so that the shape of the program depends on the
+structure of the mapping alone, never on T or the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from xdsl.ir import SSAValue
+
+from h2learn.compiler.mapping.layout import item_bytes
+from h2learn.compiler.mapping.tiling import (
+    BackwardTile,
+    ConvShape,
+    ForwardTile,
+    WeightTile,
+    gradient_extent,
+    input_extent,
+    plan_backward,
+    plan_forward,
+    plan_weights,
+)
+from h2learn.compiler.passes.stage_builder import Affine, Start
+from h2learn.compiler.passes.tile_context import (
+    Cut,
+    TileContext,
+    activation_window,
+    images,
+    leading,
+    only_user,
+    trips,
+    used,
+)
+from h2learn.dialects.lut import ops as lut
+from h2learn.dialects.lut.attributes import shape_of
+from h2learn.dialects.tile import ops as tile
+
+LANE_SHAPES = ((16, 128), (32, 64), (64, 32), (128, 16), (256, 8))
+LANES_OF_SHAPES = 2048
+
+
+def conv_shape(op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, dtype: str, *, real: bool) -> ConvShape:
+    """Return the plain shape of a convolution with layer input ``x`` and output (or its gradient) ``y``."""
+    source, result = shape_of(x.type), shape_of(y.type)
+    geometry = op.geometry
+    return ConvShape(
+        leading(result),
+        result[-4],
+        source[-3],
+        source[-2],
+        source[-1],
+        result[-3],
+        result[-2],
+        k,
+        geometry.kernel,
+        geometry.stride,
+        geometry.padding,
+        real,
+        len(source) == 4,
+        item_bytes(dtype),
+    )
+
+
+def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
+    """Lower a forward convolution; the neuron that alone reads its current joins the stage."""
+    neuron = only_user(op.current, (lut.LifOp, lut.LiOp))
+    assert neuron is None or isinstance(neuron, lut.LifOp | lut.LiOp)
+    x = op.s if isinstance(op, lut.FeConvOp) else op.x
+    real = isinstance(op, lut.BeConvOp)
+    shape = conv_shape(op, x, op.current, shape_of(op.w.type)[-1], ctx.dtype, real=real)
+    steps = neuron.time_steps if neuron is not None else shape.steps
+    shape = replace(shape, steps=steps)
+    t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block)
+    b = ctx.builder
+    label = ctx.label("forward", op)
+    source, weights = ctx.values[x], ctx.values[op.w]
+    current = None if neuron is not None else ctx.declare(op.current, f"{label}.current")
+    stage = None if neuron is None else NeuronStep(ctx, neuron, label, shape.k)
+    k_trips, c_trips = trips(shape.k, t.k), trips(shape.c, t.c)
+    static_steps = 1 if shape.static else t.steps
+    with b.stage(label, op.location), b.loop("k", k_trips) as ik:
+        par = stage.parameters(ik * t.k, t.k) if stage is not None else None
+        if c_trips == 1:
+            tables = _load_weights(ctx, weights, shape, t, Affine(), ik, real)
+        with (
+            b.loop("n", trips(shape.batch, t.samples)) as n,
+            b.loop("y", trips(shape.out_h, t.rows)) as y,
+            b.loop("x", trips(shape.out_w, t.columns)) as x_,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x_)
+            state = stage.state(area, t.k) if stage is not None else None
+
+            def accumulate(time: Start) -> SSAValue:
+                shape_of_acc = (static_steps, t.samples, t.rows, t.columns, t.k)
+                acc = b.alloc("current", "A", "f32", shape_of_acc[1:] if shape.static else shape_of_acc)
+                with b.loop("c", c_trips) as ic:
+                    held = tables if c_trips == 1 else _load_weights(ctx, weights, shape, t, ic, ik, real)
+                    inputs = _load_input(ctx, source, shape, t, area, Cut(time, t.steps), ic * t.c)
+                    _convolve(ctx, op, acc, inputs, held, images(source, t), shape, t, ic)
+                return acc
+
+            if shape.static:
+                acc = accumulate(0)
+            with b.loop("t", trips(steps, t.steps)) as it:
+                if not shape.static:
+                    acc = accumulate(it * t.steps)
+                if stage is not None and par is not None and state is not None:
+                    stage.steps(acc, par, state, area, it, t.steps, ik * t.k, t.k, shape.static)
+                if current is not None:
+                    window = activation_window(current, Cut(it * t.steps, static_steps), *area.cuts, Cut(ik * t.k, t.k))
+                    b.store(current, acc, *window)
+
+
+def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
+    """Lower an input gradient; the neuron gradient that alone reads it joins the stage."""
+    grad = only_user(op.gs, lut.GradOp)
+    assert grad is None or isinstance(grad, lut.GradOp)
+    shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False)
+    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block)
+    b = ctx.builder
+    label = ctx.label("backward", op)
+    source, weights = ctx.values[op.gu], ctx.values[op.w]
+    mask = ctx.values[op.m] if op.m is not None else None
+    stage = None if grad is None else GradientStep(ctx, grad, label)
+    result = None if grad is not None else ctx.declare(op.gs, f"{label}.gs")
+    c_trips, k_trips = trips(shape.c, t.c), trips(shape.k, t.k)
+    blocks = trips(shape.steps, t.steps)
+    gh, py, first_y = gradient_extent(t.rows, shape.kernel[0], shape.stride[0], shape.padding[0])
+    gw, px, first_x = gradient_extent(t.columns, shape.kernel[1], shape.stride[1], shape.padding[1])
+    gblk = ctx.gblk(shape.k)
+    imgs = images(source, t)
+    params: dict[str, tile.Param] = {
+        **_geometry(shape, t, imgs, ctx.dtype),
+        "gh": gh,
+        "gw": gw,
+        "py": py,
+        "px": px,
+        "gblk": gblk,
+        "mode": op.mode,
+        "masked": "yes" if mask is not None else "no",
+    }
+
+    def weight_tile(ic: Affine, ik: Affine) -> SSAValue:
+        w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k))
+        b.load(weights, w, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
+        return w
+
+    with b.stage(label, op.location), b.loop("c", c_trips) as ic:
+        par = stage.parameters(ic * t.c, t.c) if stage is not None else None
+        held = weight_tile(ic, Affine()) if k_trips == 1 else None
+        with (
+            b.loop("n", trips(shape.batch, t.samples)) as n,
+            b.loop("y", trips(shape.in_h, t.rows)) as y,
+            b.loop("x", trips(shape.in_w, t.columns)) as x,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x)
+            state = stage.state(area, t.c) if stage is not None else None
+            with b.loop("t", blocks) as it:
+                time = Cut(it * -t.steps + (blocks - 1) * t.steps, t.steps)
+                channels = Cut(ic * t.c, t.c)
+                dims = (t.steps, t.samples, t.rows, t.columns) if len(shape_of(op.gs.type)) == 5 else area.dims
+                acc = b.alloc("gs", "A", "f32", (*dims, t.c))
+                buffers: dict[str, SSAValue] = {"acc": acc}
+                if mask is not None:
+                    buffers["m"] = b.alloc("mask", "M", "bits", (*dims, t.c))
+                    b.load(mask, buffers["m"], *activation_window(mask, time, *area.cuts, channels))
+                with b.loop("k", k_trips) as ik:
+                    w = held if held is not None else weight_tile(ic, ik)
+                    rows = Cut(y * (t.rows // shape.stride[0]) + first_y, gh)
+                    columns = Cut(x * (t.columns // shape.stride[1]) + first_x, gw)
+                    window = activation_window(source, time, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
+                    g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
+                    b.load(source, g, *window)
+                    b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=[ik])
+                if stage is not None and par is not None and state is not None:
+                    stage.steps(acc, par, state, area, it, time, channels)
+                if result is not None:
+                    b.store(result, acc, *activation_window(result, time, *area.cuts, channels))
+
+
+def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
+    """Lower a weight gradient: the sums stay on chip while all positions pass by."""
+    x = op.s if isinstance(op, lut.WuOp) else op.x
+    real = isinstance(op, lut.BeWgtOp)
+    shape = conv_shape(op, x, op.gu, shape_of(op.gu.type)[-1], ctx.dtype, real=real)
+    t = plan_weights(shape, ctx.machine, ctx.limits, op.reduce_block)
+    b = ctx.builder
+    label = ctx.label("weights", op)
+    source, gradient = ctx.values[x], ctx.values[op.gu]
+    result = ctx.declare(op.gw, f"{label}.gradient")
+    gblk = ctx.gblk(shape.k)
+    params = {**_geometry(shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
+    with (
+        b.stage(label, op.location),
+        b.loop("k", trips(shape.k, t.k)) as ik,
+        b.loop("c", trips(shape.c, t.c)) as ic,
+    ):
+        acc = b.alloc("gw", "A", "f32", (shape.taps, t.c, t.k))
+        with (
+            b.loop("n", trips(shape.batch, t.samples)) as n,
+            b.loop("y", trips(shape.out_h, t.rows)) as y,
+            b.loop("x", trips(shape.out_w, t.columns)) as x_,
+            b.loop("t", trips(shape.steps, t.steps)) as it,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x_)
+            time = Cut(it * t.steps, t.steps)
+            inputs = _load_input(ctx, source, shape, t, area, time, ic * t.c)
+            window = activation_window(gradient, time, *area.cuts, Cut(ik * t.k, t.k))
+            g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
+            b.load(gradient, g, *window)
+            first = [n, y, x_, it]
+            if isinstance(op, lut.WuOp):
+                b.job(tile.WuRunOp, {"acc": acc, "s": inputs, "g": g}, {**params, "fan": op.fan_in}, first=first)
+            else:
+                b.job(tile.BeWgtOp, {"acc": acc, "x": inputs, "g": g}, params, first=first)
+        b.store(result, acc, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
+
+
+class Area:
+    """A tile of samples, rows and columns under the loops n, y, x."""
+
+    def __init__(self, samples: int, rows: int, columns: int, n: Affine, y: Affine, x: Affine) -> None:
+        self.n, self.y, self.x = n, y, x
+        self.dims = (samples, rows, columns)
+        self.positions = samples * rows * columns
+        self.cuts = (Cut(n * samples, samples), Cut(y * rows, rows), Cut(x * columns, columns))
+
+
+class NeuronStep:
+    """The part of a stage that runs neurons step by step over a tile."""
+
+    def __init__(self, ctx: TileContext, op: lut.LifOp | lut.LiOp, label: str, channels: int) -> None:
+        self.ctx, self.op, self.neuron = ctx, op, op.neuron
+        self.bias = ctx.values[op.bias] if op.bias is not None else None
+        self.constants = ctx.neuron_rows(label, op.neuron, channels)
+        self.spikes = ctx.declare(op.s, f"{label}.s") if isinstance(op, lut.LifOp) else None
+        keep_u = isinstance(op, lut.LiOp) or used(op.u)
+        self.membrane = ctx.declare(op.u, f"{label}.u") if keep_u else None
+        self.mask = ctx.declare(op.m, f"{label}.m") if isinstance(op, lut.LifOp) and used(op.m) else None
+
+    def parameters(self, start: Affine, k: int) -> SSAValue:
+        """Load the parameter rows of ``k`` channels."""
+        return load_rows(self.ctx, self.constants, self.bias, start, k)
+
+    def state(self, area: Area, k: int) -> dict[str, SSAValue]:
+        """Allocate what a tile carries from step to step."""
+        b = self.ctx.builder
+        state = {"us": b.alloc("u state", "U", self.ctx.dtype, (*area.dims, k), slots=1)}
+        if self.spikes is not None:
+            state["ss"] = b.alloc("s state", "S", "bits", (*area.dims, k), slots=1)
+        return state
+
+    def steps(
+        self,
+        acc: SSAValue,
+        par: SSAValue,
+        state: dict[str, SSAValue],
+        area: Area,
+        block: Affine,
+        steps: int,
+        start: Affine,
+        k: int,
+        static: bool,
+    ) -> None:
+        """Run the steps of one time block on ``acc`` and store what is kept."""
+        b = self.ctx.builder
+        dims = (steps, *area.dims, k)
+        kept = [
+            ("so", self.spikes, b.alloc("s", "S", "bits", dims) if self.spikes is not None else None),
+            ("uo", self.membrane, b.alloc("u", "U", self.ctx.dtype, dims) if self.membrane is not None else None),
+            ("mo", self.mask, b.alloc("m", "M", "bits", dims) if self.mask is not None else None),
+        ]
+        params: dict[str, tile.Param] = {
+            **self.ctx.neuron_params(self.neuron),
+            "n": area.positions,
+            "k": k,
+            "save_u": "yes" if self.membrane is not None else "no",
+            "save_m": "yes" if self.mask is not None else "no",
+        }
+        with b.loop("step", steps) as step:
+            buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {
+                "acc": acc if static else (acc, step),
+                "par": par,
+                **state,
+            }
+            buffers.update({role: (buffer, step) for role, _, buffer in kept if buffer is not None})
+            b.job(tile.LifOp, buffers, params, first=[block, step])
+        for _, tensor, buffer in kept:
+            if tensor is not None and buffer is not None:
+                window = activation_window(tensor, Cut(block * steps, steps), *area.cuts, Cut(start, k))
+                b.store(tensor, buffer, *window)
+
+
+class GradientStep:
+    """The part of a stage that runs neuron gradients backwards over a tile."""
+
+    def __init__(self, ctx: TileContext, op: lut.GradOp, label: str) -> None:
+        self.ctx, self.op = ctx, op
+        channels = shape_of(op.gu.type)[-1]
+        self.gblk = ctx.gblk(channels)
+        self.constants = ctx.neuron_rows(label, op.neuron, channels)
+        self.result = ctx.declare(op.gu, f"{label}.gu")
+
+    def parameters(self, start: Affine, k: int) -> SSAValue:
+        """Load the parameter rows of ``k`` channels."""
+        return load_rows(self.ctx, self.constants, None, start, k)
+
+    def state(self, area: Area, k: int) -> SSAValue:
+        """Allocate the gradient that a tile carries from step to step."""
+        return self.ctx.builder.alloc("gu state", "U", self.ctx.dtype, (*area.dims, k), slots=1)
+
+    def steps(
+        self, gs: SSAValue, par: SSAValue, state: SSAValue, area: Area, block: Affine, time: Cut, channels: Cut
+    ) -> None:
+        """Run the steps of one time block backwards and store the gradients; ``gs`` without time serves all steps."""
+        b, k, steps = self.ctx.builder, channels.size, time.size
+        out = b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", (steps, *area.dims, k), self.gblk)
+        buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, "gc": state}
+        loaded: dict[str, SSAValue] = {}
+        for role, memory, value in (("u", "U", self.op.u), ("s", "S", self.op.s)):
+            if value is None:
+                continue
+            tensor = self.ctx.values[value]
+            window = activation_window(tensor, time, *area.cuts, channels)
+            form = "bits" if role == "s" else self.ctx.dtype
+            loaded[role] = b.alloc(role, memory, form, tuple(window[1]))
+            b.load(tensor, loaded[role], *window)
+        params: dict[str, tile.Param] = {
+            **self.ctx.neuron_params(self.op.neuron),
+            "n": area.positions,
+            "k": k,
+            "detach": "yes" if self.op.neuron.detach_reset else "no",
+            "gblk": self.gblk,
+        }
+        assert isinstance(gs.type, tile.BufferType)
+        with b.loop("step", steps) as step:
+            at = step * -1 + (steps - 1)
+            buffers["gs"] = (gs, at) if len(gs.type.shape) == 5 else gs
+            buffers["go"] = (out, at)
+            buffers.update({role: (buffer, at) for role, buffer in loaded.items()})
+            b.job(tile.GradOp, buffers, params, first=[block, step])
+        b.store(self.result, out, *activation_window(self.result, time, *area.cuts, channels))
+
+
+def load_rows(ctx: TileContext, constants: SSAValue, bias: SSAValue | None, start: Affine, k: int) -> SSAValue:
+    """Load the four parameter rows of ``k`` channels from ``start``."""
+    b = ctx.builder
+    par = b.alloc("parameters", "A", "f32", (4, k))
+    b.load(constants, par, (0, start), (4, k))
+    if bias is not None:
+        b.load(bias, par, (start,), (k,), at=0)
+    return par
+
+
+def _geometry(
+    shape: ConvShape, t: ForwardTile | BackwardTile | WeightTile, imgs: int, dtype: str
+) -> dict[str, tile.Param]:
+    return {
+        "imgs": imgs,
+        "oh": t.rows,
+        "ow": t.columns,
+        "kh": shape.kernel[0],
+        "kw": shape.kernel[1],
+        "sh": shape.stride[0],
+        "sw": shape.stride[1],
+        "c": t.c,
+        "k": t.k,
+        "dtype": dtype,
+    }
+
+
+def _load_weights(
+    ctx: TileContext, weights: SSAValue, shape: ConvShape, t: ForwardTile, ic: Affine, ik: Affine, real: bool
+) -> SSAValue:
+    """Load a weight tile and, for spikes, build its tables; return what the convolution reads."""
+    b = ctx.builder
+    w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k))
+    b.load(weights, w, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
+    if real:
+        return w
+    fan = ctx.machine.forward.fan_in
+    tables = b.alloc("tables", "L", f"lut.{ctx.dtype}", (shape.taps, trips(t.c, fan), 1 << fan, t.k))
+    params: dict[str, tile.Param] = {
+        "kh": shape.kernel[0],
+        "kw": shape.kernel[1],
+        "c": t.c,
+        "k": t.k,
+        "fan": fan,
+        "dtype": ctx.dtype,
+    }
+    b.job(tile.FeFillOp, {"lut": tables, "w": w}, params)
+    return tables
+
+
+def _load_input(
+    ctx: TileContext,
+    source: SSAValue,
+    shape: ConvShape,
+    t: ForwardTile | WeightTile,
+    area: Area,
+    time: Cut,
+    channel: Affine,
+) -> SSAValue:
+    """Load the input tile under an area of output positions, with its halo."""
+    b = ctx.builder
+    (kh, kw), (sh, sw), (ph, pw) = shape.kernel, shape.stride, shape.padding
+    rows = Cut(area.y * (t.rows * sh) + -ph, input_extent(t.rows, kh, sh))
+    columns = Cut(area.x * (t.columns * sw) + -pw, input_extent(t.columns, kw, sw))
+    window = activation_window(source, time, area.cuts[0], rows, columns, Cut(channel, t.c))
+    memory, form = ("U", ctx.dtype) if shape.real else ("S", "bits")
+    inputs = b.alloc("inputs", memory, form, tuple(window[1]))
+    b.load(source, inputs, *window)
+    return inputs
+
+
+def _convolve(
+    ctx: TileContext,
+    op: lut.FeConvOp | lut.BeConvOp,
+    acc: SSAValue,
+    inputs: SSAValue,
+    held: SSAValue,
+    imgs: int,
+    shape: ConvShape,
+    t: ForwardTile,
+    block: Affine,
+) -> None:
+    params = _geometry(shape, t, imgs, ctx.dtype)
+    if isinstance(op, lut.BeConvOp):
+        ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=[block])
+        return
+    params.update(fan=op.fan_in, shape=_lane_shape(ctx.machine.forward.lanes, t.k, imgs * t.rows * t.columns))
+    ctx.builder.job(tile.FeRunOp, {"acc": acc, "s": inputs, "lut": held}, params, first=[block])
+
+
+def _lane_shape(lanes: int, k: int, positions: int) -> str:
+    """Return the arrangement of the look-up lanes that takes the fewest cycles (names are those of 2,048 lanes)."""
+
+    def cycles(shape: tuple[int, int]) -> int:
+        lanes_p = max(1, shape[1] * lanes // LANES_OF_SHAPES)
+        return trips(k, shape[0]) * trips(positions, lanes_p)
+
+    best = min(LANE_SHAPES, key=cycles)
+    return f"{best[0]}x{best[1]}"

@@ -1,0 +1,193 @@
+"""``h2l-lut-to-tile``: every ``lut`` op becomes a stage of loops over tiles with buffers in named memories.
+
+Decided here: tile sizes, loop order, what is fused into one stage (a convolution and the neurons that alone read it), what
+is loaded where and kept for how long. Optimizer stages come last, because they overwrite the parameters in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xdsl.context import Context
+from xdsl.dialects import builtin, func
+from xdsl.ir import Block, Operation, Region, SSAValue
+from xdsl.passes import ModulePass
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.passes import convolution_stages, vector_stages
+from h2learn.compiler.passes.stage_builder import StageBuilder
+from h2learn.compiler.passes.tile_context import TileContext, only_user
+from h2learn.dialects.common import get_io, precision, source_of
+from h2learn.dialects.lut import ops as lut
+from h2learn.dialects.tile import ops as tile
+
+
+@dataclass(frozen=True)
+class LutToTilePass(ModulePass):
+    """Lower ``lut`` to ``tile`` for machine ``arch`` under the tile limits ``limits`` (``"rows=4,k=8"``)."""
+
+    name: ClassVar[str] = "h2l-lut-to-tile"
+    arch: str = "h2l-v0"
+    limits: str = ""
+
+    def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
+        """Replace the body of ``@main``; raises H2LearnError for ops without a stage."""
+        del ctx
+        main = next(f for f in op.body.block.ops if isinstance(f, func.FuncOp))
+        body = main.body.block
+        io = get_io(op)
+        block = Block()
+        context = TileContext(
+            StageBuilder(block),
+            load_machine(self.arch),
+            TileLimits.parse(self.limits),
+            precision(op),
+            {arg: entry.name for arg, entry in zip(body.args, io, strict=False)},
+        )
+        for argument in body.args:
+            value = block.insert_arg(tile.tensor_type(*context.form_of(argument.type)), len(block.args))
+            value.location = argument.location
+            context.values[argument] = value
+        _lower_all(context, list(body.ops))
+        returned = body.last_op
+        assert isinstance(returned, func.ReturnOp)
+        block.add_op(func.ReturnOp(*(context.values[value] for value in returned.arguments)))
+        replacement = func.FuncOp(
+            main.sym_name.data,
+            ([a.type for a in block.args], [context.values[value].type for value in returned.arguments]),
+            Region(block),
+        )
+        replacement.location = main.location
+        op.body.block.insert_op_before(replacement, main)
+        main.detach()
+        main.erase()
+
+
+def _lower_all(ctx: TileContext, ops: list[Operation]) -> None:
+    unknown = [op for op in ops if type(op) not in STAGES and not isinstance(op, func.ReturnOp)]
+    if unknown:
+        raise H2LearnError(
+            f"no stage is known for {', '.join(sorted({op.name for op in unknown}))}",
+            location=source_of(unknown[0]) or None,
+        )
+    for op in ops:
+        if isinstance(op, lut.SgdOp):
+            ctx.values[op.new_p] = ctx.values[op.p]
+            if op.m is not None and op.new_m is not None:
+                ctx.values[op.new_m] = ctx.values[op.m]
+            if op.w is not None:
+                ctx.values[op.w] = _shadow(ctx, op.p)
+        elif not isinstance(op, func.ReturnOp):
+            STAGES[type(op)](ctx, op)
+    for op in ops:
+        if isinstance(op, lut.SgdOp):
+            vector_stages.lower_sgd(ctx, op)
+
+
+def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:
+    """Return the storage copy of a parameter; there is one per parameter."""
+    name = ctx.names[parameter]
+    if parameter not in ctx.shadows:
+        form, shape, _ = ctx.form_of(parameter.type)
+        assert form == "f32"
+        ctx.shadows[parameter] = ctx.builder.tensor(f"{name}.{ctx.dtype}", ctx.dtype, shape, shadow=name)
+    return ctx.shadows[parameter]
+
+
+def _cast(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.CastOp)
+    ctx.values[op.w] = _shadow(ctx, op.p)
+
+
+def _forward(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.FeConvOp | lut.BeConvOp)
+    convolution_stages.lower_forward(ctx, op)
+
+
+def _backward(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.BeGradOp)
+    convolution_stages.lower_backward(ctx, op)
+
+
+def _weights(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.WuOp | lut.BeWgtOp)
+    convolution_stages.lower_weights(ctx, op)
+
+
+def _neuron(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.LifOp | lut.LiOp)
+    producer = op.current.owner
+    fused = isinstance(producer, lut.FeConvOp | lut.BeConvOp) and only_user(op.current, type(op)) is op
+    if not fused:
+        vector_stages.lower_neuron(ctx, op)
+
+
+def _gradient(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.GradOp)
+    if not (isinstance(op.gs.owner, lut.BeGradOp) and only_user(op.gs, lut.GradOp) is op):
+        vector_stages.lower_gradient(ctx, op)
+
+
+def _pool(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.PoolOp)
+    vector_stages.lower_pool(ctx, op)
+
+
+def _unpool(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.UnpoolOp)
+    vector_stages.lower_unpool(ctx, op)
+
+
+def _time_sum(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.TimeSumOp)
+    vector_stages.lower_time_sum(ctx, op)
+
+
+def _bias(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.BiasGradOp)
+    vector_stages.lower_bias(ctx, op)
+
+
+def _rng(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.RngOp)
+    vector_stages.lower_rng(ctx, op)
+
+
+def _readout(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.ReadoutOp)
+    vector_stages.lower_readout(ctx, op)
+
+
+def _loss(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.LossOp)
+    vector_stages.lower_loss(ctx, op)
+
+
+def _sgd(ctx: TileContext, op: Operation) -> None:
+    assert isinstance(op, lut.SgdOp)
+    vector_stages.lower_sgd(ctx, op)
+
+
+STAGES: dict[type[Operation], Callable[[TileContext, Operation], None]] = {
+    lut.FeConvOp: _forward,
+    lut.BeConvOp: _forward,
+    lut.LifOp: _neuron,
+    lut.LiOp: _neuron,
+    lut.PoolOp: _pool,
+    lut.UnpoolOp: _unpool,
+    lut.RngOp: _rng,
+    lut.CastOp: _cast,
+    lut.ReadoutOp: _readout,
+    lut.LossOp: _loss,
+    lut.GradOp: _gradient,
+    lut.BeGradOp: _backward,
+    lut.TimeSumOp: _time_sum,
+    lut.WuOp: _weights,
+    lut.BeWgtOp: _weights,
+    lut.BiasGradOp: _bias,
+    lut.SgdOp: _sgd,
+}

@@ -1,0 +1,122 @@
+"""What the stage lowerings of ``lut`` to ``tile`` share: values, formats, windows, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from xdsl.dialects import builtin
+from xdsl.ir import Attribute, Operation, SSAValue
+
+from h2learn.backends.h2learn.machine import Machine
+from h2learn.compiler.mapping.layout import slot_channels
+from h2learn.compiler.mapping.tiling import Tile, TileLimits, slot_cap
+from h2learn.compiler.passes.stage_builder import StageBuilder, Start
+from h2learn.dialects.lut import attributes as lut_types
+from h2learn.dialects.tile import ops as tile
+
+Neuron = lut_types.Neuron
+
+
+@dataclass
+class TileContext:
+    """State of one lowering: the builder, where each ``lut`` value lies in DRAM, machine and limits."""
+
+    builder: StageBuilder
+    machine: Machine
+    limits: TileLimits
+    dtype: str
+    names: dict[SSAValue, str]
+    values: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    shadows: dict[SSAValue, SSAValue] = field(default_factory=dict)
+
+    def gblk(self, channels: int) -> int:
+        """Return the channels per gradient slot of a tensor with ``channels`` channels."""
+        return slot_channels(channels, slot_cap(self.machine, self.limits))
+
+    def form_of(self, type_: Attribute) -> tuple[str, tuple[int, ...], int]:
+        """Return (format, shape, channels per slot) of a ``lut`` value in DRAM."""
+        shape = lut_types.shape_of(type_)
+        if isinstance(type_, lut_types.SpikesType | lut_types.MaskType):
+            return "bits", shape, 0
+        if isinstance(type_, lut_types.WinnersType):
+            return "u8", shape, 0
+        if isinstance(type_, lut_types.StoreType):
+            return type_.dtype, shape, 0
+        if isinstance(type_, lut_types.GradsType):
+            return f"slots.{type_.dtype}", shape, self.gblk(shape[-1])
+        assert isinstance(type_, builtin.TensorType)
+        return ("i32" if type_.element_type == builtin.i32 else "f32"), shape or (1,), 0
+
+    def declare(self, value: SSAValue, label: str) -> SSAValue:
+        """Give a ``lut`` value its DRAM tensor."""
+        form, shape, gblk = self.form_of(value.type)
+        self.values[value] = self.builder.tensor(label, form, shape, gblk)
+        return self.values[value]
+
+    def label(self, kind: str, op: Operation) -> str:
+        """Return a unique label ``kind layer`` for a stage; the layer is that of the parameter the op uses."""
+        layer = next((self.names[o].rpartition(".")[0] for o in op.operands if o in self.names), "")
+        text = f"{kind} {layer}".strip()
+        count = self.labels.get(text, 0)
+        self.labels[text] = count + 1
+        return f"{text} {count + 1}" if count else text
+
+    def neuron_rows(self, label: str, neuron: Neuron, channels: int) -> SSAValue:
+        """Declare the constant rows (bias 0, alpha, theta, v_reset) of a layer."""
+        rows = ((0.0,), neuron.alpha, neuron.theta, neuron.v_reset)
+        return self.builder.tensor(f"{label}.constants", "f32", (4, channels), rows=rows)
+
+    def neuron_params(self, neuron: Neuron) -> dict[str, tile.Param]:
+        """Return the parameters that the neuron jobs share."""
+        return {
+            "dtype": self.dtype,
+            "reset": neuron.reset,
+            "spike": neuron.compare,
+            "surrogate": neuron.surrogate,
+            "width": float(neuron.width),
+            "height": float(neuron.height),
+        }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Start and size of a tile along one dimension."""
+
+    start: Start
+    size: int
+
+
+def activation_window(tensor: SSAValue, t: Cut, n: Cut, y: Cut, x: Cut, c: Cut) -> tuple[list[Start], list[int]]:
+    """Return (starts, sizes) over an activation tensor; without a time dimension ``t`` is dropped."""
+    assert isinstance(tensor.type, tile.TensorType)
+    cuts = [t, n, y, x, c][5 - len(tensor.type.shape) :]
+    return [cut.start for cut in cuts], [cut.size for cut in cuts]
+
+
+def trips(count: int, size: int) -> int:
+    """Return how many tiles of ``size`` cover ``count``."""
+    return -(-count // size)
+
+
+def images(tensor: SSAValue, t: Tile) -> int:
+    """Return the images of a tile of ``tensor``: time steps (if it has any) times samples."""
+    assert isinstance(tensor.type, tile.TensorType)
+    return t.samples * (t.steps if len(tensor.type.shape) == 5 else 1)
+
+
+def used(value: SSAValue | None) -> bool:
+    """Whether a result is there and somebody reads it."""
+    return value is not None and value.has_uses()
+
+
+def only_user(value: SSAValue, kinds: type[Operation] | tuple[type[Operation], ...]) -> Operation | None:
+    """Return the only user of ``value`` when it is one of ``kinds``."""
+    users = [use.operation for use in value.uses]
+    return users[0] if len(users) == 1 and isinstance(users[0], kinds) else None
+
+
+def leading(shape: Sequence[int]) -> int:
+    """Return the time steps of an activation shape, 1 when it has none."""
+    return shape[0] if len(shape) == 5 else 1

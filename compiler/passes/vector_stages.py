@@ -1,0 +1,447 @@
+"""Stages of the vector unit alone: neurons and gradients behind pools, pooling, encoding, readout, loss, optimizer."""
+
+from __future__ import annotations
+
+from math import prod
+
+from xdsl.ir import SSAValue
+
+from h2learn.compiler.mapping.layout import item_bytes, row_bytes
+from h2learn.compiler.mapping.tiling import (
+    SLOTS,
+    ConvShape,
+    Tile,
+    Usage,
+    gradient_extent,
+    input_extent,
+    plan_positions,
+    plan_rows,
+    plan_weights,
+)
+from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep
+from h2learn.compiler.passes.stage_builder import Affine
+from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, leading, trips
+from h2learn.dialects.lut import ops as lut
+from h2learn.dialects.lut.attributes import GradsType, SpikesType, shape_of
+from h2learn.dialects.tile import ops as tile
+
+
+def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
+    """Lower neurons whose current lies in DRAM (behind a pool, or read by others too)."""
+    current = ctx.values[op.current]
+    batch, height, width, channels = shape_of(op.current.type)[-4:]
+    item = item_bytes(ctx.dtype)
+
+    def usage(t: Tile) -> Usage:
+        outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
+        return Usage(
+            S=SLOTS * outs * bits + t.positions * bits,
+            U=(SLOTS * outs + t.positions) * t.k * item,
+            M=SLOTS * outs * bits,
+            A=SLOTS * outs * t.k * 4 + SLOTS * 16 * t.k,
+        )
+
+    t = plan_positions(op.time_steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    b, label = ctx.builder, ctx.label("neuron", op)
+    stage = NeuronStep(ctx, op, label, channels)
+    with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
+        par = stage.parameters(ik * t.k, t.k)
+        with (
+            b.loop("n", trips(batch, t.samples)) as n,
+            b.loop("y", trips(height, t.rows)) as y,
+            b.loop("x", trips(width, t.columns)) as x,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x)
+            state = stage.state(area, t.k)
+            with b.loop("t", trips(op.time_steps, t.steps)) as it:
+                window = activation_window(current, Cut(it * t.steps, t.steps), *area.cuts, Cut(ik * t.k, t.k))
+                acc = b.alloc("current", "A", "f32", tuple(window[1]))
+                b.load(current, acc, *window)
+                static = len(window[1]) == 4
+                stage.steps(acc, par, state, area, it, t.steps, ik * t.k, t.k, static)
+
+
+def lower_gradient(ctx: TileContext, op: lut.GradOp) -> None:
+    """Lower neuron gradients whose incoming gradient lies in DRAM."""
+    source = ctx.values[op.gs]
+    steps, batch, height, width, channels = shape_of(op.gu.type)
+    gblk, item = ctx.gblk(channels), item_bytes(ctx.dtype)
+
+    def usage(t: Tile) -> Usage:
+        outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
+        return Usage(
+            S=SLOTS * outs * bits,
+            U=(SLOTS * outs + t.positions) * t.k * item,
+            G=SLOTS * outs * row_bytes(f"slots.{ctx.dtype}", t.k, gblk),
+            A=SLOTS * outs * t.k * 4 + SLOTS * 16 * t.k,
+        )
+
+    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    b, label = ctx.builder, ctx.label("gradient", op)
+    stage = GradientStep(ctx, op, label)
+    blocks = trips(steps, t.steps)
+    with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
+        par = stage.parameters(ik * t.k, t.k)
+        with (
+            b.loop("n", trips(batch, t.samples)) as n,
+            b.loop("y", trips(height, t.rows)) as y,
+            b.loop("x", trips(width, t.columns)) as x,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x)
+            state = stage.state(area, t.k)
+            with b.loop("t", blocks) as it:
+                time, cut = Cut(it * -t.steps + (blocks - 1) * t.steps, t.steps), Cut(ik * t.k, t.k)
+                window = activation_window(source, time, *area.cuts, cut)
+                gs = b.alloc("gs", "A", "f32", tuple(window[1]))
+                b.load(source, gs, *window)
+                stage.steps(gs, par, state, area, it, time, cut)
+
+
+def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
+    """Lower pooling: one tile of windows at a time."""
+    source = ctx.values[op.x]
+    spikes = isinstance(op.x.type, SpikesType)
+    shape = shape_of(op.y.type)
+    steps, (batch, height, width, channels) = leading(shape), shape[-4:]
+    (kh, kw), (sh, sw) = op.geometry.kernel, op.geometry.stride
+    dst = "f32" if not spikes else "bits" if op.kind == "max" else "storage"
+    memory, form = {"f32": ("A", "f32"), "bits": ("S", "bits"), "storage": ("U", ctx.dtype)}[dst]
+
+    def usage(t: Tile) -> Usage:
+        outs = SLOTS * t.steps * t.positions
+        inputs = SLOTS * t.steps * t.samples * input_extent(t.rows, kh, sh) * input_extent(t.columns, kw, sw)
+        source_bytes = inputs * row_bytes("bits" if spikes else "f32", t.k)
+        out_bytes = outs * row_bytes(form, t.k)
+        return Usage(
+            S=(source_bytes if spikes else 0) + (out_bytes if memory == "S" else 0),
+            U=out_bytes if memory == "U" else 0,
+            A=(0 if spikes else source_bytes) + (out_bytes if memory == "A" else 0),
+            M=outs * t.k,
+        )
+
+    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    b, label = ctx.builder, ctx.label("pool", op)
+    result = ctx.declare(op.y, f"{label}.y")
+    winners = ctx.declare(op.winners, f"{label}.winners") if op.winners is not None else None
+    params: dict[str, tile.Param] = {
+        "imgs": images(source, t),
+        **_window_params(t, op, ctx.dtype, ctx.gblk(channels), "bits" if spikes else "f32", dst),
+    }
+    with (
+        b.stage(label, op.location),
+        b.loop("k", trips(channels, t.k)) as ik,
+        b.loop("n", trips(batch, t.samples)) as n,
+        b.loop("y", trips(height, t.rows)) as y,
+        b.loop("x", trips(width, t.columns)) as x,
+        b.loop("t", trips(steps, t.steps)) as it,
+    ):
+        area = Area(t.samples, t.rows, t.columns, n, y, x)
+        time, cut = Cut(it * t.steps, t.steps), Cut(ik * t.k, t.k)
+        rows = Cut(y * (t.rows * sh), input_extent(t.rows, kh, sh))
+        columns = Cut(x * (t.columns * sw), input_extent(t.columns, kw, sw))
+        window = activation_window(source, time, area.cuts[0], rows, columns, cut)
+        inputs = b.alloc("inputs", "S" if spikes else "A", "bits" if spikes else "f32", tuple(window[1]))
+        b.load(source, inputs, *window)
+        out_window = activation_window(result, time, *area.cuts, cut)
+        buffers = {"dst": b.alloc("pooled", memory, form, tuple(out_window[1])), "src": inputs}
+        if winners is not None:
+            buffers["idx"] = b.alloc("winners", "M", "u8", tuple(out_window[1]))
+        b.job(tile.PoolOp, buffers, params)
+        b.store(result, buffers["dst"], *out_window)
+        if winners is not None:
+            b.store(winners, buffers["idx"], *out_window)
+
+
+def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
+    """Lower the gradient of pooling: tiles of the larger side."""
+    source = ctx.values[op.g]
+    slots = isinstance(op.g.type, GradsType)
+    shape = shape_of(op.result.type)
+    steps, (batch, height, width, channels) = leading(shape), shape[-4:]
+    (kh, kw), (sh, sw) = op.geometry.kernel, op.geometry.stride
+    gblk = ctx.gblk(channels) if slots else 0
+    memory, form = ("G", f"slots.{ctx.dtype}") if slots else ("A", "f32")
+
+    def usage(t: Tile) -> Usage:
+        gh, gw = gradient_extent(t.rows, kh, sh, 0)[0], gradient_extent(t.columns, kw, sw, 0)[0]
+        pooled = SLOTS * t.steps * t.samples * gh * gw
+        total = (pooled + SLOTS * t.steps * t.positions) * row_bytes(form, t.k, gblk)
+        return Usage(G=total if slots else 0, A=0 if slots else total, M=pooled * t.k)
+
+    t = plan_positions(
+        steps, batch, height, width, channels, usage, ctx.machine, ctx.limits, row_unit=sh, column_unit=sw
+    )
+    b, label = ctx.builder, ctx.label("unpool", op)
+    result = ctx.declare(op.result, f"{label}.gs")
+    winners = ctx.values[op.winners] if op.winners is not None else None
+    gh, py, first_y = gradient_extent(t.rows, kh, sh, 0)
+    gw, px, first_x = gradient_extent(t.columns, kw, sw, 0)
+    name = "slots" if slots else "f32"
+    params: dict[str, tile.Param] = {
+        "imgs": images(source, t),
+        **_window_params(t, op, ctx.dtype, gblk, name, name),
+        "gh": gh,
+        "gw": gw,
+        "py": py,
+        "px": px,
+    }
+    with (
+        b.stage(label, op.location),
+        b.loop("k", trips(channels, t.k)) as ik,
+        b.loop("n", trips(batch, t.samples)) as n,
+        b.loop("y", trips(height, t.rows)) as y,
+        b.loop("x", trips(width, t.columns)) as x,
+        b.loop("t", trips(steps, t.steps)) as it,
+    ):
+        area = Area(t.samples, t.rows, t.columns, n, y, x)
+        time, cut = Cut(it * t.steps, t.steps), Cut(ik * t.k, t.k)
+        rows, columns = Cut(y * (t.rows // sh) + first_y, gh), Cut(x * (t.columns // sw) + first_x, gw)
+        window = activation_window(source, time, area.cuts[0], rows, columns, cut)
+        buffers = {"dst": b.alloc("gs", memory, form, (*window[1][:-3], t.rows, t.columns, t.k), gblk)}
+        buffers["src"] = b.alloc("pooled", memory, form, tuple(window[1]), gblk)
+        b.load(source, buffers["src"], *window)
+        if winners is not None:
+            buffers["idx"] = b.alloc("winners", "M", "u8", tuple(window[1]))
+            b.load(winners, buffers["idx"], *window)
+        b.job(tile.UnpoolOp, buffers, params)
+        b.store(result, buffers["dst"], *activation_window(result, time, *area.cuts, cut))
+
+
+def lower_time_sum(ctx: TileContext, op: lut.TimeSumOp) -> None:
+    """Lower the sum over time: all steps of a tile at once."""
+    source = ctx.values[op.g]
+    steps, batch, height, width, channels = shape_of(op.g.type)
+    gblk, form = ctx.gblk(channels), f"slots.{ctx.dtype}"
+
+    def usage(t: Tile) -> Usage:
+        return Usage(G=SLOTS * (t.steps + 1) * t.positions * row_bytes(form, t.k, gblk))
+
+    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits, whole_steps=True)
+    b, label = ctx.builder, ctx.label("time sum", op)
+    result = ctx.declare(op.result, f"{label}.gu")
+    params: dict[str, tile.Param] = {
+        "n": t.positions,
+        "k": t.k,
+        "steps": steps,
+        "kind": "tsum",
+        "dtype": ctx.dtype,
+        "gblk": gblk,
+    }
+    with (
+        b.stage(label, op.location),
+        b.loop("k", trips(channels, t.k)) as ik,
+        b.loop("n", trips(batch, t.samples)) as n,
+        b.loop("y", trips(height, t.rows)) as y,
+        b.loop("x", trips(width, t.columns)) as x,
+    ):
+        area, cut = Area(t.samples, t.rows, t.columns, n, y, x), Cut(ik * t.k, t.k)
+        window = activation_window(source, Cut(0, steps), *area.cuts, cut)
+        g = b.alloc("gu", "G", form, tuple(window[1]), gblk)
+        b.load(source, g, *window)
+        out = b.alloc("sum", "G", form, tuple(window[1][1:]), gblk)
+        b.job(tile.ReduceOp, {"dst": out, "src": g}, params)
+        b.store(result, out, *activation_window(result, Cut(0, 1), *area.cuts, cut))
+
+
+def lower_bias(ctx: TileContext, op: lut.BiasGradOp) -> None:
+    """Lower a bias gradient: one sum per channel while all positions pass by."""
+    source = ctx.values[op.gu]
+    full = shape_of(op.gu.type)
+    steps, (batch, height, width, channels) = leading(full), full[-4:]
+    gblk, form = ctx.gblk(channels), f"slots.{ctx.dtype}"
+    one = (1, 1)
+    shape = ConvShape(
+        steps, batch, height, width, 1, height, width, channels, one, one, (0, 0), True, False, item_bytes(ctx.dtype)
+    )
+    t = plan_weights(shape, ctx.machine, ctx.limits, op.reduce_block)
+    b, label = ctx.builder, ctx.label("bias", op)
+    result = ctx.declare(op.gb, f"{label}.gradient")
+    params: dict[str, tile.Param] = {
+        "n": images(source, t) * t.rows * t.columns,
+        "k": t.k,
+        "steps": 1,
+        "kind": "bias",
+        "dtype": ctx.dtype,
+        "gblk": gblk,
+    }
+    with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
+        total = b.alloc("gb", "A", "f32", (t.k,))
+        with (
+            b.loop("n", trips(batch, t.samples)) as n,
+            b.loop("y", trips(height, t.rows)) as y,
+            b.loop("x", trips(width, t.columns)) as x,
+            b.loop("t", trips(steps, t.steps)) as it,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x)
+            window = activation_window(source, Cut(it * t.steps, t.steps), *area.cuts, Cut(ik * t.k, t.k))
+            g = b.alloc("gu", "G", form, tuple(window[1]), gblk)
+            b.load(source, g, *window)
+            b.job(tile.ReduceOp, {"dst": total, "src": g}, params, first=[n, y, x, it])
+        b.store(result, total, (ik * t.k,), (t.k,))
+
+
+def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
+    """Lower random encoding: rows of whole channels, step by step."""
+    source, scalars = ctx.values[op.x], ctx.values[op.scalars]
+    batch, height, width, channels = shape_of(op.x.type)
+
+    def usage(t: Tile) -> Usage:
+        return Usage(
+            S=SLOTS * t.positions * row_bytes("bits", channels), A=SLOTS * t.positions * channels * 4 + SLOTS * 32
+        )
+
+    whole = Tile(1, batch, height, width, 1, channels)
+    t = plan_positions(1, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    t = Tile(1, t.samples, t.rows, whole.columns, 1, channels)
+    b, label = ctx.builder, ctx.label("encode", op)
+    result = ctx.declare(op.s, f"{label}.s")
+    params: dict[str, tile.Param] = {
+        "n": t.samples,
+        "positions": t.rows * t.columns,
+        "k": channels,
+        "stream": op.stream,
+    }
+    with b.stage(label, op.location):
+        scal = _load_scalars(ctx, scalars)
+        with b.loop("n", trips(batch, t.samples)) as n, b.loop("y", trips(height, t.rows)) as y:
+            area = Area(t.samples, t.rows, t.columns, n, y, Affine())
+            window = activation_window(source, Cut(0, 1), *area.cuts, Cut(0, channels))
+            chances = b.alloc("chances", "A", "f32", tuple(window[1]))
+            b.load(source, chances, *window)
+            with b.loop("t", op.time_steps) as it:
+                out_window = activation_window(result, Cut(it, 1), *area.cuts, Cut(0, channels))
+                out = b.alloc("s", "S", "bits", tuple(out_window[1]))
+                neuron = y * (t.rows * width * channels)
+                b.job(
+                    tile.RngOp,
+                    {"dst": out, "src": chances, "scal": scal},
+                    params,
+                    coords=[n * t.samples, neuron, it],
+                )
+                b.store(result, out, *out_window)
+
+
+def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
+    """Lower a readout: all steps of some samples at once."""
+    source = ctx.values[op.x]
+    steps, batch, _, _, classes = shape_of(op.x.type)
+    bits = isinstance(op.x.type, SpikesType)
+    memory, form = ("S", "bits") if bits else ("U", ctx.dtype)
+
+    def usage(t: Tile) -> Usage:
+        source_bytes = SLOTS * steps * t.samples * row_bytes(form, classes)
+        return Usage(S=source_bytes if bits else 0, U=0 if bits else source_bytes, A=SLOTS * t.samples * classes * 4)
+
+    t = plan_positions(steps, batch, 1, 1, classes, usage, ctx.machine, ctx.limits, whole_steps=True)
+    b, label = ctx.builder, ctx.label("readout", op)
+    result = ctx.declare(op.logits, f"{label}.logits")
+    params: dict[str, tile.Param] = {
+        "n": t.samples,
+        "k": classes,
+        "steps": steps,
+        "kind": op.kind.removeprefix("membrane_"),
+        "dtype": ctx.dtype,
+        "gblk": 0,
+    }
+    with b.stage(label, op.location), b.loop("n", trips(batch, t.samples)) as n:
+        window = [0, n * t.samples, 0, 0, 0], (steps, t.samples, 1, 1, classes)
+        inputs = b.alloc("inputs", memory, form, window[1])
+        b.load(source, inputs, *window)
+        logits = b.alloc("logits", "A", "f32", (t.samples, 1, 1, classes))
+        b.job(tile.ReduceOp, {"dst": logits, "src": inputs}, params)
+        b.store(result, logits, [n * t.samples, 0, 0, 0], (t.samples, 1, 1, classes))
+
+
+def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
+    """Lower the loss; a gradient that only the last step receives goes to the last slice of a zero tensor."""
+    logits, label_tensor = ctx.values[op.logits], ctx.values[op.label]
+    batch, _, _, classes = shape_of(op.logits.type)
+
+    def usage(t: Tile) -> Usage:
+        return Usage(A=SLOTS * t.samples * (classes * 8 + 4) + SLOTS * 64)
+
+    t = plan_positions(1, batch, 1, 1, classes, usage, ctx.machine, ctx.limits)
+    b, label = ctx.builder, ctx.label("loss", op)
+    loss = ctx.declare(op.loss, f"{label}.loss")
+    grads = [use.operation for use in op.dlogits.uses]
+    last = [g for g in grads if isinstance(g, lut.GradOp) and g.gs_time == "last"]
+    if last:
+        gradient = b.tensor(f"{label}.gradient", "f32", (last[0].time_steps, *shape_of(op.dlogits.type)))
+        ctx.values[op.dlogits] = gradient
+        lead = [last[0].time_steps - 1]
+    else:
+        gradient, lead = ctx.declare(op.dlogits, f"{label}.gradient"), []
+    params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "kind": op.kind, "scale": float(op.scale)}
+    with b.stage(label, op.location):
+        scal = _load_scalars(ctx, ctx.values[op.scalars])
+        total = b.alloc("loss", "A", "f32", (1,))
+        with b.loop("n", trips(batch, t.samples)) as n:
+            shape = (t.samples, 1, 1, classes)
+            inputs = b.alloc("logits", "A", "f32", shape)
+            b.load(logits, inputs, [n * t.samples, 0, 0, 0], shape)
+            labels = b.alloc("labels", "A", "i32", (t.samples,))
+            b.load(label_tensor, labels, [n * t.samples], (t.samples,))
+            out = b.alloc("gradient", "A", "f32", shape)
+            buffers = {"loss": total, "grad": out, "logits": inputs, "label": labels, "scal": scal}
+            b.job(tile.LossOp, buffers, params, first=[n], coords=[n * t.samples])
+            b.store(gradient, out, [*lead, n * t.samples, 0, 0, 0], (*(1 for _ in lead), *shape))
+        b.store(loss, total, [0], (1,))
+
+
+def lower_sgd(ctx: TileContext, op: lut.SgdOp) -> None:
+    """Lower an optimizer step: parameter, momentum and storage copy are updated where they lie."""
+    shape = shape_of(op.p.type)
+    count = prod(shape)
+    per_row = next(size for size in (prod(shape[n:]) for n in range(len(shape))) if size <= 32768 or size == shape[-1])
+    rows = plan_rows(count // per_row, per_row, 12, ctx.machine.memory_bytes("A") - 4096, ctx.limits)
+    b, label = ctx.builder, ctx.label("optimizer", op)
+    places = {"p": op.p, "g": op.g, **({"mom": op.m} if op.m is not None else {})}
+    tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
+    memories = {"p": ("A", "f32"), "g": ("A", "f32"), "mom": ("A", "f32"), "w": ("W", "f16")}
+    if op.w is not None:
+        tensors["w"] = b.view(ctx.values[op.w], (count // per_row, per_row))
+    params: dict[str, tile.Param] = {
+        "n": rows * per_row,
+        "kind": "sgd",
+        "dtype": "f16" if op.w is not None else "f32",
+        "momentum": float(op.momentum),
+        "grad_scale": float(op.grad_scale),
+    }
+    with b.stage(label, op.location):
+        scal = _load_scalars(ctx, ctx.values[op.scalars])
+        with b.loop("e", trips(count // per_row, rows)) as e:
+            window = [e * rows, 0], (rows, per_row)
+            buffers: dict[str, SSAValue] = {}
+            for role, tensor in tensors.items():
+                buffers[role] = b.alloc(role, *memories[role], (rows, per_row))
+                if role != "w":
+                    b.load(tensor, buffers[role], *window)
+            b.job(tile.OptOp, {**buffers, "scal": scal}, params)
+            for role, tensor in tensors.items():
+                if role != "g":
+                    b.store(tensor, buffers[role], *window)
+
+
+def _load_scalars(ctx: TileContext, scalars: SSAValue) -> SSAValue:
+    scal = ctx.builder.alloc("scalars", "A", "i32", (8,), slots=1)
+    ctx.builder.load(scalars, scal, [0], (8,))
+    return scal
+
+
+def _window_params(
+    t: Tile, op: lut.PoolOp | lut.UnpoolOp, dtype: str, gblk: int, src: str, dst: str
+) -> dict[str, tile.Param]:
+    return {
+        "oh": t.rows,
+        "ow": t.columns,
+        "kh": op.geometry.kernel[0],
+        "kw": op.geometry.kernel[1],
+        "sh": op.geometry.stride[0],
+        "sw": op.geometry.stride[1],
+        "k": t.k,
+        "kind": op.kind,
+        "dtype": dtype,
+        "gblk": gblk,
+        "src": src,
+        "dst": dst,
+    }
