@@ -1,0 +1,227 @@
+"""Runs ``h2`` programs in program order on byte memories; semaphores and queues do not change sequential meaning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from xdsl.dialects import builtin
+
+from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn.errors import H2LearnError
+
+from ..common import Array, get_io, source_of
+from .layouts import (
+    Memory,
+    Place,
+    read_bits,
+    read_numbers,
+    read_real,
+    write_bits,
+    write_numbers,
+    write_real,
+)
+from .ops import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, program_ops, verify_program
+from .semantics import SEMANTICS, Job, Value
+
+_CHIP_BYTES = 1 << 32
+_ORDER_ONLY = frozenset({"nop", "signal", "wait", "fence"})
+_FRONT_END = frozenset({"halt", "cfg", "addr", "loop", "endl"})
+_NEVER_INIT = 1 << 8
+_COORDINATES = frozenset({"y", "x", "pos", "neu", "tick"})
+
+if set(isa.BY_MNEMONIC) != set(SEMANTICS) | _ORDER_ONLY | _FRONT_END:
+    raise ImportError(
+        f"rows and semantics differ: {set(isa.BY_MNEMONIC) ^ (set(SEMANTICS) | _ORDER_ONLY | _FRONT_END)}"
+    )
+
+
+def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Array]:
+    """Run ``@main`` on dense arguments and return its results (see ``dialects/common.py``).
+
+    Raises VerifyException when the program is not legal and H2LearnError, with the pc, when an instruction faults.
+    """
+    verify_program(module)
+    roles = [entry.role for entry in get_io(module)]
+    io = get_io_symbols(module)
+    if len(io) != len(roles) or len(arguments) > len(io):
+        raise H2LearnError(f"expected at most {len(roles)} arguments and as many symbols, found {len(arguments)}")
+    symbols = get_symbols(module)
+    dram = Memory("DRAM", max((s.address + s.size for s in symbols.values()), default=0), fill=0)
+    for symbol in symbols.values():
+        if symbol.contents:
+            write_numbers(Place(dram, symbol.address), np.frombuffer(symbol.contents, np.uint8), "u1")
+    for symbol, argument in zip(io, arguments, strict=False):
+        _write_tensor(dram, symbol, argument)
+        if symbol.shadow:
+            _write_tensor(dram, symbols[symbol.shadow], argument)
+    run_program(program_ops(module), dram)
+    return [_read_tensor(dram, symbol) for symbol in io[len(arguments) :]]
+
+
+def run_program(ops: Sequence[InstructionOp], dram: Memory) -> dict[str, Memory]:
+    """Run instructions on ``dram`` and fresh on-chip memories; return all memories by name."""
+    memories = {name: Memory(name, _CHIP_BYTES) for name in isa.MEMORIES} | {"DRAM": dram}
+    front_end = _FrontEnd(memories)
+    closers = _matching_loops(ops)
+    program = [(op.mnemonic, op.named_fields()) for op in ops]
+    pc = 0
+    with np.errstate(all="ignore"):
+        while pc < len(program) and program[pc][0] != "halt":
+            mnemonic, fields = program[pc]
+            try:
+                pc = front_end.step(pc, mnemonic, fields, closers)
+            except H2LearnError as error:
+                source = source_of(ops[pc])
+                where = f"pc {pc} ({source})" if source else f"pc {pc}"
+                raise H2LearnError(f"{mnemonic}: {error.message}", location=where, hint=error.hint) from error
+    return memories
+
+
+@dataclass
+class _Register:
+    memory: str = "DRAM"
+    base: int = 0
+    strides: list[int] = field(default_factory=lambda: [0] * isa.MAX_LOOP_DEPTH)
+    steps: list[int] = field(default_factory=lambda: [0] * isa.MAX_LOOP_DEPTH)
+    ring: int = 0
+    ring_bytes: int = 0
+
+    def value(self, indices: Sequence[int]) -> int:
+        place = self.base + sum(i * stride for i, stride in zip(indices, self.strides, strict=False))
+        if self.ring > 1:
+            place += sum(i * step for i, step in zip(indices, self.steps, strict=False)) % self.ring * self.ring_bytes
+        return place
+
+
+@dataclass
+class _Loop:
+    start: int
+    count: int
+    index: int = 0
+
+
+class _FrontEnd:
+    """Loops, address registers and descriptors."""
+
+    def __init__(self, memories: dict[str, Memory]) -> None:
+        self.memories = memories
+        self.registers: dict[int, _Register] = {0: _Register()}
+        self.descriptors: dict[tuple[str, int], dict[str, Value]] = {}
+        self.loops: list[_Loop] = []
+
+    def step(self, pc: int, mnemonic: str, fields: dict[str, int], closers: dict[int, int]) -> int:
+        """Execute one instruction and return the next pc."""
+        if mnemonic == "loop":
+            if not fields["count"]:
+                return closers[pc] + 1
+            self.loops.append(_Loop(pc + 1, fields["count"]))
+        elif mnemonic == "endl":
+            loop = self.loops[-1]
+            loop.index += 1
+            if loop.index < loop.count:
+                return loop.start
+            self.loops.pop()
+        elif mnemonic == "addr":
+            self.registers[fields["reg"]] = _Register(isa.MEMORIES[fields["mem"]], fields["base"])
+        elif mnemonic == "cfg":
+            self.configure(isa.DESCRIPTORS[fields["kind"]], fields["index"], fields["field"], fields["value"])
+        elif mnemonic not in _ORDER_ONLY:
+            SEMANTICS[mnemonic](self.dispatch(isa.BY_MNEMONIC[mnemonic], fields))
+        return pc + 1
+
+    def configure(self, descriptor: isa.Descriptor, index: int, number: int, value: int) -> None:
+        """Set one field of a descriptor or of an address register."""
+        target = descriptor.fields[number]
+        if descriptor.name != "areg":
+            self.descriptor(descriptor, index)[target.name] = _typed(target, value)
+            return
+        register = self.registers.setdefault(index, _Register())
+        if target.name == "ring":
+            register.ring = value
+        elif target.name == "rbytes":
+            register.ring_bytes = value
+        else:
+            level = int(target.name[-1])
+            (register.strides if target.name.startswith("stride") else register.steps)[level] = value
+
+    def descriptor(self, descriptor: isa.Descriptor, index: int) -> dict[str, Value]:
+        """Return a descriptor; all its fields start as 0."""
+        key = (descriptor.name, index)
+        if key not in self.descriptors:
+            self.descriptors[key] = {item.name: _typed(item, 0) for item in descriptor.fields}
+        return self.descriptors[key]
+
+    def dispatch(self, row: isa.Instruction, fields: dict[str, int]) -> Job:
+        """Evaluate the operands of an instruction with the loop indices of now."""
+        indices = [loop.index for loop in self.loops]
+        places: dict[str, Place] = {}
+        words: dict[str, str] = {}
+        contents: dict[str, Value] = {}
+        for item in row.fields:
+            value = fields[item.name]
+            if item.kind is isa.Kind.AREG:
+                register = self.registers[value]
+                memory = "DRAM" if item.name in _COORDINATES else register.memory
+                places[item.name] = Place(self.memories[memory], register.value(indices))
+            elif item.kind is isa.Kind.DESC:
+                contents = self.descriptor(isa.DESCRIPTOR_BY_NAME[item.of], value)
+            elif item.kind is isa.Kind.ENUM:
+                words[item.name] = item.values[value]
+        init = self.is_first(fields["init"], indices) if "init" in fields else False
+        return Job(places, contents, words, init)
+
+    def is_first(self, init: int, indices: Sequence[int]) -> bool:
+        """Decide whether an instruction starts fresh."""
+        if init & _NEVER_INIT:
+            return False
+        levels = [level for level in range(isa.MAX_LOOP_DEPTH) if init >> level & 1]
+        return all(indices[level] == 0 for level in levels)
+
+
+def _typed(target: isa.Field, value: int) -> Value:
+    if target.kind is isa.Kind.F32:
+        return np.float32(np.uint32(value).view(np.float32))
+    return target.values[value] if target.kind is isa.Kind.ENUM else value
+
+
+def _matching_loops(ops: Sequence[InstructionOp]) -> dict[int, int]:
+    closers: dict[int, int] = {}
+    opened: list[int] = []
+    for pc, op in enumerate(ops):
+        if op.mnemonic == "loop":
+            opened.append(pc)
+        elif op.mnemonic == "endl":
+            closers[opened.pop()] = pc
+    return closers
+
+
+_PLAIN = {"i32": "i4", "u8": "u1", "scalars": "i4"}
+
+
+def _write_tensor(dram: Memory, symbol: TensorSymbol, values: Array) -> None:
+    place = Place(dram, symbol.address)
+    if values.size != math.prod(symbol.shape):
+        raise H2LearnError(f"expected {symbol.shape} for {symbol.name!r}, found {values.shape}")
+    dense = values.reshape(symbol.shape)
+    if symbol.dtype == "bits":
+        write_bits(place, dense.astype(np.bool_))
+    elif symbol.dtype in _PLAIN:
+        write_numbers(place, dense, _PLAIN[symbol.dtype])
+    elif symbol.dtype in ("f32", "f16"):
+        write_real(place, dense.astype(np.float32), symbol.dtype)
+    else:
+        raise H2LearnError(f"{symbol.name!r} of type {symbol.dtype} cannot be an argument")
+
+
+def _read_tensor(dram: Memory, symbol: TensorSymbol) -> Array:
+    place = Place(dram, symbol.address)
+    if symbol.dtype == "bits":
+        return read_bits(place, symbol.shape)
+    if symbol.dtype in _PLAIN:
+        return np.asarray(read_numbers(place, symbol.shape, _PLAIN[symbol.dtype]))
+    if symbol.dtype in ("f32", "f16"):
+        return read_real(place, symbol.shape, symbol.dtype)
+    raise H2LearnError(f"{symbol.name!r} of type {symbol.dtype} cannot be a result")

@@ -1,0 +1,380 @@
+"""The ``h2`` dialect: one op class per row of the instruction table, generated from it.
+
+A program is a ``builtin.module`` with one ``func.func @main`` without arguments, whose single block holds the flat list
+of instructions and ends in ``h2.halt``. Module attributes beside those of ``dialects/common.py``: ``h2.symbols`` (every
+tensor in DRAM, see :class:`TensorSymbol`) and ``h2.io`` (the symbol of each entry of the io table, in its order).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from xdsl.dialects import builtin, func
+from xdsl.dialects.builtin import LocationAttr
+from xdsl.ir import Block, Data, Dialect, Operation, Region
+from xdsl.irdl import IRDLOperation, irdl_attr_definition, irdl_op_definition, prop_def, traits_def
+from xdsl.parser import AttrParser, Parser
+from xdsl.printer import Printer
+from xdsl.traits import IsTerminator
+from xdsl.utils.exceptions import VerifyException
+from xdsl.utils.mlir_lexer import MLIRTokenKind
+
+from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn.assembler import OperandError, format_operands, operand_count, parse_operands
+from h2learn.backends.h2learn.encoder import check_fields
+from h2learn.backends.h2learn.errors import H2LearnError
+
+from ..common import source_of
+
+SYMBOLS_ATTRIBUTE = "h2.symbols"
+IO_SYMBOLS_ATTRIBUTE = "h2.io"
+LOOPS_ATTRIBUTE = "loops"
+_NEVER_INIT = 8
+_PREFIX = "h2."
+
+
+@irdl_attr_definition
+class FieldsAttr(Data[tuple[int, ...]]):
+    """The values of all fields of an instruction, in the order of its row in the table."""
+
+    name = "h2.fields"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> tuple[int, ...]:
+        """Parse ``<1, -2>``."""
+        return tuple(parser.parse_comma_separated_list(parser.Delimiter.ANGLE, parser.parse_integer))
+
+    def print_parameter(self, printer: Printer) -> None:
+        """Print ``<1, -2>``."""
+        printer.print_string(f"<{', '.join(map(str, self.data))}>")
+
+
+class InstructionOp(IRDLOperation):
+    """An instruction. Printed as in assembly text: ``h2.signal FE, 5, 1``."""
+
+    fields = prop_def(FieldsAttr)
+
+    def __init__(self, values: Sequence[int], location: LocationAttr) -> None:
+        super().__init__(properties={"fields": FieldsAttr(tuple(values))})
+        self.location = location
+
+    @property
+    def mnemonic(self) -> str:
+        """The mnemonic: the name without the dialect."""
+        return self.name.removeprefix(_PREFIX)
+
+    @property
+    def row(self) -> isa.Instruction:
+        """The row of the instruction table."""
+        return isa.BY_MNEMONIC[self.mnemonic]
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values of all fields in row order."""
+        return self.fields.data
+
+    def field(self, name: str) -> int:
+        """Return the value of field ``name``; raises KeyError when the row has none."""
+        return self.named_fields()[name]
+
+    def named_fields(self) -> dict[str, int]:
+        """Return field name -> value in row order."""
+        return {field.name: value for field, value in zip(self.row.fields, self.values, strict=False)}
+
+    def verify_(self) -> None:
+        """Check number and range of the fields."""
+        if len(self.values) != len(self.row.fields):
+            raise VerifyException(f"{self.name} expects {len(self.row.fields)} fields, found {len(self.values)}")
+        try:
+            check_fields(self.mnemonic, self.named_fields())
+        except H2LearnError as error:
+            raise VerifyException(error.message) from error
+
+    def print(self, printer: Printer) -> None:
+        """Print the operands as in assembly text."""
+        try:
+            self.verify_()
+            operands = ", ".join(format_operands(self.mnemonic, self.named_fields()))
+        except VerifyException:
+            operands = f"illegal{self.values}"
+        printer.print_string(f" {operands}".rstrip())
+        printer.print_op_attributes(self.attributes)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> InstructionOp:
+        """Parse the operands as in assembly text."""
+        mnemonic = cls.name.removeprefix(_PREFIX)
+        texts: list[str] = []
+        starts = [parser.pos]
+        for number in range(operand_count(mnemonic)):
+            if number:
+                parser.parse_punctuation(",")
+            starts.append(parser.pos)
+            texts.append(_operand_text(parser))
+        end = parser.pos
+        try:
+            fields = parse_operands(mnemonic, texts)
+        except OperandError as error:
+            start = starts[0 if error.number is None else error.number + 1]
+            parser.raise_error(error.message, start, end)
+        op = cls(tuple(fields.values()), builtin.UnknownLoc())
+        op.attributes.update(parser.parse_optional_attr_dict())
+        return op
+
+
+def _operand_text(parser: Parser) -> str:
+    """Consume the tokens of one operand, which holds neither spaces nor commas, and return its text."""
+    start = end = parser.pos
+    while parser.pos == end:
+        token = parser._current_token
+        if token.kind in (MLIRTokenKind.COMMA, MLIRTokenKind.EOF):
+            break
+        parser._consume_token()
+        end = token.span.end
+    return parser.lexer.input.content[start:end]
+
+
+def _define(row: isa.Instruction) -> type[InstructionOp]:
+    name = "".join(part.capitalize() for part in row.mnemonic.split(".")) + "Op"
+    body: dict[str, object] = {
+        "__doc__": f"{row.doc} Action: ``{row.action}``.",
+        "__module__": __name__,
+        "name": f"{_PREFIX}{row.mnemonic}",
+    }
+    if row.mnemonic == "halt":
+        body["traits"] = traits_def(IsTerminator())
+        body["verify_"] = _verify_halt
+    return cast(type[InstructionOp], irdl_op_definition(type(name, (InstructionOp,), body)))
+
+
+def _verify_halt(self: InstructionOp) -> None:
+    InstructionOp.verify_(self)
+    block = self.parent_block()
+    if block is not None:
+        verify_block(block)
+
+
+OPS: dict[str, type[InstructionOp]] = {row.mnemonic: _define(row) for row in isa.INSTRUCTIONS}
+"""Op class of each mnemonic."""
+
+H2 = Dialect("h2", list(OPS.values()), [FieldsAttr])
+
+
+def build(mnemonic: str, location: LocationAttr, /, **fields: int | str) -> InstructionOp:
+    """Return the op of an instruction. Every field of its row must be given, ENUM fields also by name.
+
+    Raises KeyError for an unknown mnemonic and ValueError for a missing, unknown or misspelt field; ranges are checked
+    by the verifier.
+    """
+    row = isa.BY_MNEMONIC[mnemonic]
+    if len(fields) != len(row.fields):
+        raise ValueError(f"{mnemonic} has the fields {[field.name for field in row.fields]}, found {list(fields)}")
+    try:
+        values = tuple(_number(field, fields[field.name]) for field in row.fields)
+    except KeyError as error:
+        raise ValueError(f"{mnemonic}: field {error} is missing") from None
+    return OPS[mnemonic](values, location)
+
+
+def configure(
+    descriptor: str, index: int, field: str, value: int | float | str, location: LocationAttr
+) -> InstructionOp:
+    """Return the ``h2.cfg`` that sets one descriptor field: floats for F32 fields, names or numbers for ENUM fields."""
+    described = isa.DESCRIPTOR_BY_NAME[descriptor]
+    number = described.field_index(field)
+    target = described.fields[number]
+    if target.kind is isa.Kind.F32:
+        raw = int(np.float32(value).view(np.uint32))
+    else:
+        raw = _number(target, value if isinstance(value, str) else int(value))
+    return OPS["cfg"]((isa.DESCRIPTORS.index(described), index, number, raw), location)
+
+
+@dataclass(frozen=True)
+class TensorSymbol:
+    """A tensor in DRAM.
+
+    ``dtype`` is one of ``f32 f16 bits slots i32 u8 scalars``, ``shape`` the device shape (logical for bits).
+    ``shadow`` names the symbol of a storage copy (fp16 parameters). ``contents`` are constant bytes (neuron constants),
+    empty for everything that the host or the program writes.
+    """
+
+    name: str
+    address: int
+    size: int
+    section: str
+    dtype: str
+    shape: tuple[int, ...]
+    shadow: str = ""
+    contents: bytes = b""
+
+
+def set_symbols(module: builtin.ModuleOp, symbols: Sequence[TensorSymbol], io: Sequence[str]) -> None:
+    """Attach the symbols and, for every entry of the io table in order, the name of its symbol."""
+    module.attributes[SYMBOLS_ATTRIBUTE] = builtin.ArrayAttr(_symbol_attribute(symbol) for symbol in symbols)
+    module.attributes[IO_SYMBOLS_ATTRIBUTE] = builtin.ArrayAttr(builtin.StringAttr(name) for name in io)
+
+
+def get_symbols(module: builtin.ModuleOp) -> dict[str, TensorSymbol]:
+    """Return the symbols by name in their order; raises ValueError when there are none."""
+    attribute = module.attributes.get(SYMBOLS_ATTRIBUTE)
+    if not isinstance(attribute, builtin.ArrayAttr):
+        raise ValueError(f"the module has no {SYMBOLS_ATTRIBUTE}")
+    symbols = [_symbol(item) for item in attribute]
+    return {symbol.name: symbol for symbol in symbols}
+
+
+def get_io_symbols(module: builtin.ModuleOp) -> list[TensorSymbol]:
+    """Return the symbol of each entry of the io table; raises ValueError when one is missing."""
+    attribute = module.attributes.get(IO_SYMBOLS_ATTRIBUTE)
+    if not isinstance(attribute, builtin.ArrayAttr):
+        raise ValueError(f"the module has no {IO_SYMBOLS_ATTRIBUTE}")
+    symbols = get_symbols(module)
+    names = [name.data for name in attribute if isinstance(name, builtin.StringAttr)]
+    for name in names:
+        if name not in symbols:
+            raise ValueError(f"{IO_SYMBOLS_ATTRIBUTE} names {name!r}, which is not in {SYMBOLS_ATTRIBUTE}")
+    return [symbols[name] for name in names]
+
+
+def program_module(ops: Sequence[Operation]) -> builtin.ModuleOp:
+    """Return a module whose ``@main`` holds ``ops``."""
+    return builtin.ModuleOp([func.FuncOp("main", ((), ()), Region(Block(ops)))])
+
+
+def program_ops(module: builtin.ModuleOp) -> list[InstructionOp]:
+    """Return the instructions of ``@main``; raises VerifyException when the module is not an ``h2`` program."""
+    functions = [op for op in module.ops if isinstance(op, func.FuncOp) and op.sym_name.data == "main"]
+    if len(functions) != 1 or len(functions[0].body.blocks) != 1:
+        raise VerifyException("an h2 program is one function @main with one block")
+    main = functions[0]
+    if main.function_type.inputs.data or main.function_type.outputs.data:
+        raise VerifyException("@main of an h2 program has no arguments and no results")
+    return list(_instructions(main.body.block))
+
+
+def verify_program(module: builtin.ModuleOp) -> None:
+    """Check the whole program, its symbols included; raises VerifyException."""
+    ops = program_ops(module)
+    if not ops or ops[-1].mnemonic != "halt":
+        raise VerifyException("the last instruction must be h2.halt")
+    module.verify()
+    try:
+        symbols = get_symbols(module)
+        get_io_symbols(module)
+    except ValueError as error:
+        raise VerifyException(str(error)) from error
+    for symbol in symbols.values():
+        if symbol.shadow and symbol.shadow not in symbols:
+            raise VerifyException(f"symbol {symbol.name!r}: there is no symbol {symbol.shadow!r}")
+        if len(symbol.contents) not in (0, symbol.size):
+            raise VerifyException(
+                f"symbol {symbol.name!r} has {symbol.size} bytes, its contents have {len(symbol.contents)}"
+            )
+
+
+def verify_block(block: Block) -> None:
+    """Check what concerns several instructions: loops, ``init`` bits, registers and descriptors set before use."""
+    depth = 0
+    configured: set[tuple[str, int]] = {("areg", 0)}
+    for pc, op in enumerate(_instructions(block)):
+        if len(op.values) != len(op.row.fields):
+            raise VerifyException(f"{_place(pc, op)} expects {len(op.row.fields)} fields, found {len(op.values)}")
+        depth += (op.mnemonic == "loop") - (op.mnemonic == "endl")
+        if depth < 0:
+            raise VerifyException(f"{_place(pc, op)} closes no loop")
+        if depth > isa.MAX_LOOP_DEPTH:
+            raise VerifyException(f"{_place(pc, op)} opens loop level {depth}, the machine has {isa.MAX_LOOP_DEPTH}")
+        _verify_uses(pc, op, depth, configured)
+    if depth:
+        raise VerifyException(f"expected balanced loops, found {depth} that are not closed")
+
+
+def _verify_uses(pc: int, op: InstructionOp, depth: int, configured: set[tuple[str, int]]) -> None:
+    """Check one instruction against the loops that are open and what is configured; note what it configures."""
+    fields = op.named_fields()
+    if op.mnemonic == "addr":
+        configured.add(("areg", fields["reg"]))
+        return
+    if op.mnemonic == "cfg":
+        kind = fields["kind"]
+        if 0 <= kind < len(isa.DESCRIPTORS) and isa.DESCRIPTORS[kind].name != "areg":
+            configured.add((isa.DESCRIPTORS[kind].name, fields["index"]))
+        return
+    for field in op.row.fields:
+        value = fields[field.name]
+        if field.kind is isa.Kind.AREG and ("areg", value) not in configured:
+            raise VerifyException(f"{_place(pc, op)} uses a{value}, which no addr has set")
+        if field.kind is isa.Kind.DESC and (field.of, value) not in configured:
+            raise VerifyException(f"{_place(pc, op)} uses {field.of} descriptor {value}, which no cfg has set")
+        if field.name == "init" and value & ((1 << _NEVER_INIT) - 1) >> depth << depth:
+            raise VerifyException(f"{_place(pc, op)} has init={value:#x}, but only {depth} loops are open")
+
+
+def _instructions(block: Block) -> Iterator[InstructionOp]:
+    for op in block.ops:
+        if not isinstance(op, InstructionOp):
+            raise VerifyException(f"an h2 program holds h2 instructions only, found {op.name}")
+        yield op
+
+
+def _place(pc: int, op: InstructionOp) -> str:
+    source = source_of(op)
+    return f"pc {pc} ({source}): {op.name}" if source else f"pc {pc}: {op.name}"
+
+
+def _number(field: isa.Field, value: int | str) -> int:
+    if isinstance(value, int):
+        return int(value)
+    if value not in field.values:
+        raise ValueError(f"{field.name} is one of {', '.join(field.values) or 'no names'}, found {value!r}")
+    return field.values.index(value)
+
+
+def _symbol_attribute(symbol: TensorSymbol) -> builtin.DictionaryAttr:
+    entries = {
+        "name": builtin.StringAttr(symbol.name),
+        "address": builtin.IntegerAttr(symbol.address, 64),
+        "size": builtin.IntegerAttr(symbol.size, 64),
+        "section": builtin.StringAttr(symbol.section),
+        "dtype": builtin.StringAttr(symbol.dtype),
+        "shape": builtin.DenseArrayBase.from_list(builtin.i64, list(symbol.shape)),
+    }
+    if symbol.shadow:
+        entries["shadow"] = builtin.StringAttr(symbol.shadow)
+    if symbol.contents:
+        entries["contents"] = builtin.StringAttr(base64.b64encode(symbol.contents).decode())
+    return builtin.DictionaryAttr(entries)
+
+
+def _symbol(item: object) -> TensorSymbol:
+    if not isinstance(item, builtin.DictionaryAttr):
+        raise ValueError(f"{SYMBOLS_ATTRIBUTE} must hold dictionaries")
+
+    def text(key: str) -> str:
+        value = item.data.get(key)
+        return value.data if isinstance(value, builtin.StringAttr) else ""
+
+    def number(key: str) -> int:
+        value = item.data.get(key)
+        if not isinstance(value, builtin.IntegerAttr):
+            raise ValueError(f"{SYMBOLS_ATTRIBUTE}: {text('name')!r} has no {key}")
+        return value.value.data
+
+    shape = item.data.get("shape")
+    if not isinstance(shape, builtin.DenseArrayBase):
+        raise ValueError(f"{SYMBOLS_ATTRIBUTE}: {text('name')!r} has no shape")
+    return TensorSymbol(
+        text("name"),
+        number("address"),
+        number("size"),
+        text("section"),
+        text("dtype"),
+        tuple(int(n) for n in shape.iter_values()),
+        text("shadow"),
+        base64.b64decode(text("contents")),
+    )

@@ -1,0 +1,509 @@
+"""What each computing instruction does, one function per mnemonic, in plain NumPy.
+
+Written from ``docs/semantics.md``. Loops run where the order of a sum counts; what is vectorised is independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.numerics import exp, log, round_to_storage, uniform
+
+from .layouts import (
+    F32,
+    Bits,
+    Bytes,
+    Memory,
+    Place,
+    read_bits,
+    read_grads,
+    read_numbers,
+    read_real,
+    write_bits,
+    write_grads,
+    write_numbers,
+    write_real,
+)
+
+Ints = npt.NDArray[np.int64]
+Value = int | np.float32 | str
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One dispatched instruction: places of its operands, the values of its coordinates, its descriptor, ``init``."""
+
+    places: dict[str, Place]
+    descriptor: dict[str, Value]
+    words: dict[str, str]
+    init: bool
+
+    def __getitem__(self, operand: str) -> Place:
+        """Return the place of an address operand."""
+        return self.places[operand]
+
+    def coordinate(self, operand: str) -> int:
+        """Return the value of an address operand that is a coordinate."""
+        return self.places[operand].address
+
+    def size(self, *names: str) -> tuple[int, ...]:
+        """Return integer descriptor fields."""
+        return tuple(self.integer(name) for name in names)
+
+    def integer(self, name: str) -> int:
+        """Return an integer descriptor field."""
+        value = self.descriptor[name]
+        assert isinstance(value, int)
+        return value
+
+    def real(self, name: str) -> np.float32:
+        """Return a binary32 descriptor field."""
+        value = self.descriptor[name]
+        assert isinstance(value, np.float32)
+        return value
+
+    def word(self, name: str) -> str:
+        """Return an enumerated descriptor field by its name."""
+        value = self.descriptor[name]
+        assert isinstance(value, str)
+        return value
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """Kernel rows and columns, row-major."""
+        return list(product(range(self.integer("kh")), range(self.integer("kw"))))
+
+    @property
+    def groups(self) -> int:
+        """Channel groups of a look-up table."""
+        if not self.integer("fan"):
+            raise H2LearnError("a look-up table needs a fan-in of at least 1")
+        return -(-self.integer("c") // self.integer("fan"))
+
+    @property
+    def input_rows(self) -> int:
+        """Rows of an input tile."""
+        return (self.integer("oh") - 1) * self.integer("sh") + self.integer("kh")
+
+    @property
+    def input_columns(self) -> int:
+        """Columns of an input tile."""
+        return (self.integer("ow") - 1) * self.integer("sw") + self.integer("kw")
+
+    def window(self, tile: npt.NDArray[np.generic], ky: int, kx: int) -> npt.NDArray[np.generic]:
+        """Return what tap ``(ky, kx)`` sees of an input tile ``[img][row][col]...`` at every position."""
+        oh, ow, sh, sw = self.size("oh", "ow", "sh", "sw")
+        rows, columns = ky + sh * np.arange(oh), kx + sw * np.arange(ow)
+        return tile[:, rows[:, None], columns[None, :]]
+
+    def sums(self, operand: str, shape: tuple[int, ...]) -> F32:
+        """Return the binary32 sums to start from: zeros on init, else from memory."""
+        return np.zeros(shape, dtype=np.float32) if self.init else read_real(self[operand], shape, "f32")
+
+
+def load(job: Job) -> None:
+    """Copy rows from DRAM; rows that do not exist are zero."""
+    sources, targets, exist = _rows(job)
+    rows = np.zeros((len(sources), job.integer("run")), dtype=np.uint8)
+    rows[exist] = _gather(job["src"].memory, sources[exist], job.integer("run"))
+    _scatter(job["dst"].memory, targets, rows)
+
+
+def store(job: Job) -> None:
+    """Copy rows to DRAM; rows that do not exist are dropped."""
+    sources, targets, exist = _rows(job)
+    _scatter(job["dst"].memory, targets[exist], _gather(job["src"].memory, sources[exist], job.integer("run")))
+
+
+def fe_fill(job: Job) -> None:
+    """Build look-up tables."""
+    taps, c, k, fan = len(job.taps), *job.size("c", "k", "fan")
+    weights = np.zeros((taps, job.groups * fan, k), dtype=np.float32)
+    weights[:, :c] = read_real(job["w"], (taps, c, k), job.word("dtype"))
+    write_real(job["lut"], _table(weights.reshape(taps, job.groups, fan, k), job.word("dtype")), job.word("dtype"))
+
+
+def fe_run(job: Job) -> None:
+    """Forward convolution of spikes by look-up."""
+    imgs, oh, ow, c, k, fan = job.size("imgs", "oh", "ow", "c", "k", "fan")
+    tables = read_real(job["lut"], (len(job.taps), job.groups, 1 << fan, k), job.word("dtype"))
+    spikes = np.zeros((imgs, job.input_rows, job.input_columns, job.groups * fan), dtype=np.bool_)
+    spikes[..., :c] = read_bits(job["s"], (imgs, job.input_rows, job.input_columns, c))
+    patterns = _patterns(spikes.reshape(*spikes.shape[:3], job.groups, fan))
+    acc = job.sums("acc", (imgs, oh, ow, k))
+    for tap, (ky, kx) in enumerate(job.taps):
+        seen = job.window(patterns, ky, kx)
+        for group in range(job.groups):
+            pattern = seen[..., group].astype(np.int64)
+            acc = np.where(pattern[..., None] != 0, acc + tables[tap, group][pattern], acc)
+    write_real(job["acc"], acc, "f32")
+
+
+def be_forward(job: Job) -> None:
+    """Forward convolution of real numbers."""
+    imgs, oh, ow, c, k = job.size("imgs", "oh", "ow", "c", "k")
+    x = read_real(job["x"], (imgs, job.input_rows, job.input_columns, c), job.word("dtype"))
+    weights = read_real(job["w"], (len(job.taps), c, k), job.word("dtype"))
+    acc = job.sums("acc", (imgs, oh, ow, k))
+    for tap, (ky, kx) in enumerate(job.taps):
+        seen = job.window(x, ky, kx).astype(np.float32)
+        for channel in range(c):
+            factor = seen[..., channel, None]
+            acc = np.where(factor != 0, acc + factor * weights[tap, channel], acc)
+    write_real(job["acc"], acc, "f32")
+
+
+def be_run(job: Job) -> None:
+    """Input gradient of a convolution."""
+    imgs, oh, ow, c, k = job.size("imgs", "oh", "ow", "c", "k")
+    gh, gw, gblk = job.size("gh", "gw", "gblk")
+    dtype = job.word("dtype")
+    live, gradients = read_grads(job["g"], (imgs, gh, gw, k), gblk, dtype)
+    weights = read_real(job["w"], (len(job.taps), c, k), dtype)
+    acc = job.sums("acc", (imgs, oh, ow, c))
+    for tap, (to, source) in _transposed_taps(job):
+        part = acc[to]
+        for channel in range(k):
+            term = gradients[source][..., channel, None] * weights[tap, :, channel]
+            part = np.where(live[source][..., channel, None], part + term, part)
+        acc[to] = part
+    if job.words["masked"] == "yes":
+        acc = np.where(read_bits(job["m"], (imgs, oh, ow, c)), acc, _ZERO)
+    write_real(job["acc"], acc, "f32")
+
+
+def be_weights(job: Job) -> None:
+    """Weight gradient for real inputs."""
+    imgs, oh, ow, c, k = job.size("imgs", "oh", "ow", "c", "k")
+    x = read_real(job["x"], (imgs, job.input_rows, job.input_columns, c), job.word("dtype"))
+    live, gradients = read_grads(job["g"], (imgs * oh * ow, k), job.integer("gblk"), job.word("dtype"))
+    seen = np.stack([job.window(x, ky, kx).reshape(-1, c) for ky, kx in job.taps], axis=1).astype(np.float32)
+    acc = job.sums("acc", (len(job.taps), c, k))
+    for position in range(imgs * oh * ow):
+        factor = seen[position][:, :, None]
+        acc = np.where((factor != 0) & live[position], acc + factor * gradients[position], acc)
+    write_real(job["acc"], acc, "f32")
+
+
+def wu_run(job: Job) -> None:
+    """Weight gradient for spikes by look-up."""
+    imgs, oh, ow, c, k, fan = job.size("imgs", "oh", "ow", "c", "k", "fan")
+    if not fan:
+        raise H2LearnError("a look-up table needs a fan-in of at least 1")
+    positions = imgs * oh * ow
+    groups = -(-positions // fan)
+    spikes = read_bits(job["s"], (imgs, job.input_rows, job.input_columns, c))
+    seen = np.zeros((groups * fan, len(job.taps), c), dtype=np.bool_)
+    seen[:positions] = np.stack([job.window(spikes, ky, kx).reshape(-1, c) for ky, kx in job.taps], axis=1)
+    gradients = np.zeros((groups * fan, k), dtype=np.float32)
+    gradients[:positions] = read_grads(job["g"], (positions, k), job.integer("gblk"), job.word("dtype"))[1]
+    patterns = _patterns(np.moveaxis(seen.reshape(groups, fan, len(job.taps), c), 1, -1))
+    tables = _table(gradients.reshape(groups, fan, k), job.word("dtype"))
+    acc = job.sums("acc", (len(job.taps), c, k))
+    for group in range(groups):
+        pattern = patterns[group]
+        acc = np.where(pattern[..., None] != 0, acc + tables[group][pattern], acc)
+    write_real(job["acc"], acc, "f32")
+
+
+def lif(job: Job) -> None:
+    """One forward time step of neurons."""
+    shape = job.size("n", "k")
+    dtype, spike = job.word("dtype"), job.word("spike")
+    bias, alpha, theta, v_reset = read_real(job["par"], (4, shape[1]), "f32")
+    x = read_real(job["acc"], shape, "f32") + bias
+    rest = np.zeros(shape, dtype=np.float32)
+    if not job.init:
+        rest = read_real(job["us"], shape, dtype)
+        if spike != "never" and job.word("reset") != "none":
+            reset_to = rest - theta if job.word("reset") == "soft" else np.broadcast_to(v_reset, shape)
+            rest = np.where(read_bits(job["ss"], shape), reset_to, rest)
+    u = round_to_storage(alpha * rest + x, dtype)
+    write_real(job["us"], u, dtype)
+    if spike != "never":
+        spikes = u > theta if spike == "gt" else u >= theta
+        write_bits(job["ss"], spikes)
+        write_bits(job["so"], spikes)
+    if job.word("save_u") == "yes":
+        write_real(job["uo"], u, dtype)
+    if job.word("save_m") == "yes":
+        inside: Bits = np.abs(u - theta) < job.real("width")
+        write_bits(job["mo"], np.ones(shape, dtype=np.bool_) if spike == "never" else inside)
+
+
+def gradient(job: Job) -> None:
+    """One backward time step of neurons."""
+    shape = job.size("n", "k")
+    dtype = job.word("dtype")
+    _, alpha, theta, v_reset = read_real(job["par"], (4, shape[1]), "f32")
+    gs = read_real(job["gs"], shape, "f32")
+    later = np.zeros(shape, dtype=np.float32) if job.init else read_real(job["gc"], shape, dtype)
+    if job.word("spike") == "never":
+        gu = gs + alpha * later
+    else:
+        u, reset = read_real(job["u"], shape, dtype), job.word("reset")
+        slope = _surrogate(job, u - theta)
+        e = gs
+        if reset == "hard" and job.word("detach") == "no":
+            e = gs - alpha * (u - v_reset) * later
+        elif reset == "soft" and job.word("detach") == "no":
+            e = gs - alpha * theta * later
+        carry = alpha * later
+        if reset == "hard":
+            carry = np.where(read_bits(job["s"], shape), _ZERO, carry)
+        gu = np.where(slope != 0, slope * e + carry, carry)
+    gu = round_to_storage(gu, dtype)
+    write_real(job["gc"], gu, dtype)
+    write_grads(job["go"], gu, job.integer("gblk"), dtype)
+
+
+def pool(job: Job) -> None:
+    """Pooling; max keeps the winners."""
+    imgs, k = job.size("imgs", "k")
+    kind, source, result = job.word("kind"), job.word("src"), job.word("dst")
+    legal = {("avg", "bits", "storage"), ("avg", "f32", "f32"), ("max", "bits", "bits"), ("max", "f32", "f32")}
+    if (kind, source, result) not in legal:
+        raise H2LearnError(f"v.pool cannot do {kind} from {source} to {result}")
+    shape = (imgs, job.input_rows, job.input_columns, k)
+    tile = read_bits(job["src"], shape).astype(np.float32) if source == "bits" else read_real(job["src"], shape, "f32")
+    seen = [job.window(tile, ky, kx).astype(np.float32) for ky, kx in job.taps]
+    value = np.zeros_like(seen[0]) if kind == "avg" else seen[0]
+    winner = np.zeros(value.shape, dtype=np.uint8)
+    for tap, element in enumerate(seen):
+        if kind == "avg":
+            value = value + element
+            continue
+        better = (element > value) | (np.isnan(element) & ~np.isnan(value))
+        value, winner = np.where(better, element, value), np.where(better, np.uint8(tap), winner)
+    if kind == "avg":
+        write_real(job["dst"], value / np.float32(len(seen)), "f32" if result == "f32" else job.word("dtype"))
+        return
+    write_numbers(job["idx"], winner, "u1")
+    if result == "bits":
+        write_bits(job["dst"], value != 0)
+    else:
+        write_real(job["dst"], value, "f32")
+
+
+def unpool(job: Job) -> None:
+    """Gradient of pooling."""
+    imgs, oh, ow, k, gh, gw, gblk = job.size("imgs", "oh", "ow", "k", "gh", "gw", "gblk")
+    source, dtype, most = job.word("src"), job.word("dtype"), job.word("kind") == "max"
+    if source not in ("f32", "slots") or job.word("dst") != source:
+        raise H2LearnError(f"v.unpool cannot make {job.word('dst')} from {source}")
+    shape = (imgs, gh, gw, k)
+    live = np.ones(shape, dtype=np.bool_)
+    if source == "slots":
+        live, values = read_grads(job["src"], shape, gblk, dtype)
+    else:
+        values = read_real(job["src"], shape, "f32")
+    winner = read_numbers(job["idx"], shape, "u1") if most else np.zeros(shape, dtype=np.uint8)
+    shares = values if most else values / np.float32(len(job.taps))
+    total = np.zeros((imgs, oh, ow, k), dtype=np.float32)
+    for tap, (to, pooled) in _transposed_taps(job):
+        adds = live[pooled] & ((winner[pooled] == tap) | (not most))
+        total[to] = np.where(adds, total[to] + shares[pooled], total[to])
+    if source == "slots":
+        write_grads(job["dst"], round_to_storage(total, dtype), gblk, dtype)
+    else:
+        write_real(job["dst"], total, "f32")
+
+
+def rng(job: Job) -> None:
+    """Bernoulli spikes."""
+    n, k = job.size("n", "k")
+    seed, first = (int(word) for word in read_numbers(job["scal"].offset(16), (2,), "u8"))
+    sample = (first + job.coordinate("pos") + np.arange(n, dtype=object)) & 0xFFFFFFFF
+    neuron = (job.coordinate("neu") + np.arange(k)) & 0xFFFFFFFF
+    tick = job.coordinate("tick") & 0xFFFFFFFF
+    draw = uniform(seed, job.integer("stream"), sample.astype(np.uint64)[:, None], neuron[None, :], tick)
+    write_bits(job["dst"], draw < read_real(job["src"], (n, k), "f32"))
+
+
+def reduce(job: Job) -> None:
+    """Reductions over time or positions."""
+    n, k, steps = job.size("n", "k", "steps")
+    kind, dtype, gblk = job.word("kind"), job.word("dtype"), job.integer("gblk")
+    if kind == "rate":
+        count = np.count_nonzero(read_bits(job["src"], (steps, n, k)), axis=0).astype(np.float32)
+        write_real(job["dst"], count / np.float32(steps), "f32")
+    elif kind in ("mean", "last"):
+        values = read_real(job["src"], (steps, n, k), dtype)
+        total = np.zeros((n, k), dtype=np.float32)
+        for step in range(steps):
+            total = total + values[step]
+        write_real(job["dst"], values[-1] if kind == "last" else total / np.float32(steps), "f32")
+    elif kind == "tsum":
+        live, values = read_grads(job["src"], (steps, n, k), gblk, dtype)
+        total = np.zeros((n, k), dtype=np.float32)
+        for step in reversed(range(steps)):
+            total = np.where(live[step], total + values[step], total)
+        write_grads(job["dst"], round_to_storage(total, dtype), gblk, dtype)
+    elif kind == "bias":
+        live, values = read_grads(job["src"], (n, k), gblk, dtype)
+        bias = job.sums("dst", (k,))
+        for position in range(n):
+            bias = np.where(live[position], bias + values[position], bias)
+        write_real(job["dst"], bias, "f32")
+    else:
+        raise H2LearnError(f"v.reduce cannot compute {kind}")
+
+
+def loss(job: Job) -> None:
+    """Loss and its gradient with respect to the logits."""
+    n, k = job.size("n", "k")
+    logits = read_real(job["logits"], (n, k), "f32")
+    labels = read_numbers(job["label"], (n,), "i4")
+    valid = int(read_numbers(job["scal"].offset(4), (1,), "u4")[0])
+    samples = np.float32(max(valid, 1))
+    total = job.sums("loss", ())
+    grads = np.zeros((n, k), dtype=np.float32)
+    for i in range(max(0, min(n, valid - job.coordinate("pos")))):
+        if not 0 <= labels[i] < k:
+            raise H2LearnError(f"label {labels[i]} of sample {i} is not a class of {k}")
+        target = (np.arange(k) == labels[i]).astype(np.float32)
+        value, grads[i] = _sample_loss(job, logits[i], target, samples)
+        total = total + value / samples
+    write_real(job["loss"], np.asarray(total, dtype=np.float32), "f32")
+    write_real(job["grad"], grads, "f32")
+
+
+def optimize(job: Job) -> None:
+    """Stochastic gradient descent with momentum."""
+    if job.word("kind") != "sgd":
+        raise H2LearnError(f"v.opt cannot compute {job.word('kind')}")
+    shape = job.size("n")
+    momentum = job.real("p0")
+    rate = read_real(job["scal"], (1,), "f32")[0]
+    p = read_real(job["p"], shape, "f32")
+    step = read_real(job["g"], shape, "f32") * job.real("p1")
+    if momentum != 0:
+        step = momentum * read_real(job["mom"], shape, "f32") + step
+        write_real(job["mom"], step, "f32")
+    p = p - rate * step
+    write_real(job["p"], p, "f32")
+    if job.word("dtype") == "f16":
+        write_real(job["w"], p, "f16")
+
+
+SEMANTICS: dict[str, Callable[[Job], None]] = {
+    "ld": load,
+    "st": store,
+    "fe.fill": fe_fill,
+    "fe.run": fe_run,
+    "be.fwd": be_forward,
+    "be.run": be_run,
+    "be.wgt": be_weights,
+    "wu.run": wu_run,
+    "v.lif": lif,
+    "v.grad": gradient,
+    "v.pool": pool,
+    "v.unpool": unpool,
+    "v.rng": rng,
+    "v.reduce": reduce,
+    "v.loss": loss,
+    "v.opt": optimize,
+}
+"""What each mnemonic does."""
+
+
+def _rows(job: Job) -> tuple[Ints, Ints, Bits]:
+    """Return source address, destination address and existence of every row of a transfer."""
+    grid = np.indices(job.size("n0", "n1", "n2", "n3"), dtype=np.int64).reshape(4, -1)
+    row, column = job.coordinate("y") + grid[2], job.coordinate("x") + grid[3]
+    exist = (row >= 0) & (row < job.integer("ylim")) & (column >= 0) & (column < job.integer("xlim"))
+    sources = job["src"].address + np.array(job.size("ss0", "ss1", "ss2", "ss3")) @ grid
+    targets = job["dst"].address + np.array(job.size("ds0", "ds1", "ds2", "ds3")) @ grid
+    return sources, targets, exist
+
+
+def _gather(memory: Memory, addresses: Ints, run: int) -> Bytes:
+    """Return ``[row, run]`` bytes."""
+    if not addresses.size:
+        return np.zeros((0, run), dtype=np.uint8)
+    low = int(addresses.min())
+    return memory.view(low, int(addresses.max()) - low + run)[(addresses - low)[:, None] + np.arange(run)]
+
+
+def _scatter(memory: Memory, addresses: Ints, rows: Bytes) -> None:
+    """Write ``[row, run]`` bytes."""
+    if not addresses.size:
+        return
+    low, run = int(addresses.min()), rows.shape[1]
+    memory.view(low, int(addresses.max()) - low + run)[(addresses - low)[:, None] + np.arange(run)] = rows
+
+
+def _table(parts: F32, dtype: str) -> F32:
+    """Return tables ``[..., 2^n, k]`` of rounded partial sums of ``parts`` ``[..., n, k]``."""
+    *outer, fan, k = parts.shape
+    entries = np.zeros((*outer, 1 << fan, k), dtype=np.float32)
+    for pattern in range(1, 1 << fan):
+        lowest = (pattern & -pattern).bit_length() - 1
+        rest = pattern & (pattern - 1)
+        entries[..., pattern, :] = round_to_storage(entries[..., rest, :] + parts[..., lowest, :], dtype)
+    return entries
+
+
+def _patterns(bits: Bits) -> Ints:
+    """Return the numbers whose bits are the last axis, lowest first."""
+    return np.asarray((bits.astype(np.int64) << np.arange(bits.shape[-1])).sum(axis=-1), dtype=np.int64)
+
+
+Window = tuple[slice, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _transposed_taps(job: Job) -> Iterator[tuple[int, tuple[Window, Window]]]:
+    """Yield, for each tap, the positions it contributes to and where their contributions come from."""
+    oh, ow, gh, gw, py, px, sh, sw = job.size("oh", "ow", "gh", "gw", "py", "px", "sh", "sw")
+    for tap, (ky, kx) in enumerate(job.taps):
+        rows, from_rows = _sources(oh, py - ky, sh, gh)
+        columns, from_columns = _sources(ow, px - kx, sw, gw)
+        if rows.size and columns.size:
+            to = (slice(None), rows[:, None], columns[None, :])
+            yield tap, (to, (slice(None), from_rows[:, None], from_columns[None, :]))
+
+
+def _sources(count: int, offset: int, stride: int, limit: int) -> tuple[Ints, Ints]:
+    """Return the positions in ``range(count)`` that one tap reaches, and the gradient positions they come from."""
+    shifted = np.arange(count) + offset
+    legal = (shifted >= 0) & (shifted % stride == 0) & (shifted // stride < limit)
+    return np.flatnonzero(legal), shifted[legal] // stride
+
+
+def _surrogate(job: Job, distance: F32) -> F32:
+    width, height = job.real("width"), job.real("height")
+    d = np.abs(distance)
+    slope = height * (_ONE - d / width) if job.word("surrogate") == "triangular" else np.full_like(d, height)
+    return np.asarray(np.where(d < width, slope, _ZERO), dtype=np.float32)
+
+
+def _sample_loss(job: Job, logits: F32, target: F32, samples: np.float32) -> tuple[np.float32, F32]:
+    """Return the loss of one sample and its part of the gradient."""
+    if job.word("kind") == "cross_entropy":
+        top = logits.max()
+        powers = exp(logits - top)
+        total = _ascending_sum(powers)
+        value = log(total) - (logits[target != 0][0] - top)
+        return np.float32(value), (powers / total - target) / samples * job.real("p0")
+    if job.word("kind") != "mse_rate":
+        raise H2LearnError(f"v.loss cannot compute {job.word('kind')}")
+    classes = np.float32(len(logits))
+    difference = logits - target
+    grads = difference * np.float32(2) / (samples * classes) * job.real("p0")
+    return _ascending_sum(difference * difference) / classes, grads
+
+
+def _ascending_sum(values: F32) -> np.float32:
+    total = _ZERO
+    for value in values:
+        total = total + value
+    return total
