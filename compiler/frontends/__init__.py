@@ -1,1 +1,1 @@
-"""Readers of model files; each gives the same ``Model``."""
+"""Frontends: model files to ``spike`` modules."""

@@ -1,0 +1,310 @@
+"""Makes ``spike`` modules from layer calls in PyTorch's order of dimensions.
+
+Every frontend describes its layers to a :class:`NetworkBuilder`, which makes the channels-last ops and the io entries
+that translate between the two layouts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin, func
+from xdsl.ir import Attribute, Block, BlockArgument, Region, SSAValue
+
+from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.model import Network, TensorSpec
+from h2learn.dialects.common import PRECISION_ATTRIBUTE, IoEntry, file_location, set_io
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import SCALARS, InferredOp, real, spikes, tensor_type
+
+MAX_ELEMENTS = 1 << 40
+MAX_PARAMETERS = 1 << 28
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A value between layers; ``maps`` is (C, H, W) when its features are flattened maps."""
+
+    value: SSAValue
+    maps: tuple[int, int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Device shape, channels last."""
+        return tuple(tensor_type(self.value.type).get_shape())
+
+    @property
+    def is_spikes(self) -> bool:
+        """Whether the elements are spikes."""
+        return tensor_type(self.value.type).element_type == builtin.i1
+
+    def describe(self) -> str:
+        """Return one sample's shape as the user writes it."""
+        shape = self.shape[2:] if len(self.shape) in (3, 5) else self.shape[1:]
+        return " x ".join(map(str, (shape[-1], *shape[:-1]))) + (" spikes" if self.is_spikes else " reals")
+
+
+class NetworkBuilder:
+    """Collects layers; every method takes the place in the source and raises H2LearnError there."""
+
+    def __init__(self, batch: int) -> None:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise H2LearnError(f"expected a batch of at least 1 sample, found {batch!r}")
+        self._batch = batch
+        self._block = Block()
+        self._entries: dict[str, list[IoEntry]] = {"input": [], "parameter": [], "scalars": [], "output": []}
+        self._inputs: dict[str, TensorSpec] = {}
+        self._outputs: dict[str, TensorSpec] = {}
+        self._parameters: dict[str, TensorSpec] = {}
+        self._results: list[SSAValue] = []
+        self._streams = 0
+
+    def input(
+        self,
+        name: str,
+        shape: Sequence[int],
+        location: Location,
+        *,
+        time_steps: int | None = None,
+        binary: bool = False,
+    ) -> Signal:
+        """Add an input of one sample's ``shape`` (F) or (C, H, W); with ``time_steps`` it is ``[T,N,...]``."""
+        if len(shape) not in (1, 3):
+            raise H2LearnError(f"expected an input F or C x H x W, found {len(shape)} dimensions", location=location)
+        outer = [self._batch] if time_steps is None else [time_steps, self._batch]
+        device = (*outer, *shape[1:], shape[0])
+        _check_size(f"input {name}", device, location)
+        entry = IoEntry(name, "input", (), _channels_last(len(outer)) if len(shape) == 3 else ())
+        value = self._argument(entry, spikes(device) if binary else real(device), location)
+        self._inputs[name] = TensorSpec((*outer, *shape), "bool" if binary else "float32")
+        return Signal(value)
+
+    def encode(self, x: Signal, kind: str, time_steps: int, location: Location) -> Signal:
+        """Present reals ``[N,...]`` for ``time_steps`` steps, ``direct`` or as ``bernoulli`` spikes."""
+        _check_size("the encoded input", (time_steps, *x.shape), location)
+        if kind == "direct":
+            return self._add(spike.EncodeOp(x.value, kind, time_steps, location=_mark(location)), location)
+        if not self._entries["scalars"]:
+            self._argument(IoEntry("scalars", "scalars"), SCALARS, location)
+        stream, self._streams = self._streams, self._streams + 1
+        scalars = self._block.args[-1]
+        op = spike.EncodeOp(x.value, kind, time_steps, scalars=scalars, stream=stream, location=_mark(location))
+        return self._add(op, location)
+
+    def conv(
+        self,
+        x: Signal,
+        name: str,
+        channels: int,
+        location: Location,
+        *,
+        kernel: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        bias: bool = True,
+    ) -> Signal:
+        """Add a convolution with parameters ``name.weight`` ``[K,C,kh,kw]`` and ``name.bias`` ``[K]``."""
+        _expect_maps(x, f"conv {name}", location)
+        rows, columns, inner = x.shape[-3:]
+        if rows + 2 * padding[0] < kernel[0] or columns + 2 * padding[1] < kernel[1]:
+            raise H2LearnError(
+                f"expected an input of conv {name} of at least {kernel[0]} x {kernel[1]} after padding, "
+                f"found {rows + 2 * padding[0]} x {columns + 2 * padding[1]}",
+                location=location,
+            )
+        weight = self._parameter(
+            f"{name}.weight", (channels, inner, *kernel), (*kernel, inner, channels), (), (2, 3, 1, 0), location
+        )
+        offset = self._bias(name, channels, location) if bias else None
+        result = spike.ConvOp(x.value, weight, offset, stride=stride, padding=padding, location=_mark(location))
+        return self._add(result, location, name)
+
+    def linear(self, x: Signal, name: str, features: int, location: Location, *, bias: bool = True) -> Signal:
+        """Add a fully connected layer with parameters ``name.weight`` ``[out,in]`` and ``name.bias`` ``[out]``.
+
+        The weights of flattened maps keep PyTorch's order of the inputs (channel, row, column).
+        """
+        _expect_features(x, f"linear {name}", location)
+        inner = x.shape[-1]
+        view, perm = ((features, *x.maps), (2, 3, 1, 0)) if x.maps else ((), (1, 0))
+        weight = self._parameter(f"{name}.weight", (features, inner), (inner, features), view, perm, location)
+        offset = self._bias(name, features, location) if bias else None
+        return self._add(spike.LinearOp(x.value, weight, offset, location=_mark(location)), location, name)
+
+    def pool(
+        self, x: Signal, kind: str, kernel: tuple[int, int], stride: tuple[int, int], location: Location
+    ) -> Signal:
+        """Add ``max`` or ``avg`` pooling without padding; sizes round down."""
+        _expect_maps(x, "pool", location)
+        rows, columns = x.shape[-3:-1]
+        if rows < kernel[0] or columns < kernel[1]:
+            raise H2LearnError(
+                f"expected an input of pool of at least {kernel[0]} x {kernel[1]}, found {rows} x {columns}",
+                location=location,
+            )
+        return self._add(spike.PoolOp(x.value, kind, kernel, stride, location=_mark(location)), location)
+
+    def flatten(self, x: Signal, location: Location) -> Signal:
+        """Turn maps into features."""
+        _expect_maps(x, "flatten", location)
+        height, width, channels = x.shape[-3:]
+        flat = self._add(spike.FlattenOp(x.value, location=_mark(location)), location)
+        return replace(flat, maps=(channels, height, width))
+
+    def lif(self, x: Signal, neuron: Neuron, location: Location, name: str = "") -> Signal:
+        """Add spiking neurons and return their spikes."""
+        _expect_currents(x, f"lif {name}".rstrip(), location)
+        return replace(self._add(spike.LifOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
+
+    def li(self, x: Signal, alpha: float, location: Location, name: str = "") -> Signal:
+        """Add leaky integrators and return their membrane potentials."""
+        _expect_currents(x, f"li {name}".rstrip(), location)
+        return replace(self._add(spike.LiOp(x.value, [alpha], location=_mark(location)), location, name), maps=x.maps)
+
+    def readout(self, x: Signal, kind: str, location: Location) -> Signal:
+        """Reduce features over time to logits ``[N,K]``."""
+        _expect_features(x, "readout", location)
+        if x.is_spikes != (kind == "rate"):
+            wanted = "spikes" if kind == "rate" else "membrane potentials"
+            hint = "use `readout membrane mean`" if kind == "rate" else "use `readout rate`, or `li` as last layer"
+            raise H2LearnError(
+                f"expected {wanted} as input of readout {kind.replace('_', ' ')}, found {x.describe()}",
+                location=location,
+                hint=hint,
+            )
+        return replace(self._add(spike.ReadoutOp(x.value, kind, location=_mark(location)), location), maps=x.maps)
+
+    def output(self, name: str, x: Signal) -> None:
+        """Make ``x`` the output ``name``, in the source's order of dimensions."""
+        shape = x.shape
+        rank = len(shape)
+        time = rank in (3, 5)
+        outer = shape[:2] if time else shape[:1]
+        view: tuple[int, ...] = ()
+        perm: tuple[int, ...] = ()
+        source = shape
+        if rank >= 4:
+            source, perm = (*outer, shape[-1], *shape[-3:-1]), _channels_last(len(outer))
+        elif x.maps:
+            view, perm = (*outer[:-1], -1, *x.maps), _channels_last(len(outer))
+        self._entries["output"].append(IoEntry(name, "output", view, perm))
+        self._outputs[name] = TensorSpec(tuple(source), "bool" if x.is_spikes else "float32")
+        self._results.append(x.value)
+
+    def finish(self, name: str, location: Location) -> Network:
+        """Return the network; the builder must not be used afterwards."""
+        mark = _mark(location)
+        end = func.ReturnOp(*self._results)
+        end.location = mark
+        self._block.add_op(end)
+        types = [a.type for a in self._block.args], [r.type for r in self._results]
+        main = func.FuncOp("main", types, Region(self._block))
+        main.location = mark
+        module = builtin.ModuleOp([main], sym_name=builtin.StringAttr(name))
+        module.location = mark
+        module.attributes[PRECISION_ATTRIBUTE] = builtin.StringAttr("fp32")
+        set_io(module, [entry for entries in self._entries.values() for entry in entries])
+        module.verify()
+        return Network(module, self._inputs, self._outputs, self._parameters)
+
+    def _bias(self, name: str, channels: int, location: Location) -> SSAValue:
+        return self._parameter(f"{name}.bias", (channels,), (channels,), (), (), location)
+
+    def _parameter(
+        self,
+        name: str,
+        source: tuple[int, ...],
+        device: tuple[int, ...],
+        view: tuple[int, ...],
+        perm: tuple[int, ...],
+        location: Location,
+    ) -> SSAValue:
+        if name in self._parameters:
+            raise H2LearnError(f"expected one parameter {name}, found two", location=location)
+        total = sum(math.prod(p.shape) for p in self._parameters.values()) + math.prod(source)
+        if total > MAX_PARAMETERS:
+            raise H2LearnError(
+                f"expected at most {MAX_PARAMETERS} parameters, found {total} with {name}", location=location
+            )
+        self._parameters[name] = TensorSpec(source)
+        return self._argument(IoEntry(name, "parameter", view, perm), real(device), location)
+
+    def _argument(self, entry: IoEntry, kind: Attribute, location: Location) -> BlockArgument:
+        """Insert an argument behind those of its role."""
+        roles = list(self._entries)[: list(self._entries).index(entry.role) + 1]
+        position = sum(len(self._entries[role]) for role in roles)
+        argument = self._block.insert_arg(kind, position, _mark(location))
+        argument.name_hint = entry.name.replace(".", "_")
+        self._entries[entry.role].append(entry)
+        return argument
+
+    def _add(self, op: InferredOp, location: Location, name: str = "") -> Signal:
+        self._block.add_op(op)
+        result = op.results[0]
+        if name:
+            result.name_hint = name
+        signal = Signal(result)
+        _check_size(name or op.name, signal.shape, location)
+        return signal
+
+
+def initial_parameters(
+    parameters: Mapping[str, TensorSpec], gain: float, seed: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return normal(0, gain / sqrt(fan_in)) weights and zero biases, the same for the same ``seed``."""
+    result = {}
+    for index, (name, spec) in enumerate(parameters.items()):
+        if len(spec.shape) == 1:
+            result[name] = np.zeros(spec.shape, dtype=np.float32)
+            continue
+        deviation = gain / math.sqrt(math.prod(spec.shape[1:]))
+        generator = np.random.default_rng([seed, index])
+        result[name] = (generator.standard_normal(spec.shape) * deviation).astype(np.float32)
+    return result
+
+
+def _mark(location: Location) -> builtin.FileLineColLoc:
+    return file_location(location.file, location.line, location.column)
+
+
+def _channels_last(outer: int) -> tuple[int, ...]:
+    return (*range(outer), outer + 1, outer + 2, outer)
+
+
+def _check_size(what: str, shape: Sequence[int], location: Location) -> None:
+    if min(shape) < 1 or math.prod(shape) > MAX_ELEMENTS:
+        raise H2LearnError(
+            f"expected {what} of 1 to {MAX_ELEMENTS} numbers, found {' x '.join(map(str, shape))}", location=location
+        )
+
+
+def _expect_maps(x: Signal, layer: str, location: Location) -> None:
+    if len(x.shape) < 4:
+        raise H2LearnError(
+            f"expected maps C x H x W as input of {layer}, found {x.describe()}",
+            location=location,
+            hint="layers on maps come before `flatten`",
+        )
+
+
+def _expect_features(x: Signal, layer: str, location: Location) -> None:
+    if len(x.shape) > 3:
+        raise H2LearnError(
+            f"expected features as input of {layer}, found maps {x.describe()}",
+            location=location,
+            hint="add `flatten` before it",
+        )
+
+
+def _expect_currents(x: Signal, layer: str, location: Location) -> None:
+    if x.is_spikes:
+        raise H2LearnError(
+            f"expected currents as input of {layer}, found {x.describe()}",
+            location=location,
+            hint="put a conv, linear or average pooling layer between neurons",
+        )

@@ -1,0 +1,121 @@
+"""``.snn`` files to models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.compiler.model import Model, Network
+
+from ..builder import NetworkBuilder, Signal, initial_parameters
+from .reader import excerpt, read
+from .syntax import Conv, Description, Flatten, Layer, Li, Lif, Linear, Pool, Readout
+
+
+def load_snn(path: str | PathLike[str]) -> Model:
+    """Return the model of a ``.snn`` file, for one sample at a time.
+
+    Raises H2LearnError when the file cannot be read, is not UTF-8 text, or is not a valid network.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise H2LearnError(f"expected a readable file, found {error.strerror}", location=str(path)) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise H2LearnError("expected UTF-8 text, found other bytes", location=Location(str(path), line)) from None
+    return parse_snn(text, str(path))
+
+
+def parse_snn(text: str, file: str = "<text>") -> Model:
+    """Return the model that ``text`` describes; ``file`` names it in errors. Raises H2LearnError."""
+    description = read(text, file)
+    try:
+        network = build(description, 1)
+    except H2LearnError as error:
+        where = error.location
+        if isinstance(where, Location) and not error.excerpt:
+            error.excerpt = excerpt(text, where.line, where.column)
+        raise
+    initial = initial_parameters(network.parameters, description.init.gain, description.init.seed)
+    return Model(description.name, network, initial, description.train, functools.partial(build, description))
+
+
+def build(description: Description, batch: int) -> Network:
+    """Return the network of a description for ``batch`` samples; raises H2LearnError where layers do not fit."""
+    builder = NetworkBuilder(batch)
+    source = description.input
+    signal = builder.input(
+        source.name,
+        source.shape,
+        source.location,
+        time_steps=description.time_steps if source.over_time else None,
+        binary=source.spikes,
+    )
+    if description.encode is not None:
+        encode = description.encode
+        signal = builder.encode(signal, encode.kind, description.time_steps, encode.location)
+    for layer in description.layers:
+        signal = _ADD[type(layer)](builder, signal, layer)
+    last = description.layers[-1]
+    builder.output(last.name if isinstance(last, Readout) else "output", signal)
+    return builder.finish(description.name, description.location)
+
+
+def _conv(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Conv)
+    return builder.conv(
+        x,
+        layer.name,
+        layer.channels,
+        layer.location,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        padding=layer.padding,
+        bias=layer.bias,
+    )
+
+
+def _linear(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Linear)
+    return builder.linear(x, layer.name, layer.features, layer.location, bias=layer.bias)
+
+
+def _pool(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Pool)
+    return builder.pool(x, layer.kind, layer.kernel, layer.stride, layer.location)
+
+
+def _flatten(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    return builder.flatten(x, layer.location)
+
+
+def _lif(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Lif)
+    return builder.lif(x, layer.neuron, layer.location, layer.name)
+
+
+def _li(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Li)
+    return builder.li(x, layer.decay, layer.location, layer.name)
+
+
+def _readout(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Readout)
+    return builder.readout(x, layer.kind, layer.location)
+
+
+_ADD: dict[type, Callable[[NetworkBuilder, Signal, Layer], Signal]] = {
+    Conv: _conv,
+    Linear: _linear,
+    Pool: _pool,
+    Flatten: _flatten,
+    Lif: _lif,
+    Li: _li,
+    Readout: _readout,
+}

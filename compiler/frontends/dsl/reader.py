@@ -1,0 +1,361 @@
+"""Text to :class:`Description`: lark parses, this reads the tree and refuses what makes no sense, with a place."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
+from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.autodiff.spec import LOSSES, METHODS, SGD, Rectangular, Surrogate, Train, Triangular
+
+from .syntax import Conv, Description, Encode, Flatten, Init, Input, Layer, Li, Lif, Linear, Pool, Readout
+
+MAX_INTEGER = (1 << 31) - 1
+MAX_SEED = (1 << 64) - 1
+SURROGATES: dict[str, type[Surrogate]] = {"rectangular": Rectangular, "triangular": Triangular}
+
+Node = Tree[Token]
+_READABLE = {"NAME": "a name", "NUMBER": "a number", "_NL": "the end of the line", "$END": "the end of the file"}
+
+
+def read(text: str, file: str) -> Description:
+    """Return what ``text`` says; raises H2LearnError with line, column, excerpt and hint."""
+    return _Reader(text, file).description()
+
+
+def excerpt(text: str, line: int, column: int) -> str:
+    """Return the source line with a caret below ``column``; an empty string when there is no such line."""
+    lines = text.split("\n")
+    if not 1 <= line <= len(lines):
+        return ""
+    shown = "".join(c if c.isprintable() else " " for c in lines[line - 1].rstrip("\r"))
+    start = max(0, column - 80)
+    return f"  {shown[start : start + 120]}\n  {' ' * (column - 1 - start)}^"
+
+
+@functools.cache
+def _parser() -> Lark:
+    grammar = importlib.resources.files(__package__).joinpath("grammar.lark").read_text(encoding="utf-8")
+    return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=False)
+
+
+@functools.cache
+def _keywords() -> dict[str, str]:
+    """Return the text of every terminal that is a fixed word."""
+    return {t.name: t.pattern.value for t in _parser().terminals if t.pattern.type == "str"}
+
+
+class _Reader:
+    def __init__(self, text: str, file: str) -> None:
+        self.text = text
+        self.file = file
+
+    def description(self) -> Description:
+        tree = self.parse()
+        network, *statements = _children(tree)
+        self.refuse_repeats(statements)
+        declared = {
+            s.data: s for s in statements if s.data in ("input", "time_steps", "encode", "neuron", "train", "init")
+        }
+        for needed, example in (("input", "input image: 1 x 8 x 8"), ("time_steps", "time steps: 4")):
+            if needed not in declared:
+                self.fail(network, f"expected a statement `{needed.replace('_', ' ')}`, found none", f"add `{example}`")
+        default = self.neuron(_children(declared["neuron"]), Neuron()) if "neuron" in declared else Neuron()
+        layers = tuple(self.layer(s, default) for s in statements if s.data in _LAYERS)
+        if not layers:
+            self.fail(network, "expected at least one layer, found none")
+        self.refuse_after_readout([s for s in statements if s.data in _LAYERS])
+        source = self.input(declared["input"])
+        encode = self.encode(declared.get("encode"), source, declared["input"])
+        return Description(
+            self.at(network),
+            str(_tokens(network)[0]),
+            source,
+            self.integer(_tokens(declared["time_steps"])[0], "number of time steps"),
+            encode,
+            layers,
+            self.train(declared["train"]) if "train" in declared else None,
+            self.init(declared["init"]) if "init" in declared else Init(),
+        )
+
+    def parse(self) -> Node:
+        if not self.text.strip():
+            raise H2LearnError("expected a network, found an empty file", location=Location(self.file))
+        try:
+            return _parser().parse(self.text + "\n")
+        except UnexpectedInput as error:
+            self.refuse_syntax(error)
+
+    def refuse_syntax(self, error: UnexpectedInput) -> NoReturn:
+        if isinstance(error, UnexpectedCharacters):
+            self.fail_at(error.line, error.column, f"expected a word, number or sign, found {error.char!r}")
+        if not isinstance(error, UnexpectedToken):
+            lines = self.text.split("\n")
+            self.fail_at(len(lines), len(lines[-1]) + 1, "expected more, found the end of the file")
+        token, words = error.token, _keywords()
+        expected = set(error.accepts or error.expected)
+        allowed = [words[name] for name in expected if name in words and words[name].isalpha()]
+        found = "the end of the line" if token.type in ("_NL", "$END") else repr(_short(str(token)))
+        close = difflib.get_close_matches(str(token), allowed, n=1)
+        hint = f"did you mean {close[0]}?" if close else ""
+        if "CONV" in expected:
+            hint = hint or f"a line starts with one of {', '.join(sorted(allowed))}"
+            self.fail_at(token.line, token.column, f"expected a layer or a declaration, found {found}", hint)
+        readable = sorted({_READABLE.get(name, words.get(name, "")) or name.strip("_").lower() for name in expected})
+        self.fail_at(token.line, token.column, f"expected {' or '.join(readable)}, found {found}", hint)
+
+    def fail(self, node: Node | Token, message: str, hint: str = "") -> NoReturn:
+        where = self.at(node)
+        self.fail_at(where.line, where.column, message, hint)
+
+    def fail_at(self, line: int | None, column: int | None, message: str, hint: str = "") -> NoReturn:
+        line, column = max(line or 0, 0), max(column or 0, 0)
+        where = Location(self.file, line, column)
+        raise H2LearnError(message, location=where, hint=hint, excerpt=excerpt(self.text, line, column))
+
+    def at(self, node: Node | Token) -> Location:
+        if isinstance(node, Token):
+            return Location(self.file, node.line or 0, node.column or 0)
+        return Location(self.file, getattr(node.meta, "line", 0), getattr(node.meta, "column", 0))
+
+    def refuse_repeats(self, statements: Sequence[Node]) -> None:
+        seen: dict[str, Node] = {}
+        for statement in statements:
+            key = str(statement.data)
+            if key not in _LAYERS and key in seen:
+                first = self.at(seen[key]).line
+                self.fail(
+                    statement,
+                    f"expected one statement `{key.replace('_', ' ')}`, found a second",
+                    f"the first is in line {first}",
+                )
+            seen[key] = statement
+        names: dict[str, Token] = {}
+        for token in (
+            t for s in statements if s.data in _LAYERS or s.data == "input" for t in _tokens(s) if t.type == "NAME"
+        ):
+            if str(token) in names:
+                line = names[str(token)].line
+                self.fail(
+                    token, f"expected a new name, found {_short(str(token))!r} again", f"line {line} uses it first"
+                )
+            names[str(token)] = token
+
+    def refuse_after_readout(self, layers: Sequence[Node]) -> None:
+        for before, after in itertools.pairwise(layers):
+            if before.data == "readout":
+                self.fail(after, "expected nothing after the readout, found another layer")
+
+    def integer(self, token: Token, what: str, low: int = 1, high: int = MAX_INTEGER) -> int:
+        digits = str(token).lstrip("+")
+        if not digits.isdecimal() or len(digits) > 20 or not low <= int(digits) <= high:
+            self.fail(token, f"expected a {what} from {low} to {high}, found {_short(str(token))}")
+        return int(digits)
+
+    def number(self, token: Token, what: str, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+        value = float(str(token))
+        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+            limit = f"{'above' if open_low else 'of at least'} {low:g}" + (
+                f" and at most {high:g}" if high < math.inf else ""
+            )
+            self.fail(
+                token,
+                f"expected a finite {what} {limit}, found {_short(str(token))}"
+                if low > -math.inf
+                else f"expected a finite {what}, found {_short(str(token))}",
+            )
+        return value
+
+    def size(self, node: Node, what: str, low: int = 1) -> tuple[int, int]:
+        values = [self.integer(token, what, low) for token in _tokens(node)]
+        return values[0], values[-1]
+
+    def options(self, nodes: Iterable[Node]) -> dict[str, Node]:
+        found: dict[str, Node] = {}
+        for node in nodes:
+            key = str(node.data)
+            if key in found:
+                self.fail(node, f"expected `{key.replace('_', ' ')}` once, found it again")
+            found[key] = node
+        return found
+
+    def input(self, node: Node) -> Input:
+        name, *sizes = _tokens(node)
+        shape = tuple(self.integer(token, "size") for token in sizes)
+        if len(shape) not in (1, 3):
+            self.fail(sizes[0], f"expected an input of 1 or 3 sizes (C x H x W), found {len(shape)}")
+        timing = _children(node)
+        return Input(self.at(node), str(name), shape, bool(timing), bool(timing and _tokens(timing[0])))
+
+    def encode(self, node: Node | None, source: Input, where: Node) -> Encode | None:
+        if node is None and not source.over_time:
+            self.fail(
+                where,
+                "expected an encoding of the input, found none",
+                "add `encode direct`, or `over time` to the input",
+            )
+        if node is None:
+            return None
+        if source.over_time:
+            self.fail(node, "expected no encoding of an input over time, found one", "remove this line or `over time`")
+        return Encode(self.at(node), str(_tokens(node)[0]))
+
+    def neuron(self, nodes: Iterable[Node], neuron: Neuron) -> Neuron:
+        for key, node in self.options(nodes).items():
+            neuron = replace(neuron, **self.neuron_option(key, node))
+        return neuron
+
+    def neuron_option(self, key: str, node: Node) -> dict[str, Any]:
+        if key == "decay":
+            return {"alpha": (self.decay(_tokens(node)[0]),)}
+        if key == "threshold":
+            return {"theta": (self.number(_tokens(node)[0], "threshold", 0.0, open_low=True),)}
+        if key == "compare":
+            return {"compare": "ge" if _tokens(node)[0] == ">=" else "gt"}
+        if key == "surrogate":
+            surrogate = self.surrogate(node)
+            changed = surrogate.apply(Neuron())
+            return {"surrogate": changed.surrogate, "width": changed.width, "height": changed.height}
+        if key == "detach_reset":
+            return {"detach_reset": True}
+        kind, *to = _tokens(_children(node)[0])
+        level = self.number(to[0], "reset level", -math.inf) if to else 0.0
+        return {"reset": str(kind), "v_reset": (level,)}
+
+    def decay(self, token: Token) -> float:
+        return self.number(token, "decay", 0.0, 1.0)
+
+    def layer(self, node: Node, default: Neuron) -> Layer:
+        return _LAYERS[str(node.data)](self, node, default)
+
+    def conv(self, node: Node, default: Neuron) -> Conv:
+        name, channels = _tokens(node)
+        options = self.options(_children(node))
+        if "kernel" not in options:
+            self.fail(node, f"expected a kernel of conv {name}, found none", "add `, kernel 3 x 3`")
+        kernel = self.size(_children(options["kernel"])[0], "kernel size")
+        stride = self.size(_children(options["stride"])[0], "stride") if "stride" in options else (1, 1)
+        padding = self.size(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0, 0)
+        count = self.integer(channels, "number of channels")
+        return Conv(self.at(node), str(name), count, kernel, stride, padding, "no_bias" not in options)
+
+    def linear(self, node: Node, default: Neuron) -> Linear:
+        name, features = _tokens(node)
+        return Linear(self.at(node), str(name), self.integer(features, "number of features"), not _children(node))
+
+    def pool(self, node: Node, default: Neuron) -> Pool:
+        *name, kind = _tokens(node)
+        kernel, *stride = _children(node)
+        size = self.size(kernel, "pool size")
+        step = self.size(stride[0], "stride") if stride else size
+        return Pool(self.at(node), _name(name), str(kind), size, step)
+
+    def flatten(self, node: Node, default: Neuron) -> Flatten:
+        return Flatten(self.at(node), _name(_tokens(node)))
+
+    def lif(self, node: Node, default: Neuron) -> Lif:
+        return Lif(self.at(node), _name(_tokens(node)), self.neuron(_children(node), default))
+
+    def li(self, node: Node, default: Neuron) -> Li:
+        *name, decay = _tokens(node)
+        return Li(self.at(node), _name(name), self.decay(decay))
+
+    def readout(self, node: Node, default: Neuron) -> Readout:
+        tokens = _tokens(node)
+        named = tokens[0].type == "NAME"
+        kind = "_".join(tokens[1:] if named else tokens)
+        return Readout(self.at(node), str(tokens[0]) if named else "output", kind)
+
+    def train(self, node: Node) -> Train:
+        options = self.options(_children(node))
+        train = Train()
+        if "loss" in options:
+            train = replace(train, loss=self.choose(_tokens(options["loss"])[0], LOSSES, "loss"))
+        if "method" in options:
+            train = replace(train, method=self.choose(_tokens(options["method"])[0], METHODS, "method"))
+        if "optimizer" in options:
+            train = replace(train, optimizer=self.optimizer(_children(options["optimizer"])[0]))
+        if "surrogate" in options:
+            train = replace(train, surrogate=self.surrogate(options["surrogate"]))
+        if "loss_scale" in options:
+            scale = self.number(_tokens(options["loss_scale"])[0], "loss scale", 0.0, open_low=True)
+            train = replace(train, loss_scale=scale)
+        return replace(train, detach_reset="detach_reset" in options)
+
+    def choose(self, token: Token, allowed: Sequence[str], what: str) -> str:
+        if str(token) not in allowed:
+            close = difflib.get_close_matches(str(token), allowed, n=1)
+            hint = f"did you mean {close[0]}?" if close else ""
+            self.fail(token, f"expected {what} {' or '.join(allowed)}, found {_short(str(token))!r}", hint)
+        return str(token)
+
+    def call(self, node: Node, allowed: Sequence[str]) -> dict[str, Token]:
+        """Return the numbers of ``name(argument number, ...)`` by argument."""
+        found: dict[str, Token] = {}
+        for argument in _children(node):
+            name, value = _tokens(argument)
+            key = self.choose(name, allowed, "argument")
+            if key in found:
+                self.fail(name, f"expected {key} once, found it again")
+            found[key] = value
+        return found
+
+    def optimizer(self, node: Node) -> SGD:
+        self.choose(_tokens(node)[0], ("sgd",), "optimizer")
+        arguments = self.call(node, ("lr", "momentum"))
+        sgd = SGD()
+        if "lr" in arguments:
+            sgd = replace(sgd, lr=self.number(arguments["lr"], "learning rate", 0.0, 1e30))
+        if "momentum" in arguments:
+            sgd = replace(sgd, momentum=self.number(arguments["momentum"], "momentum", 0.0, math.nextafter(1.0, 0.0)))
+        return sgd
+
+    def surrogate(self, node: Node) -> Surrogate:
+        call = _children(node)[0]
+        kind = SURROGATES[self.choose(_tokens(call)[0], tuple(SURROGATES), "surrogate")]
+        arguments = self.call(call, ("half_width", "height"))
+        values = {name: self.number(token, name, 0.0, open_low=True) for name, token in arguments.items()}
+        return kind(**values)
+
+    def init(self, node: Node) -> Init:
+        options = self.options(_children(node))
+        gain = self.number(_tokens(options["gain"])[0], "gain", 0.0, 1e6) if "gain" in options else Init().gain
+        seed = self.integer(_tokens(options["seed"])[0], "seed", 0, MAX_SEED) if "seed" in options else Init().seed
+        return Init(gain, seed)
+
+
+_LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
+    "conv": _Reader.conv,
+    "linear": _Reader.linear,
+    "pool": _Reader.pool,
+    "flatten": _Reader.flatten,
+    "lif": _Reader.lif,
+    "li": _Reader.li,
+    "readout": _Reader.readout,
+}
+
+
+def _children(node: Node) -> list[Node]:
+    return [child for child in node.children if isinstance(child, Tree)]
+
+
+def _tokens(node: Node) -> list[Token]:
+    return [child for child in node.children if isinstance(child, Token)]
+
+
+def _name(tokens: Sequence[Token]) -> str:
+    return str(tokens[0]) if tokens else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,120 @@
+"""What a ``.snn`` file says, layer by layer, with the place of every statement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from h2learn.backends.h2learn.errors import Location
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.autodiff.spec import Train
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Anything with a place in the file."""
+
+    location: Location
+
+
+@dataclass(frozen=True)
+class Input(Statement):
+    """The input: ``shape`` is (F) or (C, H, W); ``over_time`` inputs bring their own time dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+    over_time: bool = False
+    spikes: bool = False
+
+
+@dataclass(frozen=True)
+class Encode(Statement):
+    """How a static input becomes a sequence: ``direct`` or ``bernoulli``."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Conv(Statement):
+    """A 2-D convolution."""
+
+    name: str
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Linear(Statement):
+    """A fully connected layer."""
+
+    name: str
+    features: int
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Pool(Statement):
+    """``max`` or ``avg`` pooling."""
+
+    name: str
+    kind: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Flatten(Statement):
+    """Maps to features."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Lif(Statement):
+    """Spiking neurons."""
+
+    name: str
+    neuron: Neuron
+
+
+@dataclass(frozen=True)
+class Li(Statement):
+    """Leaky integrators without spikes."""
+
+    name: str
+    decay: float
+
+
+@dataclass(frozen=True)
+class Readout(Statement):
+    """``rate``, ``membrane_mean`` or ``membrane_last``."""
+
+    name: str
+    kind: str
+
+
+Layer: TypeAlias = Conv | Linear | Pool | Flatten | Lif | Li | Readout
+
+
+@dataclass(frozen=True)
+class Init:
+    """Initial weights are normal(0, gain / sqrt(fan_in)), biases 0."""
+
+    gain: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Description(Statement):
+    """A whole file."""
+
+    name: str
+    input: Input
+    time_steps: int
+    encode: Encode | None
+    layers: tuple[Layer, ...]
+    train: Train | None = None
+    init: Init = field(default_factory=Init)

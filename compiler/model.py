@@ -1,0 +1,99 @@
+"""A model as the user knows it: names, shapes and layout of the source file, beside its ``spike`` module."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.autodiff.spec import Train
+
+Parameters = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and NumPy dtype name (``"float32"``, ``"bool"``) of a tensor in the source's layout."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Network:
+    """The batch-dependent part of a model: the ``spike`` module and its inputs, outputs and parameter shapes."""
+
+    module: builtin.ModuleOp
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    parameters: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its parameters, ready to compile.
+
+    ``inputs`` and ``outputs`` are in source order (``[N,C,H,W]``, or ``[T,N,C,H,W]`` without an encoder), parameters
+    float32 in PyTorch layout (convolution ``[K,C,kh,kw]``, linear ``[out,in]``), named ``layer.weight``.
+    ``train`` is the recipe that the file states, if any. ``build`` makes the network for a batch size.
+    """
+
+    name: str
+    network: Network
+    parameters: Parameters
+    train: Train | None
+    build: Callable[[int], Network]
+
+    @property
+    def module(self) -> builtin.ModuleOp:
+        """The ``spike`` module; parameters are arguments of its ``@main``."""
+        return self.network.module
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Inputs by name, batch included."""
+        return self.network.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Outputs by name, batch included."""
+        return self.network.outputs
+
+    def with_parameters(self, parameters: Mapping[str, npt.ArrayLike]) -> Model:
+        """Return the model with other parameters.
+
+        Raises H2LearnError for an unknown or missing name, another shape, or a value that is not finite.
+        """
+        for name in parameters:
+            if name not in self.parameters:
+                close = difflib.get_close_matches(name, self.parameters, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the model has {', '.join(self.parameters)}"
+                raise H2LearnError(f"expected a parameter of {self.name}, found {name}", hint=hint)
+        missing = [name for name in self.parameters if name not in parameters]
+        if missing:
+            raise H2LearnError(f"expected all parameters of {self.name}, found none named {missing[0]}")
+        checked = {name: _checked(name, parameters[name], old.shape) for name, old in self.parameters.items()}
+        return replace(self, parameters=checked)
+
+    def with_batch(self, batch: int) -> Model:
+        """Return the model for ``batch`` samples at a time; raises H2LearnError unless it is a positive integer."""
+        return replace(self, network=self.build(batch))
+
+
+def _checked(name: str, value: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise H2LearnError(f"expected real numbers for parameter {name}, found {array.dtype}")
+    if array.shape != shape:
+        raise H2LearnError(f"expected shape {list(shape)} for parameter {name}, found {list(array.shape)}")
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    if not np.isfinite(single).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(single))[0])
+        raise H2LearnError(f"expected finite values in parameter {name}, found {float(array[place])} at {list(place)}")
+    return single
