@@ -1,0 +1,129 @@
+"""``h2l-insert-tokens``: signals and waits, exactly where jobs on different engines depend on each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xdsl.context import Context
+from xdsl.dialects import builtin
+from xdsl.ir import Operation, SSAValue
+from xdsl.passes import ModulePass
+
+from h2learn.backends.h2learn.isa import ENGINES
+from h2learn.compiler.mapping.sync import Edge, Job, Loop, Region, order_stages
+from h2learn.compiler.passes.tile_layout import (
+    buffer_of,
+    channel_bytes,
+    dimension_bytes,
+    enclosing_loops,
+    placed_bytes,
+    root_tensor,
+    slot_stride,
+)
+from h2learn.dialects.tile import ops as tile
+
+
+@dataclass(frozen=True)
+class InsertTokensPass(ModulePass):
+    """Order the engines by tokens; buffers must have addresses."""
+
+    name: ClassVar[str] = "h2l-insert-tokens"
+
+    def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
+        """Insert ``tile.signal`` and ``tile.wait``."""
+        del ctx
+        places: dict[Loop | Job, Operation] = {}
+        stages: list[Loop] = []
+        for stage in op.walk():
+            if isinstance(stage, tile.StageOp):
+                stages.append(_tree(stage, places))
+        for token, edge in enumerate(order_stages(stages, len(ENGINES))):
+            _insert(edge, token, places)
+
+
+def _tree(op: tile.StageOp | tile.ForOp, places: dict[Loop | Job, Operation]) -> Loop:
+    loop = Loop()
+    places[loop] = op
+    for child in op.body.block.ops:
+        if isinstance(child, tile.ForOp):
+            loop.children.append(_tree(child, places))
+        elif isinstance(child, tile.JobOp | tile.LoadOp | tile.StoreOp):
+            engine = tile.engine_of(child)
+            assert engine is not None
+            job = Job(ENGINES.index(engine), tuple(_regions(child)))
+            places[job] = child
+            loop.children.append(job)
+    return loop
+
+
+def _regions(op: tile.JobOp | tile.LoadOp | tile.StoreOp) -> list[Region]:
+    regions: list[Region] = []
+    for value, _, read, written in tile.touched(op):
+        if isinstance(value.type, tile.BufferType):
+            regions += [_buffer_region(value, flag) for flag, on in ((False, read), (True, written)) if on]
+        elif isinstance(op, tile.LoadOp | tile.StoreOp):
+            regions.append(_tensor_region(op, written))
+    return regions
+
+
+def _buffer_region(value: SSAValue, written: bool) -> Region:
+    alloc, placed = buffer_of(value)
+    assert alloc.address is not None, "buffers are placed before tokens"
+    ring = (alloc.slots.data, slot_stride(alloc), len(enclosing_loops(alloc)))
+    return Region(alloc.memory.data, alloc.address.data, placed_bytes(placed), written, ring=ring)
+
+
+def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool) -> Region:
+    """Return the span from the first to the last byte of the window (rows between may not be touched)."""
+    assert isinstance(op.tensor.type, tile.TensorType)
+    placed = op.tensor.type.placed
+    loops = enclosing_loops(op)
+    depth = {loop.counter: n for n, loop in enumerate(loops)}
+    strides = dimension_bytes(placed)
+    low, size = 0, channel_bytes(placed, op.sizes.data[-1])
+    coeffs = [0] * len(loops)
+    for dimension, ((offset, factors), extent) in enumerate(zip(op.window.data, op.sizes.data, strict=True)):
+        last = dimension == len(strides)
+
+        def to_bytes(count: int, last: bool = last, dimension: int = dimension) -> int:
+            return channel_bytes(placed, count) if last else count * strides[dimension]
+
+        low += to_bytes(offset)
+        for iv, factor in zip(op.ivs, factors, strict=False):
+            coeffs[depth[iv]] += to_bytes(factor)
+        size += 0 if last else (extent - 1) * strides[dimension]
+    return Region(root_tensor(op.tensor), low, size, written, tuple(coeffs), limit=placed_bytes(placed))
+
+
+def _insert(edge: Edge, token: int, places: dict[Loop | Job, Operation]) -> None:
+    source, target = places[edge.source], places[edge.target]
+    signal = tile.SignalOp(ENGINES[edge.producer], token)
+    wait = tile.WaitOp(ENGINES[edge.consumer], token)
+    signal.location, wait.location = source.location, target.location
+    _after(source, signal)
+    _before(target, wait)
+    if edge.credits:
+        credits = tile.SignalOp(ENGINES[edge.producer], token, edge.credits)
+        credits.location = target.location
+        _before(_stage_of(target), credits)
+
+
+def _after(op: Operation, new: Operation) -> None:
+    block = op.parent
+    assert block is not None
+    block.insert_op_after(new, op)
+
+
+def _before(op: Operation, new: Operation) -> None:
+    block = op.parent
+    assert block is not None
+    block.insert_op_before(new, op)
+
+
+def _stage_of(op: Operation) -> tile.StageOp:
+    parent: Operation | None = op
+    while parent is not None and not isinstance(parent, tile.StageOp):
+        parent = parent.parent_op()
+    assert parent is not None
+    return parent

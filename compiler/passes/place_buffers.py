@@ -1,0 +1,38 @@
+"""``h2l-place-buffers``: every buffer gets a byte address in its on-chip memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xdsl.context import Context
+from xdsl.dialects import builtin
+from xdsl.passes import ModulePass
+
+from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.placement import Request, place
+from h2learn.compiler.passes.tile_layout import slot_stride
+from h2learn.dialects.tile import ops as tile
+
+
+@dataclass(frozen=True)
+class PlaceBuffersPass(ModulePass):
+    """Place the buffers of all stages in the memories of machine ``arch``."""
+
+    name: ClassVar[str] = "h2l-place-buffers"
+    arch: str = "h2l-v0"
+
+    def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
+        """Set the address of every ``tile.alloc``; raises H2LearnError when a stage does not fit."""
+        del ctx
+        machine = load_machine(self.arch)
+        stages = [
+            [alloc for alloc in stage.walk() if isinstance(alloc, tile.AllocOp)]
+            for stage in op.walk()
+            if isinstance(stage, tile.StageOp)
+        ]
+        requests = [[Request(a.memory.data, a.slots.data * slot_stride(a)) for a in stage] for stage in stages]
+        capacity = {memory: machine.memory_bytes(memory) for memory in tile.MEMORIES}
+        for allocs, addresses in zip(stages, place(requests, capacity), strict=True):
+            for alloc, address in zip(allocs, addresses, strict=True):
+                alloc.address = builtin.IntAttr(address)

@@ -1,0 +1,73 @@
+"""Bytes of the tensors and buffers of the ``tile`` level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from xdsl.ir import Operation, SSAValue
+
+from h2learn.compiler.mapping.layout import row_bytes, tensor_bytes
+from h2learn.compiler.mapping.placement import aligned
+from h2learn.dialects.tile import ops as tile
+
+
+def base_form(placed: tile.Placed) -> str:
+    """Return the format in which the elements lie (tables are plain storage)."""
+    return placed.form.removeprefix("lut.")
+
+
+def placed_bytes(placed: tile.Placed) -> int:
+    """Return the bytes of a whole tensor or of one slot of a buffer."""
+    return tensor_bytes(base_form(placed), placed.shape, placed.gblk)
+
+
+def buffer_of(value: SSAValue) -> tuple[tile.AllocOp, tile.Placed]:
+    """Return the allocation behind a buffer value, and its format and shape."""
+    alloc = value.owner
+    assert isinstance(alloc, tile.AllocOp) and isinstance(value.type, tile.BufferType)
+    return alloc, value.type.placed
+
+
+def root_tensor(value: SSAValue) -> SSAValue:
+    """Return the tensor behind views."""
+    while isinstance(value.owner, tile.ViewOp):
+        value = value.owner.source
+    return value
+
+
+def slot_stride(alloc: tile.AllocOp) -> int:
+    """Return the bytes from one slot of a buffer to the next."""
+    assert isinstance(alloc.result.type, tile.BufferType)
+    return aligned(placed_bytes(alloc.result.type.placed))
+
+
+def dimension_bytes(placed: tile.Placed) -> list[int]:
+    """Return the byte stride of every dimension but the last, outermost first."""
+    strides: list[int] = []
+    step = row_bytes(base_form(placed), placed.shape[-1], placed.gblk)
+    for size in reversed(placed.shape[:-1]):
+        strides.insert(0, step)
+        step *= size
+    return strides
+
+
+def channel_bytes(placed: tile.Placed, channels: int) -> int:
+    """Return the bytes of the first ``channels`` channels of a row (a whole number of bytes or slots)."""
+    return row_bytes(base_form(placed), channels, placed.gblk)
+
+
+def enclosing_loops(op: Operation) -> list[tile.ForOp]:
+    """Return the loops around an op inside its stage, outermost first."""
+    loops: list[tile.ForOp] = []
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, tile.StageOp):
+        if isinstance(parent, tile.ForOp):
+            loops.insert(0, parent)
+        parent = parent.parent_op()
+    return loops
+
+
+def volume(shape: Sequence[int]) -> int:
+    """Return the number of elements of a shape."""
+    return prod(shape)
