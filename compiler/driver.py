@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 from xdsl.dialects import builtin
 from xdsl.passes import ModulePass
 
+from h2learn.backends.h2learn.emit import emit
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.machine import Machine, load_machine
+from h2learn.backends.h2learn.machine import Machine, load_machine, names
+from h2learn.backends.h2learn.object_file import ObjectFile
 from h2learn.compiler.autodiff.spec import Train
-from h2learn.dialects.common import PRECISION_ATTRIBUTE
+from h2learn.dialects.common import PRECISION_ATTRIBUTE, get_io
+from h2learn.dialects.h2 import get_io_symbols
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import tensor_type
+from h2learn.dialects.spike.interpreter import main_block
 
 from .checks import MAC_BUDGET, check_pass, multiply_accumulates
 from .manager import ManagerOptions, PassManager
@@ -22,18 +33,19 @@ from .pipeline import PHASES, load_pass, phase_names
 from .universe import new_context
 
 PRECISIONS = ("fp32", "fp16")
+STATE_PREFIX = "momentum."
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What to compile for.
 
-    ``arch``: name of a machine, or path of its TOML file. ``precision``: storage type, ``fp32`` or ``fp16``.
+    ``arch``: name of a machine, path of its TOML file, or a Machine. ``precision``: storage type, ``fp32`` or ``fp16``.
     ``train``: None for an inference program. ``limits``: caps of tile sizes as text (``"rows=4,k=8"``).
     Raises H2LearnError when a value does not exist.
     """
 
-    arch: str = "h2l-v0"
+    arch: str | Path | Machine = "h2l-v0"
     precision: str = "fp32"
     train: Train | None = None
     limits: str = ""
@@ -63,9 +75,20 @@ class Recipe:
         if name == TrainPass.name and self.train is not None:
             return TrainPass.of(self.train)
         kind = load_pass(name)
-        settings = {"arch": self.arch, "precision": self.precision, "limits": self.limits}
+        settings = {"arch": self._arch_text(), "precision": self.precision, "limits": self.limits}
         options = {option.name: settings[option.name] for option in fields(kind) if option.name in settings}
         return kind(**options)
+
+    def _arch_text(self) -> str:
+        """Return what a pass option can hold: a name or a path; a Machine without either gets a file."""
+        if not isinstance(self.arch, Machine):
+            return str(self.arch)
+        if self.arch.name in names() and load_machine(self.arch.name) == self.arch:
+            return self.arch.name
+        folder = Path(tempfile.mkdtemp(prefix="h2learn-"))
+        file = folder / f"{self.arch.hash}.toml"
+        file.write_text(_toml(self.arch.to_dict()), encoding="utf-8")
+        return str(file)
 
 
 def compile_to(
@@ -96,6 +119,61 @@ def compile_to(
     return module
 
 
+def compile_program(
+    model: Model,
+    recipe: Recipe,
+    options: ManagerOptions | None = None,
+    *,
+    check_each: bool = False,
+    stream: TextIO | None = None,
+) -> ObjectFile:
+    """Return the binary of ``model``; raises H2LearnError or InternalError as ``compile_to`` does."""
+    module = compile_to(model, recipe, "h2", options, check_each=check_each, stream=stream)
+    return emit_program(model, module, recipe)
+
+
+def emit_program(model: Model, module: builtin.ModuleOp, recipe: Recipe) -> ObjectFile:
+    """Return the binary of an ``h2`` program, with the model's parameters and the user's names and shapes."""
+    initial = {
+        symbol.name: entry.to_device(model.parameters[entry.name]).astype(np.float32)
+        for entry, symbol in zip(get_io(module), get_io_symbols(module), strict=True)
+        if entry.role == "parameter"
+    }
+    time_steps, batch = _sizes(model.module)
+    program = emit(
+        module,
+        initial,
+        recipe.machine,
+        batch=batch,
+        time_steps=time_steps,
+        model=model.name,
+        mapping=recipe.limits,
+        **({} if recipe.train is None else {"learning_rate": recipe.train.optimizer.lr}),
+    )
+    for entry in program.note["io"]:
+        if (shape := _source_shape(model, entry["role"], entry["name"])) is not None:
+            entry["source"] = list(shape)
+    return program
+
+
+def _source_shape(model: Model, role: str, name: str) -> tuple[int, ...] | None:
+    if role in ("input", "output"):
+        return (model.inputs if role == "input" else model.outputs)[name].shape
+    if role in ("parameter", "gradient", "state"):
+        return model.parameters[name.removeprefix(STATE_PREFIX) if role == "state" else name].shape
+    return None
+
+
+def _sizes(module: builtin.ModuleOp) -> tuple[int, int]:
+    """Return time steps and batch: an encoder adds the time axis, otherwise inputs have it first."""
+    for op in module.walk():
+        if isinstance(op, spike.EncodeOp):
+            steps, batch, *_ = tensor_type(op.results[0].type).get_shape()
+            return steps, batch
+    steps, batch, *_ = tensor_type(main_block(module).args[0].type).get_shape()
+    return steps, batch
+
+
 def _start(model: Model, recipe: Recipe) -> builtin.ModuleOp:
     module = model.module.clone()
     module.attributes[PRECISION_ATTRIBUTE] = builtin.StringAttr(recipe.precision)
@@ -112,3 +190,12 @@ def _small_enough(model: Model, out: TextIO) -> Model:
         f"({multiply_accumulates(small.module)}) instead\n"
     )
     return small
+
+
+def _toml(data: Mapping[str, object]) -> str:
+    """Return a machine description as TOML: numbers and strings first, then one table per part."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in data.items() if not isinstance(value, Mapping)]
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            lines += [f"[{key}]", *(f"{name} = {json.dumps(item)}" for name, item in value.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,339 @@
+"""Training: epochs of the compiled training step on the simulator, with checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.machine import Machine
+from h2learn.checkpoints import Checkpoint, Progress, check_same_run, read_checkpoint, write_checkpoint
+from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.manager import module_text
+from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.model import Model
+from h2learn.data import DataSet, load_npz
+from h2learn.files import check_writable
+from h2learn.program import Execution, Program, Result, Session, compile
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch. ``loss`` and ``accuracy`` are means over the training samples as they were trained.
+
+    ``test_accuracy`` is that of the parameters after the epoch (None: not evaluated); cycles, energy and instructions
+    are sums over the epoch's training steps.
+    """
+
+    number: int
+    samples: int
+    steps: int
+    loss: float
+    accuracy: float
+    test_accuracy: float | None
+    cycles: int
+    energy_pj: float
+    instructions: int
+
+
+@dataclass(frozen=True)
+class History:
+    """What training gave: epochs, the loss of every step, and the final parameters by name in the model's layout."""
+
+    epochs: list[Epoch]
+    losses: list[float]
+    parameters: dict[str, Floats]
+    step: Program = field(repr=False)
+    last: Result | None = field(default=None, repr=False)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The accuracy on the test images after the last epoch."""
+        return self.epochs[-1].test_accuracy if self.epochs else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress inside an epoch, for display: ``batch`` of ``batches`` is done; loss and accuracy so far."""
+
+    epoch: int
+    batch: int
+    batches: int
+    loss: float
+    accuracy: float
+
+
+Observer = Callable[[Step | Epoch], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted; ``checkpoint`` is the file that holds its state, if any."""
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        super().__init__("training was interrupted")
+        self.checkpoint = checkpoint
+
+
+def train(
+    model: Model,
+    data: DataSet | str | Path,
+    epochs: int = 1,
+    *,
+    batch: int = 32,
+    lr: float | None = None,
+    arch: str | Path | Machine = "h2l-v0",
+    precision: str = "fp32",
+    train: Train | None = None,
+    mapping: str | TileLimits | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    evaluate: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    observe: Observer | None = None,
+    execution: Execution | None = None,
+) -> History:
+    """Train ``model`` on ``data`` by running its compiled training step on the simulator, sample order from ``seed``.
+
+    ``data``: a data set, or the path of an ``.npz`` file. ``train``: the recipe (default: the model file's). ``lr``
+    replaces the recipe's learning rate. ``limit``: use only that many training samples. With ``checkpoint`` the state
+    is written after every epoch, every ``checkpoint_every`` steps, and when Ctrl-C stops training (Interrupted is
+    raised); ``resume`` continues from it bit for bit. ``observe`` is called after every step and epoch.
+    Raises H2LearnError for arguments, data or a checkpoint that cannot be used.
+    """
+    _check_counts(epochs=epochs, batch=batch, checkpoint_every=checkpoint_every, limit=limit, seed=seed)
+    recipe = train or model.train or Train()
+    target = None if checkpoint is None else check_writable(checkpoint)
+    samples = _load(data, model, limit)
+    program = compile(model, arch=arch, precision=precision, train=recipe, batch=batch, mapping=mapping)
+    _check_labels(samples, program)
+    run = _description(model, program, recipe, samples, batch=batch, seed=seed, lr=lr)
+    start = _resumed(target, run) if resume else None
+    trainer = _Trainer(model, samples, program, run, epochs, lr, seed, target, checkpoint_every, observe, evaluate)
+    with program.session(seed=seed, execution=execution) as session:
+        return trainer.run(session, start)
+
+
+def evaluate(model: Model, data: DataSet, **options: object) -> float:
+    """Return the share of test images that the compiled inference program of ``model`` classifies correctly.
+
+    ``options`` are those of ``compile`` (``arch``, ``precision``, ``batch``, ``mapping``).
+    """
+    return _accuracy(compile(model, **options), data, None)  # type: ignore[arg-type]
+
+
+@dataclass
+class _Trainer:
+    model: Model
+    data: DataSet
+    program: Program
+    run_description: dict[str, object]
+    epochs: int
+    lr: float | None
+    seed: int
+    checkpoint: Path | None
+    checkpoint_every: int | None
+    observe: Observer | None
+    evaluate: bool
+    _inference: Program | None = None
+
+    def run(self, session: Session, start: Checkpoint | None) -> History:
+        progress = Progress() if start is None else start.progress
+        if start is not None:
+            session.restore(start.parameters, start.states, steps=progress.steps, samples=progress.samples)
+        last: Result | None = None
+        with _deferred_interrupt() as interrupted:
+            while progress.epoch < self.epochs:
+                for indices in self._batches(progress):
+                    last = self._step(session, progress, indices)
+                    if interrupted():
+                        self._save(session, progress)
+                        raise Interrupted(self.checkpoint)
+                    if self.checkpoint_every and progress.steps % self.checkpoint_every == 0:
+                        self._save(session, progress)
+                self._finish_epoch(session, progress)
+        epochs = [Epoch(**values) for values in progress.finished]
+        return History(epochs, list(progress.losses), session.parameters, self.program, last)
+
+    def _batches(self, progress: Progress) -> Iterator[npt.NDArray[np.int64]]:
+        count, size = len(self.data.x_train), self.program.batch
+        order = np.random.default_rng([self.seed, progress.epoch]).permutation(count)
+        for first in range(progress.batch * size, count, size):
+            yield order[first : first + size]
+
+    def _step(self, session: Session, progress: Progress, indices: npt.NDArray[np.int64]) -> Result:
+        labels = self.data.y_train[indices]
+        result = session.run({**self._input(self.data.x_train[indices]), "label": labels}, lr=self.lr)
+        assert result.loss is not None
+        if not np.isfinite(result.loss):
+            raise H2LearnError(
+                f"the loss is {result.loss} in step {progress.steps} of epoch {progress.epoch}",
+                hint="a smaller learning rate may help; the last checkpoint was not overwritten",
+            )
+        progress.batch += 1
+        progress.steps += 1
+        progress.samples += len(labels)
+        progress.seen += len(labels)
+        progress.loss_sum += result.loss * len(labels)
+        progress.correct += int((_classes(result) == labels).sum())
+        progress.cycles += result.cycles
+        progress.energy_pj += result.energy_pj
+        progress.instructions += result.report.instructions
+        progress.losses.append(result.loss)
+        if self.observe is not None:
+            batches = -(-len(self.data.x_train) // self.program.batch)
+            mean, share = progress.loss_sum / progress.seen, progress.correct / progress.seen
+            self.observe(Step(progress.epoch, progress.batch, batches, mean, share))
+        return result
+
+    def _finish_epoch(self, session: Session, progress: Progress) -> None:
+        test_accuracy = None
+        if self.evaluate:
+            test_accuracy = _accuracy(self._inference_program(), self.data, session.parameters)
+        epoch = Epoch(
+            number=progress.epoch,
+            samples=progress.seen,
+            steps=progress.batch,
+            loss=progress.loss_sum / progress.seen,
+            accuracy=progress.correct / progress.seen,
+            test_accuracy=test_accuracy,
+            cycles=progress.cycles,
+            energy_pj=progress.energy_pj,
+            instructions=progress.instructions,
+        )
+        progress.finished.append(asdict(epoch))
+        progress.start_next_epoch()
+        self._save(session, progress)
+        if self.observe is not None:
+            self.observe(epoch)
+
+    def _inference_program(self) -> Program:
+        if self._inference is None:
+            trained = self.program
+            self._inference = compile(
+                self.model,
+                arch=trained.machine,
+                precision=trained.precision,
+                batch=trained.batch,
+                mapping=trained.mapping,
+            )
+        return self._inference
+
+    def _input(self, images: Floats) -> dict[str, Floats]:
+        return {next(iter(self.model.inputs)): images}
+
+    def _save(self, session: Session, progress: Progress) -> None:
+        if self.checkpoint is not None:
+            write_checkpoint(
+                self.checkpoint, Checkpoint(self.run_description, progress, session.parameters, session.states)
+            )
+
+
+def _check_counts(**values: int | None) -> None:
+    for name, value in values.items():
+        least = 0 if name == "seed" else 1
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise H2LearnError(
+                f"expected {name.replace('_', ' ')} to be an integer of at least {least}, found {value!r}"
+            )
+
+
+def _load(data: DataSet | str | Path, model: Model, limit: int | None) -> DataSet:
+    if len(model.inputs) != 1:
+        raise H2LearnError(f"training needs a model with one input, {model.name!r} has {len(model.inputs)}")
+    one = next(iter(model.with_batch(1).inputs.values())).shape
+    two = next(iter(model.with_batch(2).inputs.values())).shape
+    if one[1:] != two[1:]:
+        raise H2LearnError(
+            f"{model.name!r} takes inputs over time, image data has no time axis", hint="add an encoder to the model"
+        )
+    found = data if isinstance(data, DataSet) else load_npz(data, one[1:])
+    if found.x_train.shape[1:] != one[1:]:
+        raise H2LearnError(f"the images are {found.x_train.shape[1:]}, {model.name!r} takes {one[1:]}")
+    return found.limited(limit)
+
+
+def _check_labels(data: DataSet, program: Program) -> None:
+    classes = next(iter(program.outputs.values())).shape[-1]
+    if data.classes > classes:
+        raise H2LearnError(f"the data has the label {data.classes - 1}, the model has {classes} classes")
+
+
+def _description(
+    model: Model, program: Program, recipe: Train, data: DataSet, *, batch: int, seed: int, lr: float | None
+) -> dict[str, object]:
+    text = module_text(model.with_batch(1).module, locations=False)
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(model.parameters.items()):
+        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    images = hashlib.sha256(np.ascontiguousarray(data.x_train).tobytes() + data.y_train.tobytes()).hexdigest()
+    return {
+        "model": f"{model.name} {digest.hexdigest()[:16]}",
+        "machine": f"{program.machine.name} {program.machine.hash}",
+        "precision": program.precision,
+        "training_recipe": repr(recipe),
+        "mapping": program.mapping,
+        "data": f"{data.name} {len(data.x_train)} {images[:16]}",
+        "batch": batch,
+        "seed": seed,
+        "learning_rate": recipe.optimizer.lr if lr is None else lr,
+    }
+
+
+def _resumed(path: Path | None, run: dict[str, object]) -> Checkpoint:
+    if path is None:
+        raise H2LearnError("resuming needs the checkpoint file")
+    found = read_checkpoint(path)
+    check_same_run(path, found.run, run)
+    return found
+
+
+def _accuracy(program: Program, data: DataSet, parameters: dict[str, Floats] | None) -> float:
+    name = next(iter(program.inputs))
+    correct = 0
+    with program.session(execution=Execution(timing=False)) as session:
+        if parameters is not None:
+            session.restore(parameters, {}, steps=0, samples=0)
+        for first in range(0, len(data.x_test), program.batch):
+            result = session.run({name: data.x_test[first : first + program.batch]})
+            correct += int((_classes(result) == data.y_test[first : first + program.batch]).sum())
+    return correct / len(data.x_test)
+
+
+def _classes(result: Result) -> npt.NDArray[np.int64]:
+    """The most active class of each sample: of the first output, summed over time where it has a time axis."""
+    output = np.asarray(next(iter(result.outputs.values())))
+    scores = output.astype(np.float64).sum(axis=0) if output.ndim == 3 else output
+    return scores.argmax(axis=-1)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a flag, so that a training step is never left half done; a second Ctrl-C stops at once."""
+    hit: list[bool] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if hit:
+            raise KeyboardInterrupt
+        hit.append(True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(hit)
+    finally:
+        signal.signal(signal.SIGINT, before)
