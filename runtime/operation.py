@@ -185,6 +185,9 @@ def _packed(channels: int) -> int:
     return -(-channels // 8)
 
 
+_EXTENT = (1, (1 << 16) - 1)
+
+
 def _taps(op: Operation) -> int:
     return op.number("kh") * op.number("kw")
 
@@ -205,6 +208,7 @@ def _tables(op: Operation) -> int:
 
 
 def _weights(op: Operation) -> int:
+    require(op, c=_EXTENT, k=_EXTENT)
     return _taps(op) * op.number("c") * op.number("k")
 
 
@@ -214,6 +218,7 @@ def _fe_fill(op: Operation) -> dict[str, int]:
 
 
 def _fe_run(op: Operation) -> dict[str, int]:
+    require(op, c=_EXTENT, k=_EXTENT)
     spikes = _input_positions(op) * _packed(op.number("c"))
     return {"acc": _positions(op) * op.number("k") * 4, "s": spikes, "lut": _tables(op)}
 
@@ -243,6 +248,7 @@ def _wu_run(op: Operation) -> dict[str, int]:
 
 
 def _v_lif(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
     n, k = op.number("n"), op.number("k")
     real, bits = n * k * item_bytes(op), n * _packed(k)
     sizes = {"acc": n * k * 4, "par": 4 * k * 4, "us": real}
@@ -256,6 +262,7 @@ def _v_lif(op: Operation) -> dict[str, int]:
 
 
 def _v_grad(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
     n, k = op.number("n"), op.number("k")
     real = n * k * item_bytes(op)
     sizes = {"gs": n * k * 4, "par": 4 * k * 4, "gc": real, "go": n * slot_row_bytes(op)}
@@ -271,6 +278,7 @@ _POOL_FORMATS = {
 
 
 def _v_pool(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
     formats = (op.choice("kind"), op.choice("src"), op.choice("dst"))
     if formats not in _POOL_FORMATS:
         raise op.fault(f"{formats[0]} pooling from {formats[1]} to {formats[2]} does not exist")
@@ -281,6 +289,7 @@ def _v_pool(op: Operation) -> dict[str, int]:
 
 
 def _v_unpool(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
     require(op, kh=(1, 255), kw=(1, 255), sh=(1, 255), sw=(1, 255))
     formats = (op.choice("src"), op.choice("dst"))
     if formats not in {("f32", "f32"), ("slots", "slots")}:
@@ -298,11 +307,13 @@ def _winners(op: Operation, positions: int) -> dict[str, int]:
 
 
 def _v_rng(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
     n, k = op.number("n"), op.number("k")
     return {"dst": n * _packed(k), "src": n * k * 4, "scal": SCALARS_BYTES}
 
 
 def _v_reduce(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
     if kind not in ("rate", "mean", "last", "tsum", "bias"):
         raise op.fault(f"v.reduce cannot compute {kind}")
@@ -320,7 +331,7 @@ def _v_loss(op: Operation) -> dict[str, int]:
     n, k = op.number("n"), op.number("k")
     if op.choice("kind") not in ("cross_entropy", "mse_rate"):
         raise op.fault(f"v.loss cannot compute {op.choice('kind')}")
-    require(op, k=(1, (1 << 16) - 1))
+    require(op, k=_EXTENT)
     return {"loss": 4, "grad": n * k * 4, "logits": n * k * 4, "label": n * 4, "scal": SCALARS_BYTES}
 
 

@@ -26,7 +26,7 @@ from .operation import (
     spans,
     transfer_range,
 )
-from .work import BACKWARD_MODES, backward_work, lookup_work, nonfinite, weight_work
+from .work import BACKWARD_MODES, backward_work, issue_width, lookup_work, nonfinite, weight_work
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -155,8 +155,11 @@ def be_wgt(op: Operation, buffers: Buffers) -> Work:
         both = (value != 0)[..., None] & alive
         acc = np.where(both, acc + value[..., None] * gradient, acc)
     _save(buffers["acc"], acc, "f32")
-    live_x = (windows != 0).reshape(-1, taps * c)
-    return weight_work(op, live_x, bitmap.reshape(-1, k).sum(axis=1), nonfinite(acc))
+    live_x = (windows != 0).reshape(-1, taps * c).astype(np.int64)
+    live_g = bitmap.reshape(-1, k).sum(axis=1)[:, None]
+    cycles = (live_x * -(-live_g // issue_width(op))).sum(axis=0)
+    rows = (live_x.sum(axis=0), cycles, (live_x * live_g).sum(axis=0))
+    return weight_work(op, len(windows), int(live_g.sum()), rows, nonfinite(acc))
 
 
 def wu_run(op: Operation, buffers: Buffers) -> Work:

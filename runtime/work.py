@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .operation import Operation, Work
 
 F32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 
 BACKWARD_MODES = ("dense", "in", "out", "dual")
 
@@ -31,7 +31,7 @@ def backward_work(
     pairs = {"dense": (dense, all_outputs), "in": (live, all_outputs), "out": (dense, outputs), "dual": (live, outputs)}
     if op.mnemonic != "be.run":
         pairs = {mode: pairs[mode]}
-    lanes = op.fields.get("width", 64)
+    lanes = issue_width(op)
     counts = {
         "positions": int(live.size),
         "live_inputs": int(live.sum()),
@@ -50,24 +50,23 @@ def backward_work(
     return Work(counts)
 
 
-def weight_work(op: Operation, live_x: Bool, live_g: npt.NDArray[np.integer], not_finite: int) -> Work:
-    """Count the work of ``be.wgt``: ``live_x`` [positions][rows], ``live_g`` live channels per position.
+def weight_work(
+    op: Operation, positions: int, live_outputs: int, rows: tuple[Counts, Counts, Counts], not_finite: int
+) -> Work:
+    """Count the work of ``be.wgt``: ``rows`` are the live inputs, cycles and products of each (tap, input channel).
 
-    A row is one (tap, input channel); rows are dealt to the processing elements round-robin.
+    Rows are dealt to the processing elements round-robin.
     """
-    uses = live_x.astype(np.int64)
-    live_g = np.asarray(live_g, np.int64)
-    issues = -(-live_g // op.fields.get("width", 64))
-    cycles = (uses * issues[:, None]).sum(axis=0)
-    products = int((uses.sum(axis=1) * live_g).sum())
+    live, cycles, products = rows
+    total = int(products.sum())
     return Work(
         {
-            "positions": int(live_x.shape[0]),
-            "live_inputs": int(uses.sum()),
-            "live_outputs": int(live_g.sum()),
-            "products": products,
-            "dense_products": int(live_x.size) * op.number("k"),
-            "macs": products,
+            "positions": positions,
+            "live_inputs": int(live.sum()),
+            "live_outputs": live_outputs,
+            "products": total,
+            "dense_products": positions * live.size * op.number("k"),
+            "macs": total,
             "issue_cycles": int(cycles.sum()),
             "pe_cycles": _slowest(op, cycles),
             "nonfinite": not_finite,
@@ -87,6 +86,11 @@ def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, not_fini
             "nonfinite": not_finite,
         }
     )
+
+
+def issue_width(op: Operation) -> int:
+    """Return the multiplications that a processing element of the backward engine issues at a time."""
+    return op.fields.get("width", 64)
 
 
 def nonfinite(values: F32) -> int:

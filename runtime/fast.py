@@ -1,0 +1,510 @@
+"""Every computing instruction on compiled kernels: the same bytes as ``reference.py``, at the speed of the host.
+
+Storage in half precision is widened to float32 scratch once per instruction, so that kernels exist for float32 only.
+Large instructions are split over independent positions or rows and run on all cores (kernels release the GIL).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn import isa
+
+from . import reference
+from .kernels import bits, convolution, transfer, vector
+from .kernels.bits import F32, U16, U32, U64
+from .kernels.convolution import I32, Shape
+from .operation import (
+    Bytes,
+    Memories,
+    Operation,
+    Work,
+    check_dispatch,
+    input_shape,
+    item_bytes,
+    open_operands,
+    slot_bytes,
+    spans,
+    transfer_range,
+)
+from .work import BACKWARD_MODES, backward_work, issue_width, lookup_work, weight_work
+
+Buffers = dict[str, Bytes]
+
+WORTH_A_THREAD = 1 << 17
+"""Inner-loop elements below which an instruction stays on the calling thread (about 50 microseconds of work)."""
+
+_ALIGNMENT = 8
+_NO_BYTES = np.zeros(0, np.uint8)
+_NO_REALS = np.zeros(0, np.float32)
+_NO_HALVES = np.zeros(0, np.uint16)
+
+
+def execute(op: Operation, memories: Memories) -> Work:
+    """Execute one instruction; raises H2LearnError on a fault (nothing is promised about memory then)."""
+    buffers = open_operands(op, memories)
+    if op.mnemonic in ("ld", "st"):
+        return SEMANTICS[op.mnemonic](op, buffers)
+    odd = {name: buffer for name, buffer in buffers.items() if _is_misaligned(op, name, memories)}
+    if not odd:
+        return SEMANTICS[op.mnemonic](op, buffers)
+    copies = {name: buffer.copy() for name, buffer in odd.items()}
+    work = SEMANTICS[op.mnemonic](op, buffers | copies)
+    for name in isa.BY_MNEMONIC[op.mnemonic].writes:
+        if name in odd:
+            odd[name][:] = copies[name]
+    return work
+
+
+def load(op: Operation, buffers: Buffers) -> Work:
+    """``ld``: strided rows, zero where the row or column does not exist."""
+    return _transfer(op, buffers, zero_fill=True)
+
+
+def store(op: Operation, buffers: Buffers) -> Work:
+    """``st``: strided rows, dropped where the row or column does not exist."""
+    return _transfer(op, buffers, zero_fill=False)
+
+
+def fe_fill(op: Operation, buffers: Buffers) -> Work:
+    """``fe.fill``: entry[p] = st(entry[p & (p-1)] + w[ctz(p)])."""
+    taps, c, k, fan, half = _taps(op), op.number("c"), op.number("k"), op.number("fan"), _is_half(op)
+    weights = _reals(op, "w", buffers["w"])
+    tables = _scratch("tables", buffers["lut"].size // 2, np.float32) if half else buffers["lut"].view(np.float32)
+    convolution.fill_tables(weights, tables, taps, c, k, fan, half)
+    if half:
+        bits.narrow(tables, buffers["lut"].view(np.uint16))
+    count = taps * -(-c // fan) * k
+    adds = count * ((1 << fan) - 1 - fan)
+    return Work({"tables": count, "adds": adds, "nonfinite": int(bits.count_nonfinite(tables))})
+
+
+def fe_run(op: Operation, buffers: Buffers) -> Work:
+    """``fe.run``: acc += entry[tap][group][pattern], taps then groups ascending, zero patterns skipped."""
+    taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
+    groups = -(-c // fan)
+    (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
+    sources, positions = imgs * ih * iw, imgs * oh * ow
+    rows, counts = _scratch("rows", sources * groups, np.uint32), _scratch("counts", sources, np.uint32)
+    spike_counts = _scratch("spike_counts", sources, np.uint32)
+    convolution.list_patterns(buffers["s"], sources, c, fan, rows, counts, spike_counts)
+    acc, tables = buffers["acc"].view(np.float32), _reals(op, "lut", buffers["lut"])
+    adds, spikes = _run(
+        convolution.sum_tables,
+        positions,
+        positions * taps * groups * (k + 16) // 4,
+        *(acc, op.init, tables, rows, counts, spike_counts, *_forward_maps(op)),
+        *(groups, groups << fan, k),
+        counters=2,
+    )
+    total = positions * taps * groups
+    return lookup_work(total, total - adds, k, spikes, int(bits.count_nonfinite(acc)))
+
+
+def be_fwd(op: Operation, buffers: Buffers) -> Work:
+    """``be.fwd``: acc += x * w, taps then channels ascending, zero inputs skipped."""
+    c, k = op.number("c"), op.number("k")
+    (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
+    sources, positions = imgs * ih * iw, imgs * oh * ow
+    lists = _lists(sources, c)
+    convolution.list_reals(_reals(op, "x", buffers["x"]), sources, c, *lists)
+    weights = _reals(op, "w", buffers["w"])
+    live, _, outputs = _products(op, buffers, weights, lists, _forward_maps(op), c, k)
+    dense = np.full(positions, _taps(op) * c)
+    return backward_work(op, "in", live, dense, outputs, k, int(bits.count_nonfinite(buffers["acc"].view(np.float32))))
+
+
+def be_run(op: Operation, buffers: Buffers) -> Work:
+    """``be.run``: acc += g * w over taps, then live k ascending; +0 where the mask is 0."""
+    c, k = op.number("c"), op.number("k")
+    lists = _gradient_lists(op, buffers["g"], op.number("imgs") * op.number("gh") * op.number("gw"))[:3]
+    weights = _scratch("transposed", _taps(op) * c * k, np.float32)
+    convolution.transpose_weights(_reals(op, "w", buffers["w"]), _taps(op), c, k, weights)
+    live, dense, outputs = _products(op, buffers, weights, lists, _backward_maps(op), k, c)
+    mode = BACKWARD_MODES[op.fields.get("mode", 0)]
+    return backward_work(op, mode, live, dense, outputs, c, int(bits.count_nonfinite(buffers["acc"].view(np.float32))))
+
+
+def be_wgt(op: Operation, buffers: Buffers) -> Work:
+    """``be.wgt``: acc += x * g, positions ascending, zero x and dead g skipped."""
+    c, k, rows = op.number("c"), op.number("k"), _taps(op) * op.number("c")
+    maps, starts = _forward_maps(op), _starts(op)
+    *lists, live = _gradient_lists(op, buffers["g"], starts.size)
+    acc, x = buffers["acc"].view(np.float32), _reals(op, "x", buffers["x"])
+    negative_zero = not op.init and bool(np.any(buffers["acc"].view(np.uint32) == 0x80000000))
+    sparse = negative_zero or bool(bits.count_nonfinite(x))
+    counts = np.zeros((3, rows), np.int64)
+    _run(
+        convolution.sum_weighted,
+        rows,
+        rows * starts.size * (k + 4) // 2,
+        *(acc, op.init, x, *lists, starts, maps[2], c, k, sparse, issue_width(op), *counts),
+    )
+    return weight_work(op, starts.size, live, (counts[0], counts[1], counts[2]), int(bits.count_nonfinite(acc)))
+
+
+def wu_run(op: Operation, buffers: Buffers) -> Work:
+    """``wu.run``: acc += table(gradients of a group of positions)[spikes of a channel at these positions]."""
+    taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
+    maps, starts = _forward_maps(op), _starts(op)
+    *lists, live = _gradient_lists(op, buffers["g"], starts.size)
+    groups = -(-starts.size // fan)
+    acc = buffers["acc"].view(np.float32)
+    adds, spikes = _run(
+        convolution.sum_groups,
+        taps * -(-c // 8),
+        taps * c * groups * (k + 32) // 4,
+        *(acc, op.init, buffers["s"], *lists, starts, maps[2], c, k, fan, _is_half(op)),
+        counters=2,
+    )
+    total = groups * taps * c
+    work = lookup_work(total, total - adds, k, spikes, int(bits.count_nonfinite(acc)))
+    table_adds = groups * ((1 << fan) - 1 - fan) * k
+    work.counts |= {"groups": groups, "table_adds": table_adds, "live_inputs": live}
+    return work
+
+
+def v_lif(op: Operation, buffers: Buffers) -> Work:
+    """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
+    n, k, reset, spike = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike")
+    save_u, save_m = op.choice("save_u") == "yes", op.choice("save_m") == "yes"
+    never = spike == "never"
+    flags = (op.init, _is_half(op), reset == "hard", reset == "soft", spike == "ge", never, save_u, save_m)
+    fired, passed, broken = _run(
+        vector.integrate,
+        n,
+        n * k,
+        *(buffers["acc"].view(np.float32), buffers["par"].view(np.float32), *_either(op, buffers["us"])),
+        *(buffers.get("ss", _NO_BYTES), buffers.get("so", _NO_BYTES), *_either(op, buffers.get("uo", _NO_BYTES))),
+        *(buffers.get("mo", _NO_BYTES), k, flags, np.float32(op.desc["width"])),
+        counters=3,
+    )
+    return Work({"elements": n * k, "spikes": fired, "masked_in": passed, "nonfinite": broken})
+
+
+def v_grad(op: Operation, buffers: Buffers) -> Work:
+    """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
+    n, k, reset, never = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike") == "never"
+    triangular, detach = op.choice("surrogate") == "triangular", op.choice("detach") == "yes"
+    flags = (op.init, _is_half(op), reset == "hard", reset == "soft", never, triangular, detach)
+    live, broken = _run(
+        vector.differentiate,
+        n,
+        4 * n * k,
+        *(buffers["gs"].view(np.float32), *_either(op, buffers.get("u", _NO_BYTES)), buffers.get("s", _NO_BYTES)),
+        *(buffers["par"].view(np.float32), *_either(op, buffers["gc"]), buffers["go"].view(np.uint64), _slot_words(op)),
+        *(op.number("gblk"), k, flags, np.float32(op.desc["width"]), np.float32(op.desc["height"])),
+        counters=2,
+    )
+    return Work({"elements": n * k, "live_outputs": live, "nonfinite": broken})
+
+
+def v_pool(op: Operation, buffers: Buffers) -> Work:
+    """``v.pool``: average, or maximum with the number of the first largest window element."""
+    k, positions = op.number("k"), int(np.prod(_positions(op)))
+    elements = positions * k * _taps(op)
+    geometry = (_forward_maps(op)[2], op.number("sh"), op.number("sw"), k)
+    maximum, idx = op.choice("kind") == "max", buffers.get("idx", _NO_BYTES)
+    if op.choice("src") == "f32":
+        dst = buffers["dst"].view(np.float32)
+        source = buffers["src"].view(np.float32)
+        _run(vector.pool_reals, positions, elements, source, *geometry, maximum, dst, idx)
+        return Work({"elements": elements, "nonfinite": int(bits.count_nonfinite(dst))})
+    if maximum:
+        _run(vector.maximum_bits, positions, elements, buffers["src"], *geometry, buffers["dst"], idx)
+        return Work({"elements": elements, "nonfinite": 0})
+    averages = np.arange(_taps(op) + 1, dtype=np.float32) / np.float32(_taps(op))
+    dst = _scratch("averages", positions * k, np.float32) if _is_half(op) else buffers["dst"].view(np.float32)
+    _run(vector.average_bits, positions, elements, buffers["src"], averages, *geometry, dst)
+    if _is_half(op):
+        bits.narrow(dst, buffers["dst"].view(np.uint16))
+    return Work({"elements": elements, "nonfinite": 0})
+
+
+def v_unpool(op: Operation, buffers: Buffers) -> Work:
+    """``v.unpool``: each element gathers its share of the gradients of the windows that it lies in."""
+    k, positions, gblk = op.number("k"), int(np.prod(_positions(op))), op.number("gblk")
+    sources = op.number("imgs") * op.number("gh") * op.number("gw")
+    elements, slots = positions * k * _taps(op), op.choice("src") == "slots"
+    counts = {"elements": elements}
+    if slots:
+        *lists, counts["live_inputs"] = _gradient_lists(op, buffers["src"], sources)
+        source, dst = _scratch("dense", sources * k, np.float32), _scratch("shares", positions * k, np.float32)
+        vector.densify(*lists, sources, k, source)
+    else:
+        source, dst = buffers["src"].view(np.float32), buffers["dst"].view(np.float32)
+    idx, maximum = buffers.get("idx", _NO_BYTES), op.choice("kind") == "max"
+    _run(vector.unpool, positions, elements, source, idx, *_backward_maps(op), k, maximum, dst)
+    if slots:
+        if _is_half(op):
+            bits.round_all(dst)
+        target = buffers["dst"].view(np.uint64)
+        live = bits.encode(dst, target, _slot_words(op), _is_half(op), 0, positions, k, gblk)
+        counts["live_outputs"] = int(live)
+    return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
+
+
+def v_rng(op: Operation, buffers: Buffers) -> Work:
+    """``v.rng``: spike where a counter-based uniform lies below the rate."""
+    n, k, word = op.number("n"), op.number("k"), 0xFFFFFFFF
+    seed, first = (int(v) for v in buffers["scal"].view(np.uint64)[2:4])
+    sample, neuron, tick = (op.operands[name].address & word for name in ("pos", "neu", "tick"))
+    (fired,) = _run(
+        vector.bernoulli,
+        n,
+        16 * n * k,
+        *(buffers["src"].view(np.float32), buffers["dst"], k, (seed & word, seed >> 32), op.number("stream")),
+        *((first + sample) & word, neuron, tick),
+        counters=1,
+    )
+    return Work({"elements": n * k, "spikes": fired})
+
+
+def v_reduce(op: Operation, buffers: Buffers) -> Work:
+    """``v.reduce``: rate, mean or last over time (as in the reference); time sum or position sum of gradients."""
+    n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
+    if kind not in ("tsum", "bias"):
+        return reference.v_reduce(op, buffers)
+    steps = op.number("steps") if kind == "tsum" else 1
+    *lists, live = _gradient_lists(op, buffers["src"], steps * n)
+    counts = {"elements": steps * n * k, "live_inputs": live}
+    if kind == "bias":
+        acc = buffers["dst"].view(np.float32)
+        if op.init:
+            acc[:] = 0
+        vector.accumulate_lists(acc, *lists, 1, n, k, False)
+        return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
+    acc = _scratch("time_sum", n * k, np.float32)
+    acc[:] = 0
+    vector.accumulate_lists(acc, *lists, n, steps * n, k, True)
+    if _is_half(op):
+        bits.round_all(acc)
+    target = buffers["dst"].view(np.uint64)
+    counts["live_outputs"] = int(bits.encode(acc, target, _slot_words(op), _is_half(op), 0, n, k, op.number("gblk")))
+    return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
+
+
+def v_loss(op: Operation, buffers: Buffers) -> Work:
+    """``v.loss``: as in the reference, which is quick enough for logits."""
+    with np.errstate(all="ignore"):
+        return reference.v_loss(op, buffers)
+
+
+def v_opt(op: Operation, buffers: Buffers) -> Work:
+    """``v.opt``: stochastic gradient descent with momentum; the storage copy follows."""
+    parameters, copy = buffers["p"].view(np.float32), buffers.get("w", _NO_BYTES).view(np.uint16)
+    vector.descend(
+        parameters,
+        buffers["g"].view(np.float32),
+        buffers.get("mom", _NO_BYTES).view(np.float32),
+        copy,
+        buffers["scal"].view(np.float32)[0],
+        np.float32(op.desc["p0"]),
+        np.float32(op.desc["p1"]),
+        _is_half(op),
+    )
+    return Work({"elements": op.number("n"), "nonfinite": int(bits.count_nonfinite(parameters))})
+
+
+def _is_misaligned(op: Operation, name: str, memories: Memories) -> bool:
+    operand = op.operands[name]
+    base = memories.dram_base if operand.memory == "DRAM" else 0
+    return (operand.address - base) % _ALIGNMENT != 0
+
+
+def _transfer(op: Operation, buffers: Buffers, zero_fill: bool) -> Work:
+    counts = tuple(op.number(f"n{d}") for d in range(4))
+    strides = {name: tuple(op.number(f"{name[0]}s{d}") for d in range(4)) for name in ("src", "dst")}
+    starts = {name: op.operands[name].address - start for name, (start, _) in spans(op).items()}
+    rows, columns, run = transfer_range(op, 2), transfer_range(op, 3), op.number("run")
+    outer = counts[0] * counts[1]
+    existing = outer * (rows[1] - rows[0]) * (columns[1] - columns[0])
+    moved = existing * run
+    if op.choice("mode") == "slots":
+        slot = op.number("slot")
+        source = (buffers["src"], starts["src"], counts, strides["src"], run, slot, rows, columns)
+        moved = moved // slot * 8 + int(transfer.count_slots(*source)) * op.number("item")
+    if run and (existing or zero_fill):
+        layout = _merged((run, counts, strides["src"], strides["dst"], rows, columns))
+        transfer.copy_rows(buffers["dst"], buffers["src"], starts["dst"], starts["src"], *layout, zero_fill)
+    return Work({"rows": existing, "zero_rows": outer * counts[2] * counts[3] - existing, "bytes": moved})
+
+
+def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Join innermost dimensions that are contiguous on both sides and exist completely into the run."""
+    run, counts, source, target, rows, columns = layout
+    whole = [True, True, rows == (0, counts[2]), columns == (0, counts[3])]
+    counts = list(counts)
+    for d in (3, 2, 1, 0):
+        if not whole[d] or (counts[d] != 1 and not source[d] == target[d] == run):
+            break
+        run, counts[d] = run * counts[d], 1
+        rows, columns = ((0, 1) if d == 2 else rows), ((0, 1) if d == 3 else columns)
+    return tuple(counts), source, target, run, rows, columns
+
+
+def _products(
+    op: Operation,
+    buffers: Buffers,
+    weights: F32,
+    lists: tuple[U32, F32, U32],
+    maps: tuple[I32, I32, Shape],
+    in_width: int,
+    out_width: int,
+) -> tuple[U32, U32, U32]:
+    """Sum products into ``acc`` and return per position the live inputs, dense inputs and live outputs."""
+    positions = int(np.prod(_positions(op)))
+    live, dense, outputs = (_scratch(name, positions, np.uint32) for name in ("live", "dense_inputs", "outputs"))
+    _run(
+        convolution.sum_products,
+        positions,
+        positions * _taps(op) * in_width * (out_width + 16) // 2,
+        *(buffers["acc"].view(np.float32), op.init, weights, *lists, *maps, in_width, out_width),
+        *(buffers.get("m", _NO_BYTES), "m" in buffers, live, dense, outputs),
+    )
+    return live, dense, outputs
+
+
+def _gradient_lists(op: Operation, slots: Bytes, positions: int) -> tuple[U32, F32, U32, int]:
+    """Return the channels, values and counts of the live gradients of every position, and their number."""
+    k = op.number("k")
+    lists = _lists(positions, k)
+    words = slots.view(np.uint64)
+    live = bits.decode_lists(words, _slot_words(op), _is_half(op), positions, k, op.number("gblk"), *lists)
+    return *lists, int(live)
+
+
+def _lists(positions: int, width: int) -> tuple[U32, F32, U32]:
+    return (
+        _scratch("channels", positions * width, np.uint32),
+        _scratch("values", positions * width, np.float32),
+        _scratch("counts", positions, np.uint32),
+    )
+
+
+def _slot_words(op: Operation) -> int:
+    return slot_bytes(op.number("gblk"), item_bytes(op)) // 8
+
+
+def _taps(op: Operation) -> int:
+    return op.number("kh") * op.number("kw")
+
+
+def _positions(op: Operation) -> tuple[int, int, int]:
+    return op.number("imgs"), op.number("oh"), op.number("ow")
+
+
+def _is_half(op: Operation) -> bool:
+    return op.storage() == "f16"
+
+
+def _starts(op: Operation) -> U64:
+    imgs, oh, ow = _positions(op)
+    starts = _scratch("starts", imgs * oh * ow, np.uint64)
+    convolution.position_starts(_forward_maps(op)[2], op.number("sh"), op.number("sw"), imgs, starts)
+    return starts
+
+
+def _forward_maps(op: Operation) -> tuple[I32, I32, Shape]:
+    oh, ow, kh, kw = (op.number(name) for name in ("oh", "ow", "kh", "kw"))
+    rows, columns = _forward_map(oh, op.number("sh"), kh), _forward_map(ow, op.number("sw"), kw)
+    return rows, columns, (*input_shape(op), oh, ow, kh, kw)
+
+
+def _backward_maps(op: Operation) -> tuple[I32, I32, Shape]:
+    oh, ow, kh, kw, gh, gw = (op.number(name) for name in ("oh", "ow", "kh", "kw", "gh", "gw"))
+    rows = _backward_map(oh, op.number("py"), op.number("sh"), kh, gh)
+    columns = _backward_map(ow, op.number("px"), op.number("sw"), kw, gw)
+    return rows, columns, (gh, gw, oh, ow, kh, kw)
+
+
+def _forward_map(size: int, stride: int, kernel: int) -> I32:
+    return np.asarray(np.arange(size)[:, None] * stride + np.arange(kernel), np.int32).reshape(-1)
+
+
+def _backward_map(size: int, offset: int, stride: int, kernel: int, limit: int) -> I32:
+    there = np.arange(size)[:, None] + offset - np.arange(kernel)
+    inside = (there >= 0) & (there % stride == 0) & (there // stride < limit)
+    return np.where(inside, there // stride, -1).astype(np.int32).reshape(-1)
+
+
+def _reals(op: Operation, name: str, buffer: Bytes) -> F32:
+    """Return stored values as float32: a view, or scratch named ``name`` when they are half."""
+    if not _is_half(op):
+        return buffer.view(np.float32)
+    values = _scratch(f"wide {name}", buffer.size // 2, np.float32)
+    bits.widen(buffer.view(np.uint16), values)
+    return values
+
+
+def _either(op: Operation, buffer: Bytes) -> tuple[F32, U16]:
+    """Return the buffer as the float32 or the half view that its storage type asks for, the other one empty."""
+    return (_NO_REALS, buffer.view(np.uint16)) if _is_half(op) else (buffer.view(np.float32), _NO_HALVES)
+
+
+def _run(kernel: Callable[..., object], total: int, elements: int, *arguments: object, counters: int = 0) -> list[int]:
+    """Call ``kernel(*arguments, [work,] low, high)`` for ranges that cover ``total`` and return the summed work."""
+    parts = max(1, min(_cores(), elements // WORTH_A_THREAD, total))
+    edges = [total * part // parts for part in range(parts + 1)]
+    work = np.zeros((parts, counters), np.int64)
+    calls = [(*arguments, *((work[part],) if counters else ()), edges[part], edges[part + 1]) for part in range(parts)]
+    others = [_pool().submit(kernel, *call) for call in calls[1:]]
+    kernel(*calls[0])
+    for other in others:
+        other.result()
+    return [int(count) for count in work.sum(axis=0)]
+
+
+@cache
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, _cores() - 1), thread_name_prefix="h2learn-kernel")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+_local = threading.local()
+
+
+def _scratch(name: str, size: int, dtype: type[Any]) -> npt.NDArray[Any]:
+    """Return ``size`` elements of reusable memory of this thread; a name must not be used twice in an instruction."""
+    buffers: dict[str, npt.NDArray[Any]] = _local.__dict__
+    kept = buffers.get(name)
+    if kept is None or kept.size < size:
+        kept = buffers[name] = np.empty(size, dtype)
+    return kept[:size]
+
+
+SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
+    "ld": load,
+    "st": store,
+    "fe.fill": fe_fill,
+    "fe.run": fe_run,
+    "be.fwd": be_fwd,
+    "be.run": be_run,
+    "be.wgt": be_wgt,
+    "wu.run": wu_run,
+    "v.lif": v_lif,
+    "v.grad": v_grad,
+    "v.pool": v_pool,
+    "v.unpool": v_unpool,
+    "v.rng": v_rng,
+    "v.reduce": v_reduce,
+    "v.loss": v_loss,
+    "v.opt": v_opt,
+}
+check_dispatch(dict(SEMANTICS), "fast semantics")

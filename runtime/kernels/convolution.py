@@ -1,0 +1,421 @@
+"""Kernels of the three convolution engines.
+
+Every kernel first turns its sparse operand into lists of live entries per position, then sums whole rows of the dense
+operand in the contract's order (``rows.py``). Position ranges ``[low, high)`` and row units are independent of each
+other, so callers may give disjoint ranges to different threads.
+
+``row_of`` is ``[rows of positions][kh]``, ``column_of`` ``[columns of positions][kw]``: the input row or column that a
+tap reads, or -1 for none. ``shape`` is (input rows, input columns, position rows, position columns, kh, kw).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..jit import jit
+from .bits import F32, U8, U32, U64, last_byte_mask, population, round_half
+from .rows import add_products, add_rows
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Shape = tuple[int, int, int, int, int, int]
+
+
+@jit
+def fill_tables(weights: F32, tables: F32, taps: int, c: int, k: int, fan: int, half: bool) -> None:
+    """``tables[tap][group][p]`` = sum of the weights of the channels in ``p``, rounded at every step when ``half``."""
+    width, inputs, size = np.uint64(k), np.uint64(c), np.uint64(1) << np.uint64(fan)
+    groups = (inputs + np.uint64(fan) - np.uint64(1)) // np.uint64(fan)
+    for tap in range(np.uint64(taps)):
+        for group in range(groups):
+            base = (tap * groups + group) * size
+            for j in range(width):
+                tables[base * width + j] = np.float32(0)
+            for p in range(np.uint64(1), size):
+                bit = population((p & (~p + np.uint64(1))) - np.uint64(1))
+                channel = group * np.uint64(fan) + bit
+                target = (base + p) * width
+                source = (base + (p & (p - np.uint64(1)))) * width
+                row = (tap * inputs + channel) * width
+                for j in range(width):
+                    weight = weights[row + j] if channel < inputs else np.float32(0)
+                    tables[target + j] = tables[source + j] + weight
+                if half:
+                    for j in range(width):
+                        tables[target + j] = round_half(tables[target + j])
+
+
+@jit
+def list_patterns(spikes: U8, positions: int, c: int, fan: int, rows: U32, counts: U32, spike_counts: U32) -> None:
+    """List the non-zero patterns of every position: ``rows[position][i]`` = group * 2^fan + pattern."""
+    bits, inputs = np.uint64(fan), np.uint64(c)
+    groups = (inputs + bits - np.uint64(1)) // bits
+    row_bytes = (inputs + np.uint64(7)) >> np.uint64(3)
+    all_ones = (np.uint64(1) << bits) - np.uint64(1)
+    last_ones = (np.uint64(1) << (inputs - (groups - np.uint64(1)) * bits)) - np.uint64(1)
+    for position in range(np.uint64(positions)):
+        base, start = position * row_bytes, position * groups
+        n = found = np.uint64(0)
+        for group in range(groups):
+            bit = group * bits
+            byte = bit >> np.uint64(3)
+            window = np.uint64(spikes[base + byte])
+            if byte + np.uint64(1) < row_bytes:
+                window |= np.uint64(spikes[base + byte + np.uint64(1)]) << np.uint64(8)
+            ones = last_ones if group + np.uint64(1) == groups else all_ones
+            pattern = (window >> (bit & np.uint64(7))) & ones
+            rows[start + n] = np.uint32((group << bits) | pattern)
+            n += np.uint64(pattern != np.uint64(0))
+            found += population(pattern)
+        counts[position] = np.uint32(n)
+        spike_counts[position] = np.uint32(found)
+
+
+@jit
+def list_reals(x: F32, positions: int, c: int, channels: U32, values: F32, counts: U32) -> None:
+    """List the non-zero inputs of every position: ``channels`` and ``values`` are ``[position][c]``."""
+    width = np.uint64(c)
+    for position in range(np.uint64(positions)):
+        row = position * width
+        n = np.uint64(0)
+        for ch in range(width):
+            value = x[row + ch]
+            channels[row + n] = np.uint32(ch)
+            values[row + n] = value
+            n += np.uint64(value != np.float32(0))
+        counts[position] = np.uint32(n)
+
+
+@jit
+def sum_tables(
+    acc: F32,
+    init: bool,
+    tables: F32,
+    rows: U32,
+    counts: U32,
+    spike_counts: U32,
+    row_of: I32,
+    column_of: I32,
+    shape: Shape,
+    groups: int,
+    tap_rows: int,
+    k: int,
+    work: I64,
+    low: int,
+    high: int,
+) -> None:
+    """``acc[position] += tables[tap][row]`` over taps and listed rows; ``work`` += (look-ups that add, spikes)."""
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    width, per_position = np.uint64(k), np.uint64(groups)
+    offsets = np.empty(kh * kw * groups, np.uint64)
+    adds = spikes = np.uint64(0)
+    for position in range(low, high):
+        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        start = np.uint64(position) * width
+        if init:
+            for j in range(width):
+                acc[start + j] = np.float32(0)
+        n = np.uint64(0)
+        for ky in range(kh):
+            y = row_of[oy * kh + ky]
+            for kx in range(kw):
+                source = np.uint64((image * in_rows + y) * in_columns + column_of[ox * kw + kx])
+                first, tap_start = source * per_position, np.uint64((ky * kw + kx) * tap_rows)
+                count = np.uint64(counts[source])
+                for i in range(count):
+                    offsets[n + i] = (tap_start + np.uint64(rows[first + i])) * width
+                n += count
+                spikes += np.uint64(spike_counts[source])
+        add_rows(acc, start, tables, offsets, np.uint64(0), n, width)
+        adds += n
+    work[0] += np.int64(adds)
+    work[1] += np.int64(spikes)
+
+
+@jit
+def transpose_weights(weights: F32, taps: int, c: int, k: int, transposed: F32) -> None:
+    """``transposed[tap][k][c] = weights[tap][c][k]``, in cache-sized squares."""
+    inputs, width, edge = np.uint64(c), np.uint64(k), np.uint64(16)
+    for tap in range(np.uint64(taps)):
+        base = tap * inputs * width
+        for first_in in range(np.uint64(0), inputs, edge):
+            for first_out in range(np.uint64(0), width, edge):
+                for j in range(first_out, min(first_out + edge, width)):
+                    for i in range(first_in, min(first_in + edge, inputs)):
+                        transposed[base + j * inputs + i] = weights[base + i * width + j]
+
+
+@jit
+def sum_products(
+    acc: F32,
+    init: bool,
+    weights: F32,
+    channels: U32,
+    values: F32,
+    counts: U32,
+    row_of: I32,
+    column_of: I32,
+    shape: Shape,
+    in_width: int,
+    out_width: int,
+    mask: U8,
+    masked: bool,
+    live: U32,
+    dense: U32,
+    outputs: U32,
+    low: int,
+    high: int,
+) -> None:
+    """``acc[position] += value * weights[tap][channel]`` over taps and listed inputs, +0 where the mask is 0.
+
+    ``weights`` is ``[tap][in_width][out_width]``. ``live``, ``dense`` and ``outputs`` receive per position the listed
+    inputs, all inputs of the taps that exist, and the outputs that the mask lets through.
+    """
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    width, per_position = np.uint64(out_width), np.uint64(in_width)
+    mask_bytes = (width + np.uint64(7)) >> np.uint64(3)
+    last_mask = last_byte_mask(width)
+    offsets = np.empty(kh * kw * in_width, np.uint64)
+    factors = np.empty(kh * kw * in_width, np.float32)
+    for position in range(low, high):
+        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        start = np.uint64(position) * width
+        mask_start = np.uint64(position) * mask_bytes
+        alive = width
+        if masked:
+            alive = population(np.uint64(mask[mask_start + mask_bytes - np.uint64(1)] & last_mask))
+            for byte in range(mask_bytes - np.uint64(1)):
+                alive += population(np.uint64(mask[mask_start + byte]))
+        if init or alive == np.uint64(0):
+            for j in range(width):
+                acc[start + j] = np.float32(0)
+        n = np.uint64(0)
+        taps = 0
+        for ky in range(kh):
+            y = row_of[oy * kh + ky]
+            for kx in range(kw):
+                x = column_of[ox * kw + kx]
+                if y < 0 or x < 0:
+                    continue
+                taps += 1
+                source = np.uint64((image * in_rows + y) * in_columns + x)
+                count = np.uint64(counts[source])
+                if alive == np.uint64(0):
+                    n += count
+                    continue
+                first, tap_start = source * per_position, np.uint64((ky * kw + kx) * in_width)
+                for i in range(count):
+                    offsets[n + i] = (tap_start + np.uint64(channels[first + i])) * width
+                    factors[n + i] = values[first + i]
+                n += count
+        live[position] = np.uint32(n)
+        dense[position] = np.uint32(taps * in_width)
+        outputs[position] = np.uint32(alive)
+        if alive == np.uint64(0):
+            continue
+        add_products(acc, start, weights, offsets, factors, n, width)
+        if masked and alive < width:
+            for j in range(width):
+                bit = (mask[mask_start + (j >> np.uint64(3))] >> np.uint8(j & np.uint64(7))) & np.uint8(1)
+                acc[start + j] = acc[start + j] if bit else np.float32(0)
+
+
+@jit
+def position_starts(shape: Shape, stride_down: int, stride_across: int, images: int, starts: U64) -> None:
+    """``starts[position]`` = number of the input position that tap (0, 0) of the position reads."""
+    in_rows, in_columns, oh, ow, _, _ = shape
+    for image in range(images):
+        for oy in range(oh):
+            for ox in range(ow):
+                source = (image * in_rows + oy * stride_down) * in_columns + ox * stride_across
+                starts[(image * oh + oy) * ow + ox] = np.uint64(source)
+
+
+@jit
+def transpose_bits(x: np.uint64) -> np.uint64:
+    """Transpose an 8x8 bit matrix: bit i of byte j becomes bit j of byte i (Warren, Hacker's Delight, 7-3)."""
+    t = (x ^ (x >> np.uint64(7))) & np.uint64(0x00AA00AA00AA00AA)
+    x = x ^ t ^ (t << np.uint64(7))
+    t = (x ^ (x >> np.uint64(14))) & np.uint64(0x0000CCCC0000CCCC)
+    x = x ^ t ^ (t << np.uint64(14))
+    t = (x ^ (x >> np.uint64(28))) & np.uint64(0x00000000F0F0F0F0)
+    return x ^ t ^ (t << np.uint64(28))
+
+
+@jit
+def group_tables(
+    channels: U32,
+    values: F32,
+    counts: U32,
+    first_position: int,
+    positions: int,
+    k: int,
+    fan: int,
+    half: bool,
+    table: F32,
+) -> None:
+    """``table[p]`` = sum of the gradient rows of the ``positions`` (<= fan) in ``p``; the others count as 0."""
+    width = np.uint64(k)
+    for j in range(width):
+        table[j] = np.float32(0)
+    for bit in range(np.uint64(fan)):
+        single = (np.uint64(1) << bit) * width
+        for j in range(width):
+            table[single + j] = np.float32(0)
+        if bit < np.uint64(positions):
+            row = (np.uint64(first_position) + bit) * width
+            for i in range(np.uint64(counts[np.uint64(first_position) + bit])):
+                table[single + np.uint64(channels[row + i])] = values[row + i] + np.float32(0)
+    for p in range(np.uint64(3), np.uint64(1) << np.uint64(fan)):
+        rest = p & (p - np.uint64(1))
+        if rest == np.uint64(0):
+            continue
+        target, source, single = p * width, rest * width, (p ^ rest) * width
+        for j in range(width):
+            table[target + j] = table[source + j] + table[single + j]
+        if half:
+            for j in range(width):
+                table[target + j] = round_half(table[target + j])
+
+
+@jit
+def sum_groups(
+    acc: F32,
+    init: bool,
+    spikes: U8,
+    channels: U32,
+    values: F32,
+    counts: U32,
+    starts: U64,
+    shape: Shape,
+    c: int,
+    k: int,
+    fan: int,
+    half: bool,
+    work: I64,
+    low: int,
+    high: int,
+) -> None:
+    """``acc[tap][c] += table of a group[pattern]`` for the units ``low .. high-1`` of (tap, byte of 8 channels).
+
+    Groups of ``fan`` consecutive positions; ``work`` += (look-ups that add, spikes).
+    """
+    _, in_columns, _, _, _, kw = shape
+    width, inputs, size = np.uint64(k), np.uint64(c), np.uint64(1) << np.uint64(fan)
+    row_bytes = (inputs + np.uint64(7)) >> np.uint64(3)
+    positions = starts.size
+    groups = (positions + fan - 1) // fan
+    block = max(1, min(256, 65536 // (np.int64(size) * max(k, 1))))
+    tables = np.empty(block * np.int64(size) * k, np.float32)
+    offsets = np.empty(8 * block, np.uint64)
+    lengths = np.zeros(8, np.uint64)
+    adds = found = np.uint64(0)
+    if init:
+        for unit in range(low, high):
+            tap, byte = np.uint64(unit) // row_bytes, np.uint64(unit) % row_bytes
+            first = tap * inputs + byte * np.uint64(8)
+            last = tap * inputs + min(inputs, byte * np.uint64(8) + np.uint64(8))
+            for j in range(first * width, last * width):
+                acc[j] = np.float32(0)
+    for first_group in range(0, groups, block):
+        here = min(block, groups - first_group)
+        for group in range(here):
+            at = (first_group + group) * fan
+            table = tables[group * np.int64(size) * k : (group + 1) * np.int64(size) * k]
+            group_tables(channels, values, counts, at, min(fan, positions - at), k, fan, half, table)
+        for unit in range(low, high):
+            tap, byte = unit // np.int64(row_bytes), np.uint64(unit) % row_bytes
+            shift = np.uint64((tap // kw) * in_columns + tap % kw)
+            used = last_byte_mask(inputs) if byte + np.uint64(1) == row_bytes else np.uint8(255)
+            lengths[:] = np.uint64(0)
+            for group in range(np.uint64(here)):
+                at = (np.uint64(first_group) + group) * np.uint64(fan)
+                x = np.uint64(0)
+                for i in range(min(np.uint64(fan), np.uint64(positions) - at)):
+                    spike = spikes[(starts[at + i] + shift) * row_bytes + byte] & used
+                    x |= np.uint64(spike) << (i << np.uint64(3))
+                if x == np.uint64(0):
+                    continue
+                found += population(x)
+                x = transpose_bits(x)
+                for j in range(np.uint64(8)):
+                    pattern = (x >> (j << np.uint64(3))) & np.uint64(255)
+                    offsets[j * np.uint64(block) + lengths[j]] = (group * size + pattern) * width
+                    lengths[j] += np.uint64(pattern != np.uint64(0))
+            for j in range(min(np.uint64(8), inputs - byte * np.uint64(8))):
+                row = np.uint64(tap) * inputs + byte * np.uint64(8) + j
+                add_rows(acc, row * width, tables, offsets, j * np.uint64(block), lengths[j], width)
+                adds += lengths[j]
+    work[0] += np.int64(adds)
+    work[1] += np.int64(found)
+
+
+@jit
+def sum_weighted(
+    acc: F32,
+    init: bool,
+    x: F32,
+    channels: U32,
+    values: F32,
+    counts: U32,
+    starts: U64,
+    shape: Shape,
+    c: int,
+    k: int,
+    sparse: bool,
+    lanes: int,
+    row_live: I64,
+    row_cycles: I64,
+    row_products: I64,
+    low: int,
+    high: int,
+) -> None:
+    """``acc[tap][c] += x * g`` over positions ascending for the rows ``low .. high-1`` of (tap, channel).
+
+    ``sparse`` touches live gradients only; without it dead ones add ``x * 0``, which is the same bits when all inputs
+    are finite and no sum starts at -0. The row counters receive the live inputs, cycles and products of each row.
+    """
+    _, in_columns, _, _, _, kw = shape
+    width, inputs = np.uint64(k), np.uint64(c)
+    positions = np.uint64(starts.size)
+    block = np.uint64(max(1, 65536 // max(k, 1)))
+    gradients = np.empty(0 if sparse else np.int64(min(block, positions)) * k, np.float32)
+    offsets = np.empty(np.int64(min(block, positions)), np.uint64)
+    factors = np.empty(np.int64(min(block, positions)), np.float32)
+    if init:
+        for j in range(np.uint64(low) * width, np.uint64(high) * width):
+            acc[j] = np.float32(0)
+    for first in range(np.uint64(0), positions, block):
+        here = min(block, positions - first)
+        if not sparse:
+            gradients[:] = np.float32(0)
+            for i in range(here):
+                row = (first + i) * width
+                for j in range(np.uint64(counts[first + i])):
+                    gradients[i * width + np.uint64(channels[row + j])] = values[row + j]
+        for unit in range(low, high):
+            tap, channel = unit // c, np.uint64(unit) % inputs
+            shift = np.uint64((tap // kw) * in_columns + tap % kw)
+            n = np.uint64(0)
+            cycles = products = 0
+            for i in range(here):
+                value = x[(starts[first + i] + shift) * inputs + channel]
+                if value == np.float32(0):
+                    continue
+                count = np.int64(counts[first + i])
+                offsets[n] = i * width
+                factors[n] = value
+                n += np.uint64(1)
+                products += count
+                cycles += (count + lanes - 1) // lanes
+                if sparse:
+                    row = (first + i) * width
+                    for j in range(np.uint64(count)):
+                        target = np.uint64(unit) * width + np.uint64(channels[row + j])
+                        acc[target] = acc[target] + value * values[row + j]
+            row_live[unit] += np.int64(n)
+            row_cycles[unit] += cycles
+            row_products[unit] += products
+            if not sparse:
+                add_products(acc, np.uint64(unit) * width, gradients, offsets, factors, n, width)

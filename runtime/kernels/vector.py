@@ -1,0 +1,437 @@
+"""Kernels of the vector unit: one pass over memory each, in blocks that stay in the first-level cache.
+
+Where the storage type may be half, a kernel takes both a float32 and a uint16 view and uses the one that ``half``
+selects, so that each is compiled once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..jit import jit
+from .bits import (
+    EXPONENT,
+    F32,
+    U8,
+    U16,
+    U32,
+    U64,
+    bits_of,
+    encode,
+    half_bits,
+    half_value,
+    last_byte_mask,
+    pack,
+    round_half,
+    spread,
+    unpack,
+)
+from .convolution import I32, I64, Shape
+
+BLOCK = 2048
+Pair = tuple[int, int]
+
+
+@jit
+def block_rows(k: int) -> int:
+    """Return how many rows of ``k`` elements are worked on at a time."""
+    return max(1, BLOCK // k)
+
+
+@jit
+def lanes_for(rows: int, k: int) -> U8:
+    """Return zeroed bytes for ``rows * k`` unpacked bits, a multiple of 8."""
+    return np.zeros((rows * k + 7) // 8 * 8, np.uint8)
+
+
+@jit
+def tile_row(row: F32, first: int, k: int, rows: int) -> F32:
+    """Return ``row[first*k : (first+1)*k]`` repeated ``rows`` times."""
+    tiled = np.empty(rows * k, np.float32)
+    for i in range(rows):
+        for ch in range(np.uint64(k)):
+            tiled[np.uint64(i * k) + ch] = row[np.uint64(first * k) + ch]
+    return tiled
+
+
+@jit
+def load_block(wide: F32, narrow: U16, half: bool, start: np.uint64, size: np.uint64, block: F32) -> None:
+    """``block[i]`` = stored value ``start + i``."""
+    if half:
+        for i in range(size):
+            block[i] = half_value(narrow[start + i])
+    else:
+        for i in range(size):
+            block[i] = wide[start + i]
+
+
+@jit
+def store_block(block: F32, start: np.uint64, size: np.uint64, half: bool, wide: F32, narrow: U16) -> None:
+    """Stored value ``start + i`` = ``block[i]``."""
+    if half:
+        for i in range(size):
+            narrow[start + i] = half_bits(block[i])
+    else:
+        for i in range(size):
+            wide[start + i] = block[i]
+
+
+@jit
+def integrate(
+    acc: F32,
+    par: F32,
+    us: F32,
+    us_half: U16,
+    ss: U8,
+    so: U8,
+    uo: F32,
+    uo_half: U16,
+    mo: U8,
+    k: int,
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool],
+    width: np.float32,
+    work: I64,
+    low: int,
+    high: int,
+) -> None:
+    """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
+
+    ``flags``: init, half, hard, soft, greater-or-equal, never, save_u, save_m.
+    """
+    init, half, hard, soft, inclusive, never, save_u, save_m = flags
+    rows = min(block_rows(k), max(1, high - low))
+    bias, alpha = tile_row(par, 0, k, rows), tile_row(par, 1, k, rows)
+    theta, v_reset = tile_row(par, 2, k, rows), tile_row(par, 3, k, rows)
+    u = np.zeros(rows * k, np.float32)
+    spikes, mask = lanes_for(rows, k), lanes_for(rows, k)
+    resets = not never and not init and (hard or soft)
+    fired = passed = broken = np.uint32(0)
+    for first in range(low, high, rows):
+        here = np.uint64(min(rows, high - first))
+        start, size = np.uint64(first) * np.uint64(k), here * np.uint64(k)
+        if init:
+            u[:] = np.float32(0)
+        else:
+            load_block(us, us_half, half, start, size, u)
+        if resets:
+            unpack(ss, np.uint64(first), here, np.uint64(k), spikes)
+            for i in range(size):
+                after = v_reset[i] if hard else u[i] - theta[i]
+                u[i] = after if spikes[i] else u[i]
+        for i in range(size):
+            u[i] = alpha[i] * u[i] + (acc[start + i] + bias[i])
+        if half:
+            for i in range(size):
+                u[i] = round_half(u[i])
+        for i in range(size):
+            broken += np.uint32((bits_of(u[i]) & EXPONENT) == EXPONENT)
+        store_block(u, start, size, half, us, us_half)
+        if save_u:
+            store_block(u, start, size, half, uo, uo_half)
+        if never:
+            if save_m:
+                mask[:] = np.uint8(1)
+        else:
+            for i in range(size):
+                spikes[i] = np.uint8((u[i] > theta[i]) | (inclusive & (u[i] == theta[i])))
+                fired += np.uint32(spikes[i])
+            pack(spikes, ss, np.uint64(first), here, np.uint64(k))
+            pack(spikes, so, np.uint64(first), here, np.uint64(k))
+            if save_m:
+                for i in range(size):
+                    mask[i] = np.uint8(abs(u[i] - theta[i]) < width)
+        if save_m:
+            for i in range(size):
+                passed += np.uint32(mask[i])
+            pack(mask, mo, np.uint64(first), here, np.uint64(k))
+    work[0] += np.int64(fired)
+    work[1] += np.int64(passed)
+    work[2] += np.int64(broken)
+
+
+@jit
+def differentiate(
+    gs: F32,
+    us: F32,
+    us_half: U16,
+    ss: U8,
+    par: F32,
+    gc: F32,
+    gc_half: U16,
+    slots: U64,
+    slot_words: int,
+    gblk: int,
+    k: int,
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool],
+    width: np.float32,
+    height: np.float32,
+    work: I64,
+    low: int,
+    high: int,
+) -> None:
+    """One neuron step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
+
+    ``flags``: init, half, hard, soft, never, triangular, detach.
+    """
+    init, half, hard, soft, never, triangular, detach = flags
+    rows = min(block_rows(k), max(1, high - low))
+    alpha, theta, v_reset = tile_row(par, 1, k, rows), tile_row(par, 2, k, rows), tile_row(par, 3, k, rows)
+    gn, u, gu = np.zeros(rows * k, np.float32), np.zeros(rows * k, np.float32), np.zeros(rows * k, np.float32)
+    spikes = lanes_for(rows, k)
+    broken = np.uint32(0)
+    live = 0
+    zero, one = np.float32(0), np.float32(1)
+    for first in range(low, high, rows):
+        here = np.uint64(min(rows, high - first))
+        start, size = np.uint64(first) * np.uint64(k), here * np.uint64(k)
+        if not init:
+            load_block(gc, gc_half, half, start, size, gn)
+        if never:
+            for i in range(size):
+                gu[i] = gs[start + i] + alpha[i] * gn[i]
+        else:
+            load_block(us, us_half, half, start, size, u)
+            if detach or not (hard or soft):
+                for i in range(size):
+                    gu[i] = gs[start + i]
+            elif hard:
+                for i in range(size):
+                    gu[i] = gs[start + i] - (alpha[i] * (u[i] - v_reset[i])) * gn[i]
+            else:
+                for i in range(size):
+                    gu[i] = gs[start + i] - (alpha[i] * theta[i]) * gn[i]
+            for i in range(size):
+                gn[i] = alpha[i] * gn[i]
+            if hard:
+                unpack(ss, np.uint64(first), here, np.uint64(k), spikes)
+                for i in range(size):
+                    gn[i] = zero if spikes[i] else gn[i]
+            if triangular:
+                for i in range(size):
+                    d = abs(u[i] - theta[i])
+                    slope = height * (one - d / width) if d < width else zero
+                    gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
+            else:
+                flat = height != zero
+                for i in range(size):
+                    inside = (abs(u[i] - theta[i]) < width) & flat
+                    gu[i] = height * gu[i] + gn[i] if inside else gn[i]
+        if half:
+            for i in range(size):
+                gu[i] = round_half(gu[i])
+        for i in range(size):
+            broken += np.uint32((bits_of(gu[i]) & EXPONENT) == EXPONENT)
+        store_block(gu, start, size, half, gc, gc_half)
+        live += encode(gu, slots, slot_words, half, first, np.int64(here), k, gblk)
+    work[0] += live
+    work[1] += np.int64(broken)
+
+
+@jit
+def average_bits(
+    source: U8, averages: F32, shape: Shape, sh: int, sw: int, k: int, low: int, high: int, dst: F32
+) -> None:
+    """``dst[position][ch]`` = ``averages[number of spikes in the window]`` for the positions ``low .. high-1``."""
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    width = np.uint64(k)
+    row_bytes = (width + np.uint64(7)) >> np.uint64(3)
+    totals = np.empty(8, np.uint32)
+    for position in range(low, high):
+        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        start = np.uint64((image * in_rows + oy * sh) * in_columns + ox * sw)
+        for byte in range(row_bytes):
+            totals[:] = np.uint32(0)
+            for ky in range(kh):
+                lanes = np.uint64(0)
+                for kx in range(kw):
+                    lanes += spread(source[(start + np.uint64(ky * in_columns + kx)) * row_bytes + byte])
+                for j in range(np.uint64(8)):
+                    totals[j] += np.uint32((lanes >> (j << np.uint64(3))) & np.uint64(255))
+            first = byte << np.uint64(3)
+            for j in range(min(np.uint64(8), width - first)):
+                dst[np.uint64(position) * width + first + j] = averages[np.uint64(totals[j])]
+
+
+@jit
+def maximum_bits(source: U8, shape: Shape, sh: int, sw: int, k: int, dst: U8, idx: U8, low: int, high: int) -> None:
+    """``dst`` = OR of the window, ``idx`` = its first set element (0 if none), for the positions ``low .. high-1``."""
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    width = np.uint64(k)
+    row_bytes = (width + np.uint64(7)) >> np.uint64(3)
+    last = last_byte_mask(width)
+    for position in range(low, high):
+        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        start = np.uint64((image * in_rows + oy * sh) * in_columns + ox * sw)
+        for byte in range(row_bytes):
+            used = last if byte + np.uint64(1) == row_bytes else np.uint8(255)
+            seen = np.uint8(0)
+            winners = np.uint64(0)
+            for ky in range(kh):
+                for kx in range(kw):
+                    spikes = source[(start + np.uint64(ky * in_columns + kx)) * row_bytes + byte] & used
+                    winners += spread(spikes & ~seen) * np.uint64(ky * kw + kx)
+                    seen |= spikes
+            dst[np.uint64(position) * row_bytes + byte] = seen
+            first = byte << np.uint64(3)
+            for j in range(min(np.uint64(8), width - first)):
+                idx[np.uint64(position) * width + first + j] = np.uint8(winners >> (j << np.uint64(3)))
+
+
+@jit
+def pool_reals(
+    source: F32, shape: Shape, sh: int, sw: int, k: int, maximum: bool, dst: F32, idx: U8, low: int, high: int
+) -> None:
+    """Average or maximum (with the number of the winner) of float32 windows for the positions ``low .. high-1``."""
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    width = np.uint64(k)
+    taps = np.float32(kh * kw)
+    for position in range(low, high):
+        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        start = (image * in_rows + oy * sh) * in_columns + ox * sw
+        to = np.uint64(position) * width
+        for tap in range(kh * kw):
+            at = np.uint64(start + (tap // kw) * in_columns + tap % kw) * width
+            if maximum:
+                for j in range(width):
+                    value, best = source[at + j], dst[to + j]
+                    wins = (value > best) | ((value != value) & (best == best)) | (tap == 0)
+                    dst[to + j] = value if wins else best
+                    idx[to + j] = np.uint8(tap) if wins else idx[to + j]
+            else:
+                for j in range(width):
+                    total = np.float32(0) if tap == 0 else dst[to + j]
+                    dst[to + j] = total + source[at + j]
+        if not maximum:
+            for j in range(width):
+                dst[to + j] = dst[to + j] / taps
+
+
+@jit
+def densify(channels: U32, values: F32, counts: U32, positions: int, k: int, dense: F32) -> None:
+    """``dense[position][ch]`` = the listed values, +0 elsewhere."""
+    width = np.uint64(k)
+    for position in range(np.uint64(positions)):
+        row = position * width
+        for j in range(width):
+            dense[row + j] = np.float32(0)
+        for i in range(np.uint64(counts[position])):
+            dense[row + np.uint64(channels[row + i])] = values[row + i]
+
+
+@jit
+def unpool(
+    source: F32,
+    idx: U8,
+    row_of: I32,
+    column_of: I32,
+    shape: Shape,
+    k: int,
+    maximum: bool,
+    dst: F32,
+    low: int,
+    high: int,
+) -> None:
+    """Sum every position's share of the window gradients for the positions ``low .. high-1``."""
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    width = np.uint64(k)
+    taps = np.float32(kh * kw)
+    for position in range(low, high):
+        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        to = np.uint64(position) * width
+        for j in range(width):
+            dst[to + j] = np.float32(0)
+        for ky in range(kh):
+            y = row_of[oy * kh + ky]
+            for kx in range(kw):
+                x = column_of[ox * kw + kx]
+                if y < 0 or x < 0:
+                    continue
+                at = np.uint64((image * in_rows + y) * in_columns + x) * width
+                if maximum:
+                    tap = np.uint8(ky * kw + kx)
+                    for j in range(width):
+                        dst[to + j] = dst[to + j] + (source[at + j] if idx[at + j] == tap else np.float32(0))
+                else:
+                    for j in range(width):
+                        dst[to + j] = dst[to + j] + source[at + j] / taps
+
+
+@jit
+def accumulate_lists(
+    acc: F32, channels: U32, values: F32, counts: U32, acc_rows: int, positions: int, k: int, descending: bool
+) -> None:
+    """``acc[position % acc_rows] += listed values``, positions in order, or last step of ``acc_rows`` first."""
+    width = np.uint64(k)
+    steps = positions // acc_rows if acc_rows else 0
+    for step in range(steps):
+        first = (steps - 1 - step if descending else step) * acc_rows
+        for target in range(acc_rows):
+            row = np.uint64(first + target) * width
+            for i in range(np.uint64(counts[first + target])):
+                j = np.uint64(target) * width + np.uint64(channels[row + i])
+                acc[j] = acc[j] + values[row + i]
+
+
+@jit
+def philox(c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.uint32, k1: np.uint32) -> np.uint32:
+    """Return the first word of Philox4x32-10 (Salmon et al., SC'11)."""
+    for _ in range(10):
+        p0 = np.uint64(c0) * np.uint64(0xD2511F53)
+        p1 = np.uint64(c2) * np.uint64(0xCD9E8D57)
+        c0 = np.uint32(p1 >> np.uint64(32)) ^ c1 ^ k0
+        c2 = np.uint32(p0 >> np.uint64(32)) ^ c3 ^ k1
+        c1, c3 = np.uint32(p1), np.uint32(p0)
+        k0 = np.uint32(k0 + np.uint32(0x9E3779B9))
+        k1 = np.uint32(k1 + np.uint32(0xBB67AE85))
+    return c0
+
+
+@jit
+def bernoulli(
+    rates: F32,
+    dst: U8,
+    k: int,
+    seed: np.uint64,
+    stream: int,
+    sample: np.uint64,
+    neuron: int,
+    tick: int,
+    low: int,
+    high: int,
+) -> int:
+    """Draw spikes for the positions ``low .. high-1`` and return how many there are."""
+    width = np.uint64(k)
+    row_bytes = (width + np.uint64(7)) >> np.uint64(3)
+    key = np.uint32(seed), np.uint32(seed >> np.uint64(32))
+    lanes = lanes_for(1, k)
+    fired = np.uint64(0)
+    for position in range(np.uint64(low), np.uint64(high)):
+        word = np.uint32(np.uint64(sample) + position)
+        for ch in range(width):
+            counter = np.uint32(np.uint64(neuron) + ch), np.uint32(tick), word, np.uint32(stream)
+            bits = philox(counter[0], counter[1], counter[2], counter[3], np.uint32(key[0]), np.uint32(key[1]))
+            uniform = np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)
+            lanes[ch] = np.uint8(uniform < rates[position * width + ch])
+            fired += np.uint64(lanes[ch])
+        pack(
+            lanes, dst[position * row_bytes : (position + np.uint64(1)) * row_bytes], np.uint64(0), np.uint64(1), width
+        )
+    return np.int64(fired)
+
+
+@jit
+def descend(
+    p: F32, g: F32, mom: F32, w: U16, rate: np.float32, momentum: np.float32, factor: np.float32, half: bool
+) -> None:
+    """Stochastic gradient descent with momentum (0: without, ``mom`` untouched); ``w`` = st(p) when ``half``."""
+    size = np.uint64(p.size)
+    if momentum != np.float32(0):
+        for i in range(size):
+            mom[i] = momentum * mom[i] + g[i] * factor
+            p[i] = p[i] - rate * mom[i]
+    else:
+        for i in range(size):
+            p[i] = p[i] - rate * (g[i] * factor)
+    if half:
+        for i in range(size):
+            w[i] = half_bits(p[i])
