@@ -94,7 +94,7 @@ def write_crash_report(error: BaseException, arguments: Iterable[str]) -> Path:
     details = "".join(traceback.format_exception(error))
     text = f"command: h2learn {' '.join(arguments)}\npython: {sys.version}\n\n{details}"
     name = f"h2learn-crash-{hashlib.sha256(details.encode()).hexdigest()[:10]}.txt"
-    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+    for folder in (Path(tempfile.gettempdir()), Path.cwd()):
         try:
             (folder / name).write_text(text, encoding="utf-8")
         except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TextIO
@@ -105,8 +105,20 @@ def compile_to(
     ``check_each`` runs the program before and after every pass and compares; for a model above the budget the check
     runs on one sample first, and says so. Raises H2LearnError or InternalError as the pass manager does.
     """
+    return run_passes(model, recipe, recipe.passes(last_phase), options, check_each=check_each, stream=stream)
+
+
+def run_passes(
+    model: Model,
+    recipe: Recipe,
+    passes: Sequence[ModulePass],
+    options: ManagerOptions | None = None,
+    *,
+    check_each: bool = False,
+    stream: TextIO | None = None,
+) -> builtin.ModuleOp:
+    """Return the program of ``model`` after the given passes; see ``compile_to``."""
     out = stream or sys.stderr
-    passes = recipe.passes(last_phase)
     settings = options or ManagerOptions()
     if check_each:
         small = _small_enough(model, out)

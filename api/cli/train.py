@@ -1,0 +1,103 @@
+"""``h2learn train``: epochs of the compiled training step on the simulator."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.checkpoints import write_parameters
+from h2learn.data import DataSet, load_digits
+from h2learn.files import check_writable
+from h2learn.program import Execution, recipe_of
+from h2learn.training import Interrupted
+from h2learn.training import train as train_model
+
+from .model import Target, read_model, target_options
+from .progress import EpochBars, epoch_text
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, metavar="FILE", help="x_train y_train x_test y_test (.npz), or 'digits'.")
+@click.option("--epochs", default=1, show_default=True, help="Passes over the training data.")
+@click.option("--batch", default=32, show_default=True, help="Samples per step.")
+@click.option("--lr", type=float, help="Learning rate (default: the model file's).")
+@click.option("--method", metavar="METHOD", help="Training method (default: the model file's).")
+@click.option("--params", metavar="FILE", help="Initial parameters (.safetensors).")
+@click.option("--limit", type=int, help="Use only the first so many training samples.")
+@click.option("--seed", default=0, show_default=True, help="Seed of sample order and random encodings.")
+@click.option("--checkpoint", metavar="FILE", help="Write the state here after every epoch and on Ctrl-C.")
+@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Also write it after every so many steps.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint, bit for bit.")
+@click.option("--no-test", is_flag=True, help="Do not evaluate on the test images.")
+@click.option("--functional", is_flag=True, help="Only the numbers: no timing.")
+@click.option("-o", "--output", metavar="FILE", help="Write the trained parameters here (.safetensors).")
+@click.option("--json", "as_json", is_flag=True, help="Print the history as JSON.")
+@target_options
+def train(
+    model: str,
+    data: str,
+    epochs: int,
+    batch: int,
+    lr: float | None,
+    method: str | None,
+    params: str | None,
+    limit: int | None,
+    seed: int,
+    checkpoint: str | None,
+    checkpoint_every: int | None,
+    resume: bool,
+    no_test: bool,
+    functional: bool,
+    output: str | None,
+    as_json: bool,
+    target: Target,
+) -> int:
+    """Train MODEL by running its compiled program on the simulator."""
+    if resume and checkpoint is None:
+        raise H2LearnError("--resume needs --checkpoint FILE")
+    if output is not None:
+        check_writable(output)
+    loaded = read_model(model, None, params)
+    samples: DataSet | str = load_digits() if data == "digits" else data
+    with EpochBars(epochs, epoch_text, quiet=as_json) as bars:
+        try:
+            history = train_model(
+                loaded,
+                samples,
+                epochs,
+                batch=batch,
+                lr=lr,
+                arch=target.arch,
+                precision=target.precision,
+                train=recipe_of(loaded, method),
+                mapping=target.mapping,
+                seed=seed,
+                limit=limit,
+                evaluate=not no_test,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                observe=bars,
+                execution=Execution(timing=not functional),
+            )
+        except Interrupted as stop:
+            return _interrupted(stop.checkpoint)
+    if output is not None:
+        write_parameters(output, history.parameters)
+    if as_json:
+        data_of = {"epochs": [asdict(epoch) for epoch in history.epochs], "losses": history.losses}
+        click.echo(json.dumps(data_of, indent=2))
+    return 0
+
+
+def _interrupted(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        click.echo("\ninterrupted; nothing was kept (--checkpoint FILE keeps the state)", err=True)
+    else:
+        click.echo(f"\ninterrupted; {checkpoint} holds the state, --resume continues from it", err=True)
+    return 130
