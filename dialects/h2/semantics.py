@@ -431,7 +431,8 @@ def _gather(memory: Memory, addresses: Ints, run: int) -> Bytes:
     if not addresses.size:
         return np.zeros((0, run), dtype=np.uint8)
     low = int(addresses.min())
-    return memory.view(low, int(addresses.max()) - low + run)[(addresses - low)[:, None] + np.arange(run)]
+    rows = memory.view(low, int(addresses.max()) - low + run)
+    return np.asarray(rows[(addresses - low)[:, None] + np.arange(run)], dtype=np.uint8)
 
 
 def _scatter(memory: Memory, addresses: Ints, rows: Bytes) -> None:
