@@ -106,7 +106,8 @@ def load(source: ObjectFile | str | Path | bytes, machine: Machine | None = None
     described = from_dict(obj.note.get("machine", {}), f"{where}: machine")
     if machine is not None and machine.hash != described.hash:
         raise H2LearnError(
-            f"the program is for machine {described.name!r} ({described.hash}), this is {machine.name!r} ({machine.hash})",
+            f"the program is for machine {described.name!r} ({described.hash}), not for {machine.name!r}"
+            f" ({machine.hash})",
             location=where,
             hint="compile the model for this machine, or run the program without naming one",
         )

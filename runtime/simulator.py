@@ -76,7 +76,8 @@ class Simulator:
     """Executes a program; memories keep their contents from run to run, everything else starts afresh.
 
     ``execute``: ``"fast"`` kernels or the plain ``"reference"``; same bits. ``timing=False``: every instruction
-    takes one cycle (functional runs). ``sanitize``: any of ``race uninit bounds``. ``trace``: keep a timeline in ``spans``.
+    takes one cycle (functional runs). ``sanitize``: any of ``race uninit bounds``. ``trace``: keep
+    a timeline in ``spans``.
     ``max_instructions``: fault when the front end has executed that many. ``break_at``: stop before this pc.
     """
 
