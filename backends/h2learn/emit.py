@@ -34,10 +34,10 @@ def emit(
     """Return the object file of an ``h2`` module.
 
     ``parameters`` gives the initial bytes of symbols in ``.rodata`` and ``.data``, as device bytes or as an array of
-    the symbol's type and device shape; the storage copy (shadow) of an f32 array is made here unless it is given. ``note``
-    adds to the note or replaces what is derived from the module: ``precision``, ``training`` (there is a label),
-    ``gradient_scale`` (module attribute ``h2learn.gradient_scale``). Raises H2LearnError when contents do not fit their
-    symbol and VerifyException when the module is not a legal program.
+    the symbol's type and device shape; the storage copy (shadow) of an f32 array is made here unless it is given.
+    ``note`` adds to the note or replaces what is derived from the module: ``precision``, ``training`` (there is a
+    label), ``gradient_scale`` (module attribute ``h2learn.gradient_scale``). Raises H2LearnError when contents do not
+    fit their symbol and VerifyException when the module is not a legal program.
     """
     verify_program(module)
     ops = program_ops(module)
