@@ -316,7 +316,7 @@ def _classes(result: Result) -> npt.NDArray[np.int64]:
     """The most active class of each sample: of the first output, summed over time where it has a time axis."""
     output = np.asarray(next(iter(result.outputs.values())))
     scores = output.astype(np.float64).sum(axis=0) if output.ndim == 3 else output
-    return scores.argmax(axis=-1)
+    return np.asarray(np.argmax(scores, axis=-1), dtype=np.int64)
 
 
 @contextmanager

@@ -84,6 +84,7 @@ def _report(history: History, result: Result, folder: Path) -> str:
     report = result.report
     held_out = f"{last.test_accuracy:.2%}" if last.test_accuracy is not None else "not evaluated"
     busy = "  ".join(f"{name} {cycles / max(report.cycles, 1):.0%}" for name, cycles in report.busy.items())
+    rate = last.samples / last.cycles * step.machine.clock_hz
     energy = last.energy_pj / last.samples / 1e6
     lines = [
         "",
@@ -91,8 +92,8 @@ def _report(history: History, result: Result, folder: Path) -> str:
         f"program              {len(step.loaded.code)} instructions for {step.machine.name}, {step.precision},"
         f" batch {step.batch}, T = {step.time_steps}",
         f"executed per step    {report.instructions} instructions ({report.dispatched} by engines)",
-        f"cycles per sample    {last.cycles / last.samples:,.0f} ({last.samples / last.cycles * step.machine.clock_hz:,.0f}"
-        " training samples per second at the machine's clock)",
+        f"cycles per sample    {last.cycles / last.samples:,.0f} ({rate:,.0f} training samples per second at"
+        " the machine's clock)",
         f"busy share           {busy}",
         f"makespan / bound     {report.cycles / max(report.bound, 1):.2f}",
         f"energy per sample    {energy:.3f} uJ",
