@@ -108,7 +108,7 @@ def images(tensor: SSAValue, t: Tile) -> int:
 
 def used(value: SSAValue | None) -> bool:
     """Whether a result is there and somebody reads it."""
-    return value is not None and value.has_uses()
+    return value is not None and value.first_use is not None
 
 
 def only_user(value: SSAValue, kinds: type[Operation] | tuple[type[Operation], ...]) -> Operation | None:
