@@ -1,0 +1,58 @@
+"""Moves direct encoding below the layers that see the same input at every time step: they are computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
+from xdsl.passes import ModulePass
+from xdsl.rewriter import Rewriter
+
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import tensor_type
+from h2learn.dialects.spike.interpreter import main_block
+
+TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp)
+"""Ops that treat every time step alike, so that ``op(repeat(x)) = repeat(op(x))``, bit for bit."""
+
+
+@dataclass(frozen=True)
+class HoistStaticCurrentPass(ModulePass):
+    """Replace direct encoding by ``spike.repeat`` and sink that below convolutions, linear layers and pooling.
+
+    To be run before differentiation: the adjoint of the sunken repeat sums gradients over time once, so that the weight
+    gradient of the first layer is computed once, too.
+    """
+
+    name = "h2l-hoist-static-current"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Rewrite ``@main`` in program order; one walk reaches the fixed point."""
+        block = main_block(op)
+        for inner in list(block.ops):
+            if isinstance(inner, spike.EncodeOp) and inner.kind.data == "direct":
+                steps = int(inner.time_steps.value.data)
+                _replace(inner, spike.RepeatOp(inner.x, steps, location=inner.location))
+            elif isinstance(inner, TIMELESS) and isinstance(inner.x.owner, spike.RepeatOp):
+                _sink(inner.x.owner, inner)
+        for inner in reversed(list(block.ops)):
+            if isinstance(inner, spike.RepeatOp) and not inner.result.uses:
+                Rewriter.erase_op(inner)
+
+
+def _sink(repeat: spike.RepeatOp, op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp) -> None:
+    operands = [repeat.x, *op.operands[1:]]
+    types = op.infer([tensor_type(value.type) for value in operands], op.properties)
+    once = type(op).create(operands=operands, result_types=types, properties=op.properties, location=op.location)
+    block = op.parent_block()
+    assert block is not None
+    block.insert_op_before(once, op)
+    steps = int(repeat.time_steps.value.data)
+    _replace(op, spike.RepeatOp(once.results[0], steps, location=repeat.location))
+
+
+def _replace(op: Operation, new: Operation) -> None:
+    new.results[0].name_hint = op.results[0].name_hint
+    Rewriter.replace_op(op, new)

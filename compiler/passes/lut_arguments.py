@@ -1,0 +1,77 @@
+"""Formats and shapes of the arguments of ``@main`` at the ``lut`` level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xdsl.dialects.builtin import TensorType, i1
+from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
+
+from h2learn.dialects.lut.attributes import SpikesType, StoreType, shape_of
+from h2learn.dialects.lut.ops import tensor
+from h2learn.dialects.spike import ops as spike
+
+from .lut_context import NoLoweringError, lifted
+
+
+def argument_type(argument: BlockArgument, role: str, dtype: str) -> Attribute:
+    """Return the ``lut`` type of an argument; raises NoLoweringError when its uses need different formats.
+
+    Weights become ``[kh*kw,C,K]``, momentum buffers follow their parameter, inputs gain H and W; an input of a
+    convolution is stored rounded, one of an encoder or neuron is fp32.
+    """
+    if role == "parameter":
+        return _parameter_type(argument)
+    if role == "state":
+        return _parameter_type(_parameter_of_state(argument))
+    return _input_type(argument, dtype) if role == "input" else argument.type
+
+
+def _parameter_type(parameter: SSAValue) -> Attribute:
+    types = {
+        tensor(_weight_shape(use.operation))
+        for use in parameter.uses
+        if isinstance(use.operation, spike.ConvOp | spike.LinearOp) and use.operation.weight is parameter
+    }
+    if len(types) > 1:
+        raise NoLoweringError(f"expected one shape for shared weights, found {len(types)}")
+    return types.pop() if types else parameter.type
+
+
+def _weight_shape(op: spike.ConvOp | spike.LinearOp) -> tuple[int, ...]:
+    *_, channels, k = shape_of(op.weight.type)
+    if isinstance(op, spike.ConvOp):
+        kh, kw = shape_of(op.weight.type)[:2]
+        return kh * kw, channels, k
+    if isinstance(op.x.owner, spike.FlattenOp):
+        height, width, channels = shape_of(op.x.owner.x.type)[-3:]
+        return height * width, channels, k
+    return 1, channels, k
+
+
+def _parameter_of_state(state: BlockArgument) -> SSAValue:
+    for use in state.uses:
+        if isinstance(use.operation, spike.SgdOp):
+            return use.operation.parameter
+    return state
+
+
+def _input_type(argument: BlockArgument, dtype: str) -> Attribute:
+    assert isinstance(argument.type, TensorType)
+    shape = lifted(argument.type.get_shape())
+    if argument.type.element_type == i1:
+        return SpikesType(shape)
+    multiplied = {isinstance(user, spike.ConvOp | spike.LinearOp) for user in _readers(argument)}
+    if len(multiplied) > 1:
+        raise NoLoweringError("expected an input that goes either into convolutions and linear layers or into others")
+    return StoreType(shape, dtype) if True in multiplied else tensor(shape)
+
+
+def _readers(value: SSAValue) -> Iterator[Operation]:
+    """Yield the forward ops that read ``value``, through ops that only change its shape."""
+    for use in value.uses:
+        op = use.operation
+        if isinstance(op, spike.FlattenOp | spike.RepeatOp):
+            yield from _readers(op.result)
+        elif op.dialect_name() == "spike":
+            yield op

@@ -1,0 +1,206 @@
+"""Gradient ops of the training graph to ``lut``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from xdsl.ir import Operation, SSAValue
+
+from h2learn.compiler.mapping.tiling import plan_backward, plan_weights
+from h2learn.dialects.lut import ops as lut
+from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape, SpikesType, StoreType
+from h2learn.dialects.sgrad import ops as sgrad
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import float_values, int_values, neuron_of
+
+from .lut_context import Lowering, LutContext, NoLoweringError, is_real, pair, shape, window_of
+from .lut_forward import loss_of
+
+
+def _loss(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.LossOp)
+    return [loss_of(context, op).dlogits]
+
+
+def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Vanishes: the loss divides by T, and the neuron's gradient spreads over time."""
+    assert isinstance(op, sgrad.ReadoutOp)
+    dlogits = context.of(op.gradient)
+    users = [use.operation for use in op.result.uses]
+    if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp) for user in users):
+        raise NoLoweringError("expected a neuron in front of the readout")
+    gs_time = "last" if op.kind.data == "membrane_last" else "broadcast"
+    if context.gs_time.setdefault(dlogits, gs_time) != gs_time:
+        raise NoLoweringError("expected one readout of the logits, found two kinds")
+    return [dlogits]
+
+
+def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.LifOp)
+    u, s = context.of(op.u), context.of(op.s)
+    return _grad(context, op, op.gradient, u, s, Neuron(*astuple(neuron_of(op))))
+
+
+def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.LiOp)
+    return _grad(context, op, op.gradient, None, None, Neuron(float_values(op.properties, "alpha")))
+
+
+def _grad(
+    context: LutContext, op: Operation, gradient: SSAValue, u: SSAValue | None, s: SSAValue | None, neuron: Neuron
+) -> Sequence[SSAValue]:
+    gs = context.of(gradient)
+    gs_time = context.gs_time.get(gs, "all")
+    grad = lut.GradOp(gs, u, s, neuron, gs_time, shape(gradient)[0], context.dtype, op.location)
+    context.emit(grad)
+    return [grad.gu]
+
+
+def _conv_input(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.ConvInputOp)
+    maps = int_values(op.properties, "input_shape", 3)
+    return _input_gradient(context, op, window_of(op, shape(op.weight)[:2]), maps, op.result)
+
+
+def _linear_input(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.LinearInputOp)
+    user = _only_user(op.result)
+    if isinstance(user, sgrad.UnflattenOp):
+        maps = int_values(user.properties, "input_shape", 3)
+        return _input_gradient(context, op, ConvGeometry(pair(maps[:2])), maps, user.result)
+    return _input_gradient(context, op, ConvGeometry((1, 1)), (1, 1, shape(op.weight)[0]), op.result)
+
+
+def _input_gradient(
+    context: LutContext,
+    op: sgrad.ConvInputOp | sgrad.LinearInputOp,
+    geometry: ConvGeometry,
+    maps: Sequence[int],
+    result: SSAValue,
+) -> Sequence[SSAValue]:
+    gu, w = _gradients(context, op.gradient), context.weight(op.weight)
+    target: Shape = (*shape(gu)[:-3], *maps)
+    planned = context.conv_shape(target, geometry, shape(w)[-1], real=False)
+    block = plan_backward(planned, context.machine, context.limits).reduce_block
+    mask = _mask(context, result)
+    mode = "in" if mask is None else "dual"
+    grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location)
+    context.emit(grad)
+    return [grad.gs]
+
+
+def _mask(context: LutContext, gs: SSAValue) -> SSAValue | None:
+    """Return where the neuron that alone reads ``gs`` can use it at all: outside its window the surrogate is 0."""
+    user = _only_user(gs)
+    return context.masks.get(user.s) if isinstance(user, sgrad.LifOp) and user.gradient is gs else None
+
+
+def _unflatten(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Vanishes: a linear layer behind flatten has the maps as its input already."""
+    assert isinstance(op, sgrad.UnflattenOp)
+    return [context.of(op.gradient)]
+
+
+def _conv_weight(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.ConvWeightOp)
+    return _weight_gradient(context, op, window_of(op, int_values(op.properties, "kernel", 2)))
+
+
+def _linear_weight(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.LinearWeightOp)
+    return _weight_gradient(context, op, ConvGeometry(pair(shape(context.of(op.x))[-3:-1])))
+
+
+def _weight_gradient(
+    context: LutContext, op: sgrad.ConvWeightOp | sgrad.LinearWeightOp, geometry: ConvGeometry
+) -> Sequence[SSAValue]:
+    x, gu = context.of(op.x), _gradients(context, op.gradient)
+    if not isinstance(x.type, SpikesType | StoreType):
+        raise NoLoweringError("expected spikes or a stored input beside the gradient, found a current")
+    planned = _reduction(context, shape(x), geometry, shape(gu)[-1], real=is_real(x))
+    grad: lut.BeWgtOp | lut.WuOp
+    if is_real(x):
+        grad = lut.BeWgtOp(x, gu, geometry, planned, op.location)
+    else:
+        grad = lut.WuOp(x, gu, geometry, context.machine.weight_update.fan_in, planned, op.location)
+    context.emit(grad)
+    return [grad.gw]
+
+
+def _bias(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """The neuron adds the bias behind a pooling, so its gradient is taken there, too."""
+    assert isinstance(op, sgrad.BiasOp)
+    gu = _gradients(context, op.gradient)
+    while isinstance(gu.owner, lut.UnpoolOp):
+        gu = gu.owner.g
+    block = _reduction(context, (*shape(gu)[:-1], 1), ConvGeometry((1, 1)), shape(gu)[-1], real=True)
+    grad = lut.BiasGradOp(gu, block, op.location)
+    context.emit(grad)
+    return [grad.gb]
+
+
+def _reduction(context: LutContext, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool) -> lut.Block:
+    """Return (steps, samples, rows, columns) of a block; without a time dimension there is one step."""
+    with_time = inputs if len(inputs) == 5 else (1, *inputs)
+    planned = context.conv_shape(with_time, geometry, k, real=real)
+    return plan_weights(planned, context.machine, context.limits).reduce_block
+
+
+def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.PoolOp)
+    g, x = context.of(op.gradient), context.values[op.x]
+    geometry = window_of(op, int_values(op.properties, "kernel", 2))
+    unpool = lut.UnpoolOp(g, _winners(context, op), op.kind.data, geometry, shape(x), op.location)
+    context.emit(unpool)
+    return [unpool.result]
+
+
+def _winners(context: LutContext, op: sgrad.PoolOp) -> SSAValue | None:
+    """Return the winners that the forward pooling of the same input remembered."""
+    for use in op.x.uses:
+        forward = use.operation
+        if isinstance(forward, spike.PoolOp) and forward.properties == op.properties:
+            return context.winners.get(forward.result)
+    raise NoLoweringError("expected the pooling itself in the same function as its gradient")
+
+
+def _time_sum(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.TimeSumOp)
+    total = lut.TimeSumOp(_gradients(context, op.gradient), op.location)
+    context.emit(total)
+    return [total.result]
+
+
+def _add(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    raise NoLoweringError("expected every value and parameter to be used by one layer only, found a sum of gradients")
+
+
+def _gradients(context: LutContext, gradient: SSAValue) -> SSAValue:
+    found = context.of(gradient)
+    if not isinstance(found.type, GradsType):
+        raise NoLoweringError("expected a neuron behind the layer, found a gradient that does not come from one")
+    return found
+
+
+def _only_user(value: SSAValue) -> Operation | None:
+    users = [use.operation for use in value.uses]
+    return users[0] if len(users) == 1 else None
+
+
+BACKWARD: dict[type[Operation], Lowering] = {
+    sgrad.LossOp: _loss,
+    sgrad.ReadoutOp: _readout,
+    sgrad.LifOp: _lif,
+    sgrad.LiOp: _li,
+    sgrad.ConvInputOp: _conv_input,
+    sgrad.LinearInputOp: _linear_input,
+    sgrad.UnflattenOp: _unflatten,
+    sgrad.ConvWeightOp: _conv_weight,
+    sgrad.LinearWeightOp: _linear_weight,
+    sgrad.BiasOp: _bias,
+    sgrad.PoolOp: _pool,
+    sgrad.TimeSumOp: _time_sum,
+    sgrad.AddOp: _add,
+}
+"""Lowerings of ``sgrad``; other training methods add rows."""

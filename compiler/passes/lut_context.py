@@ -1,0 +1,138 @@
+"""What the lowerings from the training graph to ``lut`` share: values, pending biases, formats, tile shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from xdsl.dialects.builtin import ArrayAttr, FusedLoc, LocationAttr, NoneAttr, TensorType, UnknownLoc
+from xdsl.ir import Block, Operation, SSAValue
+
+from h2learn.backends.h2learn.machine import Machine
+from h2learn.compiler.mapping.tiling import ConvShape, TileLimits
+from h2learn.dialects.lut import ops as lut
+from h2learn.dialects.lut.attributes import ConvGeometry, Shape, StoreType, shape_of
+from h2learn.dialects.spike.base import int_values
+
+
+class NoLoweringError(Exception):
+    """An op that ``lut`` has no form for; the text says what was expected and found."""
+
+
+@dataclass
+class LutContext:
+    """State of one lowering.
+
+    ``values`` maps values of the training graph to ``lut`` values. ``biases`` holds, for currents, the bias that the
+    neuron above will add; ``winners``, for results of ``spike.pool``, where their maxima came from; ``masks``, for
+    spikes of a neuron, where the surrogate is not 0; ``gs_time``, for gradients of logits, how they reach the time
+    steps. ``steps`` is T for what is computed once for all time steps.
+    """
+
+    block: Block
+    machine: Machine
+    limits: TileLimits
+    dtype: str
+    steps: int
+    values: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    biases: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    winners: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    masks: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    gs_time: dict[SSAValue, str] = field(default_factory=dict)
+    copies: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    losses: dict[SSAValue, lut.LossOp] = field(default_factory=dict)
+
+    def emit(self, op: lut.LutOp) -> None:
+        """Append ``op``."""
+        self.block.add_op(op)
+
+    def of(self, value: SSAValue) -> SSAValue:
+        """Return the ``lut`` value of ``value``, which must not be a current that still waits for its bias."""
+        found = self.values[value]
+        if found in self.biases:
+            raise NoLoweringError("expected a neuron (or pooling and a neuron) behind a layer with bias")
+        return found
+
+    def weight(self, parameter: SSAValue) -> SSAValue:
+        """Return the weights as a convolution reads them: the parameter itself, or its fp16 copy."""
+        master = self.values[parameter]
+        if self.dtype == "f32":
+            return master
+        if master not in self.copies:
+            cast = lut.CastOp(master, self.dtype, parameter_location(parameter))
+            self.emit(cast)
+            self.copies[master] = cast.w
+        return self.copies[master]
+
+    def conv_shape(self, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool) -> ConvShape:
+        """Return what the mapper needs to know of a convolution of ``inputs`` ``[(T,)N,H,W,C]`` to ``k`` channels."""
+        n, height, width, channels = inputs[-4:]
+        out_h, out_w = geometry.extent(height, width)
+        return ConvShape(
+            steps=inputs[0] if len(inputs) == 5 else self.steps,
+            batch=n,
+            in_h=height,
+            in_w=width,
+            c=channels,
+            out_h=out_h,
+            out_w=out_w,
+            k=k,
+            kernel=geometry.kernel,
+            stride=geometry.stride,
+            padding=geometry.padding,
+            real=real,
+            static=len(inputs) == 4,
+            item=4 if self.dtype == "f32" else 2,
+        )
+
+
+Lowering = Callable[[LutContext, Operation], Sequence[SSAValue]]
+"""Emits ``lut`` ops for one op and returns the ``lut`` value of each of its results; raises NoLoweringError."""
+
+
+def lifted(shape: Sequence[int]) -> Shape:
+    """Return a shape of the training graph with H and W: features ``[(T,)N,C]`` become ``[(T,)N,1,1,C]``."""
+    return tuple(shape) if len(shape) > 3 else (*shape[:-1], 1, 1, shape[-1])
+
+
+def window_of(op: Operation, kernel: Sequence[int]) -> ConvGeometry:
+    """Return the geometry of an op with ``stride`` and perhaps ``padding``."""
+    padding = int_values(op.properties, "padding", 2) if "padding" in op.properties else (0, 0)
+    return ConvGeometry(pair(kernel), pair(int_values(op.properties, "stride", 2)), pair(padding))
+
+
+def pair(values: Sequence[int]) -> tuple[int, int]:
+    """Return two numbers as a pair."""
+    first, second = values
+    return first, second
+
+
+def is_real(value: SSAValue) -> bool:
+    """Whether a ``lut`` value goes to the multipliers rather than the look-up tables."""
+    return isinstance(value.type, StoreType)
+
+
+def is_tensor(value: SSAValue) -> bool:
+    """Whether a ``lut`` value is a plain fp32 tensor."""
+    return isinstance(value.type, TensorType)
+
+
+def parameter_location(value: SSAValue) -> LocationAttr:
+    """Return where a value of the training graph comes from."""
+    owner = value.owner
+    if isinstance(owner, Operation):
+        return owner.location
+    return next(argument.location for argument in owner.args if argument is value)
+
+
+def fused(*locations: LocationAttr) -> LocationAttr:
+    """Return one location for an op that several ops merge into."""
+    known = list(dict.fromkeys(place for place in locations if not isinstance(place, UnknownLoc)))
+    if len(known) < 2:
+        return known[0] if known else UnknownLoc()
+    return FusedLoc(ArrayAttr(known), NoneAttr())
+
+
+def shape(value: SSAValue) -> Shape:
+    """Return the shape of a value."""
+    return shape_of(value.type)

@@ -1,0 +1,216 @@
+"""Forward ops of the training graph to ``lut``: which engine, which formats, in which order sums run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from xdsl.dialects import func
+from xdsl.dialects.builtin import LocationAttr
+from xdsl.ir import Operation, SSAValue
+
+from h2learn.compiler.mapping.tiling import plan_forward
+from h2learn.dialects.lut import ops as lut
+from h2learn.dialects.lut.attributes import ConvGeometry, Neuron, SpikesType, StoreType
+from h2learn.dialects.sgrad import ops as sgrad
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import float_values, int_values, neuron_of
+
+from .lut_context import (
+    Lowering,
+    LutContext,
+    NoLoweringError,
+    fused,
+    is_real,
+    is_tensor,
+    pair,
+    shape,
+    window_of,
+)
+
+
+def _encode(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.EncodeOp)
+    if op.kind.data == "direct" or op.scalars is None:
+        raise NoLoweringError("expected direct encoding to be hoisted; run h2l-hoist-static-current first")
+    rng = lut.RngOp(
+        context.of(op.x),
+        context.values[op.scalars],
+        int(op.stream.value.data),
+        int(op.time_steps.value.data),
+        op.location,
+    )
+    context.emit(rng)
+    return [rng.s]
+
+
+def _repeat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Vanishes: a neuron takes a current without time as the same at every step."""
+    assert isinstance(op, spike.RepeatOp)
+    for user in _users(op.result):
+        if not isinstance(user, spike.LifOp | spike.LiOp):
+            raise NoLoweringError(f"expected a neuron behind the repeated value, found {user.name}")
+    return [context.values[op.x]]
+
+
+def _flatten(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Vanishes: the linear layer behind it becomes a convolution whose kernel is the whole map."""
+    assert isinstance(op, spike.FlattenOp)
+    for user in _users(op.result):
+        if not isinstance(user, spike.LinearOp | sgrad.LinearWeightOp):
+            raise NoLoweringError(f"expected a linear layer behind flatten, found {user.name}")
+    return [context.values[op.x]]
+
+
+def _conv(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.ConvOp)
+    return _synapse(context, op, window_of(op, shape(op.weight)[:2]))
+
+
+def _linear(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.LinearOp)
+    return _synapse(context, op, ConvGeometry(pair(shape(context.values[op.x])[-3:-1])))
+
+
+def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: ConvGeometry) -> Sequence[SSAValue]:
+    x, w = context.of(op.x), context.weight(op.weight)
+    if not isinstance(x.type, SpikesType | StoreType):
+        raise NoLoweringError("expected spikes, a real input or averaged spikes as input of a layer, found a current")
+    planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x))
+    block = plan_forward(planned, context.machine, context.limits).reduce_block
+    conv: lut.BeConvOp | lut.FeConvOp
+    if is_real(x):
+        conv = lut.BeConvOp(x, w, geometry, block, op.location)
+    else:
+        conv = lut.FeConvOp(x, w, geometry, context.machine.forward.fan_in, block, op.location)
+    context.emit(conv)
+    if op.bias is not None:
+        context.biases[conv.current] = context.values[op.bias]
+    return [conv.current]
+
+
+def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """The bias of the layer below moves on: adding a constant per channel commutes with maximum and average."""
+    assert isinstance(op, spike.PoolOp)
+    x = context.values[op.x]
+    if is_real(x):
+        raise NoLoweringError("expected spikes or a current to pool, found averaged spikes or a stored input")
+    pool = lut.PoolOp(
+        x, op.kind.data, window_of(op, int_values(op.properties, "kernel", 2)), context.dtype, op.location
+    )
+    context.emit(pool)
+    if x in context.biases:
+        context.biases[pool.y] = context.biases[x]
+    if pool.winners is not None:
+        context.winners[op.result] = pool.winners
+    return [pool.y]
+
+
+def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.LifOp)
+    current, bias, location = _current(context, op.x, op)
+    neuron = Neuron(*astuple(neuron_of(op)))
+    lif = lut.LifOp(current, bias, neuron, shape(op.x)[0], context.dtype, location)
+    context.emit(lif)
+    context.masks[op.s] = lif.m
+    return [lif.s, lif.u]
+
+
+def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.LiOp)
+    current, bias, location = _current(context, op.x, op)
+    li = lut.LiOp(current, bias, float_values(op.properties, "alpha"), shape(op.x)[0], context.dtype, location)
+    context.emit(li)
+    return [li.u]
+
+
+def _current(context: LutContext, x: SSAValue, op: Operation) -> tuple[SSAValue, SSAValue | None, LocationAttr]:
+    """Return current, bias and location of a neuron; the layer whose bias it adds is part of the location."""
+    current = context.values[x]
+    if not is_tensor(current):
+        raise NoLoweringError("expected a current as input of a neuron, found averaged spikes or a stored input")
+    bias = context.biases.get(current)
+    if bias is None or not isinstance(current.owner, Operation):
+        return current, bias, op.location
+    return current, bias, fused(op.location, current.owner.location)
+
+
+def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.ReadoutOp)
+    x = context.of(op.x)
+    if is_tensor(x):
+        raise NoLoweringError("expected spikes or membrane potentials to read out, found a current")
+    readout = lut.ReadoutOp(x, op.kind.data, op.location)
+    context.emit(readout)
+    return [readout.logits]
+
+
+def _loss(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.LossOp)
+    return [loss_of(context, op).loss]
+
+
+def _sgd(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.SgdOp)
+    p = context.values[op.parameter]
+    sgd = lut.SgdOp(
+        p,
+        context.of(op.gradient),
+        None if op.velocity is None else context.values[op.velocity],
+        context.values[op.scalars],
+        float(op.momentum.value.data),
+        float(op.grad_scale.value.data),
+        context.dtype if p in context.copies else None,
+        op.location,
+    )
+    context.emit(sgd)
+    return [sgd.new_p] if sgd.new_m is None else [sgd.new_p, sgd.new_m]
+
+
+def loss_of(context: LutContext, op: spike.LossOp | sgrad.LossOp) -> lut.LossOp:
+    """Return the one ``lut.loss`` of the logits: it gives both the loss and its gradient."""
+    if op.logits in context.losses:
+        return context.losses[op.logits]
+    users = [op, *_users(op.logits)]
+    gradient = next((user for user in users if isinstance(user, sgrad.LossOp)), None)
+    loss = lut.LossOp(
+        context.of(op.logits),
+        context.values[op.label],
+        context.values[op.scalars],
+        op.kind.data,
+        1.0 if gradient is None else _gradient_factor(gradient),
+        op.location,
+    )
+    context.emit(loss)
+    context.losses[op.logits] = loss
+    return loss
+
+
+def _gradient_factor(op: sgrad.LossOp) -> float:
+    """Loss scale, and 1/T where the readout averages over time."""
+    scale = float(op.scale.value.data)
+    for user in _users(op.result):
+        if isinstance(user, sgrad.ReadoutOp) and user.kind.data != "membrane_last":
+            return scale / int(user.time_steps.value.data)
+    return scale
+
+
+def _users(value: SSAValue) -> list[Operation]:
+    """Return the ops that read ``value``, the function's return apart."""
+    return [use.operation for use in value.uses if not isinstance(use.operation, func.ReturnOp)]
+
+
+FORWARD: dict[type[Operation], Lowering] = {
+    spike.EncodeOp: _encode,
+    spike.RepeatOp: _repeat,
+    spike.FlattenOp: _flatten,
+    spike.ConvOp: _conv,
+    spike.LinearOp: _linear,
+    spike.PoolOp: _pool,
+    spike.LifOp: _lif,
+    spike.LiOp: _li,
+    spike.ReadoutOp: _readout,
+    spike.LossOp: _loss,
+    spike.SgdOp: _sgd,
+}
+"""Lowerings of ``spike``; passes for other machines or dialects add rows."""
