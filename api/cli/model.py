@@ -89,17 +89,17 @@ def compile_(
     passes: PassOptions,
 ) -> None:
     """Compile MODEL to a program for the accelerator."""
-    loaded = read_model(model, batch, params)
-    recipe = Recipe(target.arch, target.precision, recipe_of(loaded, method), target.mapping)
     last = compile_to or phase_names()[-1]
-    chosen = recipe.passes(last) if pipeline is None else parse_passes(pipeline)
-    if print_pipeline:
-        click.echo(pipeline_text(chosen))
-        return
     to_binary = last == phase_names()[-1] and pipeline is None
     files = _outputs(Path(model).stem, output, emit) if to_binary else {}
     for file in files.values():
         check_writable(file)
+    loaded = read_model(model, batch, params)
+    recipe = Recipe(target.arch, target.precision, recipe_of(loaded, method), target.mapping)
+    chosen = recipe.passes(last) if pipeline is None else parse_passes(pipeline)
+    if print_pipeline:
+        click.echo(pipeline_text(chosen))
+        return
     options = passes.manager_options(check_pass)
     module = run_passes(loaded, recipe, chosen, options, check_each=passes.check_each)
     if not to_binary:
