@@ -1,0 +1,165 @@
+"""The interpreter and the simulator's plain reference, written apart, give the same bytes on random instructions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from h2learn.backends.h2learn import isa
+from h2learn.dialects.common import file_location
+from h2learn.dialects.h2 import build, configure
+from h2learn.dialects.h2.interpreter import run_program
+from h2learn.dialects.h2.layouts import Memory
+from h2learn.runtime import reference
+from h2learn.runtime.operation import Memories, Operand, Operation
+
+PLACE = file_location("random", 1, 1)
+SIZE = 1 << 18
+DISTANCE = 0x6000
+COORDINATES = ("y", "x", "pos", "neu", "tick")
+
+
+def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str]:
+    """Small odd sizes that are legal together."""
+
+    def pick(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    def word(*names: str) -> str:
+        return str(rng.choice(names))
+
+    common: dict[str, int | float | str] = {"dtype": word("f32", "f16"), "gblk": pick(1, 9), "k": pick(1, 11)}
+    if kind == "neuron":
+        words = {"reset": word("hard", "soft", "none"), "spike": word("gt", "ge", "never")}
+        words |= {"surrogate": word("rectangular", "triangular"), "detach": word("no", "yes")}
+        words |= {"save_u": word("no", "yes"), "save_m": word("no", "yes")}
+        return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
+    if kind == "vec":
+        return common | {"n": pick(1, 6), "steps": pick(1, 5), "stream": pick(0, 9), "p0": pick(0, 1) * 0.9, "p1": 0.3}
+    tile = {"imgs": pick(1, 3), "oh": pick(1, 4), "ow": pick(1, 4), "kh": pick(1, 3), "kw": pick(1, 3)}
+    tile |= {"sh": pick(1, 3), "sw": pick(1, 3), "gh": pick(1, 4), "gw": pick(1, 4), "py": pick(0, 3), "px": pick(0, 3)}
+    return common | tile | ({"c": pick(1, 9), "fan": pick(1, 5)} if kind == "conv" else {})
+
+
+def contents(rng: np.random.Generator, dtype: str) -> bytes:
+    """Numbers of the storage type; read as bits, bitmaps or winners they are as good as any."""
+    values = rng.normal(size=DISTANCE // 4).astype(np.float32) * (rng.random(DISTANCE // 4) < 0.8)
+    if dtype == "f16":
+        return values.astype("<f2").tobytes() * 2
+    return values.astype("<f4").tobytes()
+
+
+CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.fill", "fe.run", "be.fwd", "be.run")]
+CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng", {}), ("v.opt", {"kind": "sgd"})]
+CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "mean", "last", "tsum", "bias")]
+CASES += [("v.loss", {"kind": kind}) for kind in ("cross_entropy", "mse_rate")]
+CASES += [
+    ("v.pool", {"kind": "avg", "src": "bits", "dst": "storage"}),
+    ("v.pool", {"kind": "avg", "src": "f32", "dst": "f32"}),
+]
+CASES += [("v.pool", {"kind": "max", "src": form, "dst": form}) for form in ("bits", "f32")]
+CASES += [("v.unpool", {"kind": k, "src": form, "dst": form}) for form in ("slots", "f32") for k in ("avg", "max")]
+
+
+@pytest.mark.parametrize(
+    ("mnemonic", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "-".join(value.values())
+)
+@pytest.mark.parametrize("seed", range(12))
+def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed: int) -> None:
+    rng = np.random.default_rng([seed, isa.BY_MNEMONIC[mnemonic].opcode])
+    row = isa.BY_MNEMONIC[mnemonic]
+    kind = next(field.of for field in row.fields if field.kind is isa.Kind.DESC)
+    descriptor = geometry(kind, rng) | settings
+    image = np.zeros(SIZE, np.uint8)
+    operands = [field.name for field in row.fields if field.kind is isa.Kind.AREG]
+    addresses = {name: 0x1000 + DISTANCE * number for number, name in enumerate(operands)}
+    for name, address in addresses.items():
+        exact = "f32" if name in ("acc", "gs", "par", "logits", "p", "g", "mom", "loss") else str(descriptor["dtype"])
+        image[address : address + DISTANCE] = np.frombuffer(contents(rng, exact), np.uint8)
+        if name in COORDINATES:
+            addresses[name] = int(rng.integers(0, 4))
+    gradients = {"g", "src"} if settings.get("kind") in ("tsum", "bias") or settings.get("src") == "slots" else {"g"}
+    for name in gradients & set(addresses):
+        if mnemonic != "v.opt":
+            slots(image, addresses[name], descriptor, rng)
+    if "label" in addresses:
+        labels = rng.integers(0, int(descriptor["k"]), 8).astype("<i4")
+        image[addresses["label"] :][:32] = labels.view(np.uint8)
+    if "scal" in addresses:
+        words = np.zeros(8, "<i4")
+        words[:3] = [np.float32(0.1).view(np.int32), 5, 3]
+        words[4:] = rng.integers(0, 2**31, 4)
+        image[addresses["scal"] :][:32] = words.view(np.uint8)
+
+    init = bool(rng.integers(2))
+    plain = {f.name: int(rng.integers(0, f.maximum + 1)) for f in row.fields if f.kind is isa.Kind.ENUM}
+    fields: dict[str, int | str] = dict(plain)
+    ops = []
+    for number, (name, address) in enumerate(addresses.items(), start=1):
+        ops.append(build("addr", PLACE, reg=number, mem="DRAM", base=address))
+        fields[name] = number
+    ops += [configure(kind, 7, name, value, PLACE) for name, value in descriptor.items()]
+    fields |= {"desc": 7} | ({"init": 0 if init else 0x100} if any(f.name == "init" for f in row.fields) else {})
+    ops += [build(mnemonic, PLACE, **fields), build("halt", PLACE)]
+    dram = Memory("DRAM", SIZE)
+    dram.view(0, SIZE)[:] = image
+    run_program(ops, dram)
+
+    memories = Memories({"DRAM": SIZE})
+    memories.view(Operand("DRAM", 0), SIZE)[:] = image
+    numbers: dict[str, int | float] = {}
+    for field in isa.DESCRIPTOR_BY_NAME[kind].fields:
+        value = descriptor.get(field.name, 0)
+        if isinstance(value, str):
+            numbers[field.name] = field.values.index(value)
+        else:
+            numbers[field.name] = float(np.float32(value)) if field.kind is isa.Kind.F32 else value
+    places = {name: Operand("DRAM", address) for name, address in addresses.items()}
+    reference.execute(Operation(0, mnemonic, places, numbers, init and "init" in fields, plain), memories)
+
+    got, wanted = dram.view(0, SIZE), memories.view(Operand("DRAM", 0), SIZE)
+    written = set(row.writes)
+    if mnemonic == "v.grad" or settings.get("kind") == "tsum" or settings.get("src") == "slots":
+        written -= {"go", "dst"}
+        target = addresses["go" if mnemonic == "v.grad" else "dst"]
+        rows = slot_rows(mnemonic, descriptor)
+        assert live_bytes(got, target, rows, descriptor) == live_bytes(wanted, target, rows, descriptor)
+    for name in written:
+        start = addresses[name]
+        different = np.flatnonzero(got[start : start + DISTANCE] != wanted[start : start + DISTANCE])
+        assert not different.size, f"{name} differs from byte {different[0]} on; {descriptor} init={init}"
+
+
+def slot_bytes(descriptor: dict[str, int | float | str]) -> int:
+    item = 4 if descriptor["dtype"] == "f32" else 2
+    return -(-(8 + int(descriptor["gblk"]) * item) // 8) * 8
+
+
+def slot_rows(mnemonic: str, descriptor: dict[str, int | float | str]) -> int:
+    blocks = -(-int(descriptor["k"]) // int(descriptor["gblk"]))
+    if mnemonic == "v.unpool":
+        return blocks * int(descriptor["imgs"]) * int(descriptor["oh"]) * int(descriptor["ow"])
+    return blocks * int(descriptor["n"])
+
+
+def slots(image: np.ndarray, address: int, descriptor: dict[str, int | float | str], rng: np.random.Generator) -> None:
+    """Fill the operand with slots whose bitmaps name existing channels only."""
+    size, gblk, k = slot_bytes(descriptor), int(descriptor["gblk"]), int(descriptor["k"])
+    blocks = -(-k // gblk)
+    for number in range(DISTANCE // size):
+        channels = min(gblk, k - number % blocks * gblk)
+        bitmap = int(rng.integers(0, 1 << channels))
+        at = address + number * size
+        image[at : at + 8] = np.frombuffer(bitmap.to_bytes(8, "little"), np.uint8)
+        values = rng.normal(size=gblk).astype("<f4" if descriptor["dtype"] == "f32" else "<f2")
+        image[at + 8 : at + 8 + values.nbytes] = values.view(np.uint8)
+
+
+def live_bytes(memory: np.ndarray, address: int, rows: int, descriptor: dict[str, int | float | str]) -> list[bytes]:
+    """Bitmap and live values of every slot; the rest of a slot is undefined."""
+    size, item = slot_bytes(descriptor), 4 if descriptor["dtype"] == "f32" else 2
+    found = []
+    for row in range(rows):
+        slot = memory[address + row * size :][:size].tobytes()
+        found.append(slot[: 8 + int.from_bytes(slot[:8], "little").bit_count() * item])
+    return found
