@@ -105,3 +105,8 @@ def test_nothing_imports_the_folders_by_their_names_in_the_tree() -> None:
     wrong = re.compile(r"^\s*(?:from|import)\s+(?:api|compiler|dialects|backends|runtime)\b", re.MULTILINE)
     files = [file for folder in (*HOUSES, "tests", "docs", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     assert not [str(file) for file in files if wrong.search(file.read_text(encoding="utf-8"))]
+
+
+def test_the_demo_trains_the_example() -> None:
+    packaged = resources.files("h2learn.data").joinpath("digits.snn").read_text()
+    assert packaged == (ROOT / "examples" / "digits.snn").read_text()
