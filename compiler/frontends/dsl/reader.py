@@ -104,12 +104,12 @@ class _Reader:
             self.fail_at(len(lines), len(lines[-1]) + 1, "expected more, found the end of the file")
         token, words = error.token, _keywords()
         expected = set(error.accepts or error.expected)
-        allowed = [words[name] for name in expected if name in words and words[name].isalpha()]
+        allowed = sorted(words[name] for name in expected if name in words and words[name].isalpha())
         found = "the end of the line" if token.type in ("_NL", "$END") else repr(_short(str(token)))
         close = difflib.get_close_matches(str(token), allowed, n=1)
         hint = f"did you mean {close[0]}?" if close else ""
         if "CONV" in expected:
-            hint = hint or f"a line starts with one of {', '.join(sorted(allowed))}"
+            hint = hint or f"a line starts with one of {', '.join(allowed)}"
             self.fail_at(token.line, token.column, f"expected a layer or a declaration, found {found}", hint)
         readable = sorted({_READABLE.get(name, words.get(name, "")) or name.strip("_").lower() for name in expected})
         self.fail_at(token.line, token.column, f"expected {' or '.join(readable)}, found {found}", hint)

@@ -1,0 +1,210 @@
+"""Gradients of random networks agree with PyTorch autograd in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.training import RunScalars
+from h2learn.compiler.autodiff import SGD, Rectangular, Train, Triangular, differentiate
+from h2learn.compiler.frontends.dsl import parse_snn
+from h2learn.dialects.common import get_io
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import neuron_of
+from h2learn.dialects.spike.interpreter import interpret, main_block
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch autograd")
+F = torch.nn.functional
+
+TOLERANCE = 1e-9
+
+
+class Spike(torch.autograd.Function):
+    """The threshold with a surrogate derivative."""
+
+    @staticmethod
+    def forward(ctx, u, neuron):
+        ctx.save_for_backward(u)
+        ctx.neuron = neuron
+        return (u >= neuron.theta[0] if neuron.compare == "ge" else u > neuron.theta[0]).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (u,) = ctx.saved_tensors
+        n = ctx.neuron
+        distance = (u - n.theta[0]).abs()
+        slope = torch.full_like(u, n.height) if n.surrogate == "rectangular" else n.height * (1 - distance / n.width)
+        return gradient * slope * (distance < n.width), None
+
+
+def torch_lif(x, n):
+    u, s, result = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
+    for t, current in enumerate(x):
+        held = s.detach() if n.detach_reset else s
+        rest = u
+        if t and n.reset == "hard":
+            rest = u * (1 - held) + n.v_reset[0] * held
+        elif t and n.reset == "soft":
+            rest = u - n.theta[0] * held
+        u = n.alpha[0] * rest + current
+        s = Spike.apply(u, n)
+        result.append(s)
+    return torch.stack(result)
+
+
+def torch_run(model, train, x, label):
+    """Interpret the ops of the model with PyTorch in its own layout; return loss, output, gradients."""
+    parameters = {
+        name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in model.parameters.items()
+    }
+    value = torch.tensor(x, dtype=torch.float64)
+    names = iter(name.removesuffix(".weight") for name in parameters if name.endswith(".weight"))
+    over_time = lambda f, v: f(v.flatten(0, 1)).unflatten(0, v.shape[:2])  # noqa: E731
+    for op in main_block(model.module).ops:
+        if isinstance(op, spike.EncodeOp):
+            value = value.expand(op.time_steps.value.data, *value.shape)
+        elif isinstance(op, spike.ConvOp):
+            name = next(names)
+            weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+            stride, padding = op.stride.get_values(), op.padding.get_values()
+            value = over_time(lambda v, w=weight, b=bias, s=stride, p=padding: F.conv2d(v, w, b, s, p), value)
+        elif isinstance(op, spike.LinearOp):
+            name = next(names)
+            value = F.linear(value, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
+        elif isinstance(op, spike.PoolOp):
+            pool = F.max_pool2d if op.kind.data == "max" else F.avg_pool2d
+            kernel, stride = op.kernel.get_values(), op.stride.get_values()
+            value = over_time(lambda v, f=pool, k=kernel, s=stride: f(v, k, s), value)
+        elif isinstance(op, spike.FlattenOp):
+            value = value.flatten(2)
+        elif isinstance(op, spike.LifOp):
+            neuron = neuron_of(op)
+            neuron = train.surrogate.apply(neuron) if train.surrogate else neuron
+            detach = neuron.detach_reset or train.detach_reset
+            value = torch_lif(value, Neuron(**{**neuron.__dict__, "detach_reset": detach}))
+        elif isinstance(op, spike.LiOp):
+            u, steps = torch.zeros_like(value[0]), []
+            for current in value:
+                u = op.alpha.get_values()[0] * u + current
+                steps.append(u)
+            value = torch.stack(steps)
+        elif isinstance(op, spike.ReadoutOp):
+            value = value[-1] if op.kind.data == "membrane_last" else value.mean(0)
+    logits = value.mean(0) if value.ndim == 3 else value
+    if train.loss == "cross_entropy":
+        loss = F.cross_entropy(logits, torch.tensor(label).long())
+    else:
+        loss = ((logits - F.one_hot(torch.tensor(label).long(), logits.shape[1])) ** 2).mean()
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return loss.item(), value.detach().numpy(), [g.numpy() for g in gradients]
+
+
+def random_model(rng):
+    """Return a random network of up to six layers."""
+    pick = lambda *choices: choices[rng.integers(len(choices))]  # noqa: E731
+    reset = pick("hard", "hard to -0.2", "soft", "none")
+    fire = f"spike at u {pick('>', '>=')} threshold"
+    lif = f"decay {pick(0.3, 0.5, 0.9)}, threshold {pick(0.4, 0.7)}, reset {reset}, {fire}"
+    window = f"stride {pick(1, '2 x 1')}, padding {pick(0, 1, '1 x 0')}"
+    encode = rng.random() < 0.6
+    lines = [
+        "network random",
+        f"input x: 2 x 10 x 10 {'' if encode else 'over time'}",
+        f"time steps: {rng.integers(1, 5)}",
+        "encode direct" if encode else "",
+        f"neuron: lif({lif})",
+        f"conv c1: 4 channels, kernel {pick('3 x 3', '2 x 3')}, {window}",
+    ]
+    pool = f"pool: {pick('max', 'avg')} 2 x 2, stride {pick(1, 2)}"
+    lines += pick([pool, "lif a"], ["lif a", pool], ["lif a"])
+    if rng.random() < 0.5:
+        lines += [f"conv c2: 3 channels, kernel 2 x 2{pick('', ', no bias')}", "lif b", pick("", "pool: avg 1 x 2")]
+    lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}", "lif c", "linear f2: 4 features"]
+    ending = pick(["lif d", "readout rate"], ["lif d"], ["li d: decay 0.6", "readout membrane mean"])
+    lines += pick(ending, ["li d: decay 0.6", "readout membrane last"])
+    lines.append(f"init: normal gain 2.0 seed {rng.integers(1000)}")
+    return parse_snn("\n".join(lines)).with_batch(3)
+
+
+def random_recipe(rng):
+    surrogate = [Rectangular(0.6, 0.8), Triangular(1.1, 1.3), None][rng.integers(3)]
+    return Train(
+        loss=["cross_entropy", "mse_rate"][rng.integers(2)],
+        surrogate=surrogate,
+        detach_reset=bool(rng.integers(2)),
+        loss_scale=[None, 8.0][rng.integers(2)],
+        optimizer=SGD(0.1, [0.0, 0.9][rng.integers(2)]),
+    )
+
+
+def data(model, rng):
+    shape = next(iter(model.inputs.values())).shape
+    return rng.normal(0.3, 0.8, shape), rng.integers(0, 4, 3).astype(np.int32)
+
+
+def close(found, expected):
+    scale = max(np.abs(expected).max(), 1e-6)
+    assert np.abs(found - expected).max() <= TOLERANCE * scale
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_gradients_of_random_networks(seed):
+    rng = np.random.default_rng(seed)
+    model, train = random_model(rng), random_recipe(rng)
+    x, label = data(model, rng)
+    parameters = {n: v if v.ndim > 1 else rng.normal(0, 0.3, v.shape) for n, v in model.parameters.items()}
+    model = model.with_parameters(parameters)
+    loss, output, gradients = torch_run(model, train, x, label)
+
+    step = differentiate(model.module, train)
+    io = get_io(step)
+    values = {"x": x, "label": label, "scalars": RunScalars(lr=0.1, valid=3).to_array(), **model.parameters}
+    arguments = main_block(step).args
+    given = [e.to_device(values.get(e.name, np.zeros(a.type.get_shape()))) for e, a in zip(io, arguments, strict=False)]
+    results = interpret(step, given, np.float64)
+
+    named = list(zip(io[len(arguments) :], results, strict=True))
+    assert results[0] == pytest.approx(loss, rel=1e-12)
+    found_output = next(e.to_source(r, output.shape) for e, r in named if e.role == "output")
+    np.testing.assert_allclose(found_output, output, rtol=1e-9, atol=1e-12)
+    found = [(e, r) for e, r in named if e.role == "gradient"]
+    assert [e.name for e, _ in found] == list(model.parameters)
+    for (entry, result), expected in zip(found, gradients, strict=True):
+        close(entry.to_source(result, expected.shape) / train.scale_for("f32"), expected)
+
+
+def test_random_networks_do_not_have_dead_gradients():
+    alive = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        model, train = random_model(rng), random_recipe(rng)
+        gradients = torch_run(model, train, *data(model, rng))[2]
+        alive += all(np.abs(g).max() > 0 for g in gradients)
+    assert alive >= 5
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_three_steps_of_sgd(momentum):
+    rng = np.random.default_rng(5)
+    model = random_model(rng)
+    train = Train(optimizer=SGD(0.2, momentum), surrogate=Triangular(1.5, 1.0), loss_scale=4.0, keep_gradients=False)
+    step = differentiate(model.module, train)
+    io, count = get_io(step), len(model.parameters)
+    parameters = [e.to_device(model.parameters[e.name]) for e in io[2 : 2 + count]]
+    states = [np.zeros_like(p, dtype=np.float64) for p in parameters] if momentum else []
+    expected = {n: v.astype(np.float64) for n, v in model.parameters.items()}
+    velocity = {n: np.zeros_like(v) for n, v in expected.items()}
+    lr = float(np.float32(0.2))
+    for _ in range(3):
+        x, label = data(model, rng)
+        given = [io[0].to_device(x), label, *parameters, *states, RunScalars(lr=lr, valid=3).to_array()]
+        results = interpret(step, given, np.float64)
+        parameters, states = results[2 : 2 + count], results[2 + count :]
+        held = type(model)(model.name, model.network, expected, None, model.build)
+        gradients = torch_run(held, train, x, label)[2]
+        for name, gradient in zip(expected, gradients, strict=True):
+            velocity[name] = momentum * velocity[name] + gradient
+            expected[name] = expected[name] - lr * velocity[name]
+    for entry, found in zip(io[2 : 2 + count], parameters, strict=True):
+        close(entry.to_source(found, expected[entry.name].shape), expected[entry.name])
