@@ -30,16 +30,17 @@ BATCH = 32
 @click.option("--output-dir", default="h2learn-demo", show_default=True, help="Where the files go.")
 @click.option("--epochs", default=EPOCHS, show_default=True, help="Passes over the 1,348 training images.")
 @click.option("--batch", default=BATCH, show_default=True, help="Samples per step.")
+@click.option("--limit", type=int, help="Use only the first so many training images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the sample order.")
 @target_options
-def demo(output_dir: str, epochs: int, batch: int, seed: int, target: Target) -> None:
+def demo(output_dir: str, epochs: int, batch: int, limit: int | None, seed: int, target: Target) -> None:
     """Train a small convolutional spiking network on 8x8 handwritten digits.
 
     The network is compiled to accelerator instructions, and every training step executes them on the simulator. The
     binary, the IR after every pass, a timeline and the trained parameters stay in the output folder.
     """
     folder = check_folder(output_dir)
-    data = load_digits()
+    data = load_digits().limited(limit)
     source = folder / MODEL
     write_atomic(source, resources.files("h2learn.data").joinpath(MODEL).read_bytes())
     model = load_model(source)
