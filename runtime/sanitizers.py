@@ -248,7 +248,7 @@ def check_inside(op: Operation, access: Access, memories: Memories, where: str) 
     end = base + memories.arrays[operand.memory].size
     if low < base or high > end:
         raise H2LearnError(
-            f"{op.mnemonic}: {access.operand} touches {operand.memory}[{low:#x}..{high:#x}], outside"
+            f"{access.operand} touches {operand.memory}[{low:#x}..{high:#x}], outside"
             f" {operand.memory}[{base:#x}..{end:#x}]",
             location=where,
             hint="check the address register's base and strides and the sizes in the descriptor",

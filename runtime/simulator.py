@@ -26,6 +26,7 @@ from .sanitizers import CHECKS, Clock, Sanitizers
 from .trace import Span
 
 _FE = ENGINES.index("FE")
+_DRAM_SIDE = frozenset({("ld", "src"), ("st", "dst")})
 _KEPT_PER_INSTRUCTION = 256
 _MAX_NONFINITE = 1000
 
@@ -236,8 +237,8 @@ class Simulator:
         try:
             for access in kept.accesses:
                 memory = operands[access.operand].memory
-                if memory == "DRAM" and operation.mnemonic not in ("ld", "st"):
-                    raise operation.fault(f"{access.operand} is in DRAM, which only ld and st reach")
+                if (memory == "DRAM") != ((operation.mnemonic, access.operand) in _DRAM_SIDE):
+                    raise H2LearnError(_wrong_side(operation.mnemonic, access.operand, memory))
                 total = written if access.write else read
                 total[memory] = total.get(memory, 0) + access.size
             if self._sanitizers is not None:
@@ -246,7 +247,8 @@ class Simulator:
             work = self._execute(operation, self.memories)
         except H2LearnError as error:
             where = self.program.describe(operation.pc, entry.iterations)
-            raise H2LearnError(f"{operation.mnemonic}: {error.message}", location=where, hint=error.hint) from error
+            hint = f"the program never set {' and '.join(entry.unset)}" if entry.unset else error.hint
+            raise H2LearnError(f"{operation.mnemonic}: {error.message}", location=where, hint=hint) from error
         if operation.mnemonic in ("ld", "st") and operation.desc["mode"] == SLOTS_MODE:
             self._correct_slot_traffic(operation, kept, work)
         add_counts(self._work.setdefault(operation.mnemonic, {}), work.counts)
@@ -418,6 +420,12 @@ class Simulator:
         return PcCounters(
             template.pc, template.mnemonic, engine, self.program.source(template.pc), template.executed, template.busy
         )
+
+
+def _wrong_side(mnemonic: str, operand: str, memory: str) -> str:
+    if memory == "DRAM":
+        return f"{operand} is in DRAM, which only src of ld and dst of st reach"
+    return f"{operand} of {mnemonic} must be in DRAM, found {memory}"
 
 
 def _execution(name: str) -> Callable[[Operation, Memories], Work]:

@@ -232,7 +232,7 @@ def test_accesses_outside_a_memory_name_the_place():
 
 def test_engines_cannot_reach_dram():
     body = "cfg v0.n, 1\ncfg v0.k, 1\ncfg v0.steps, 1\naddr a1, U, 0\nv.reduce dst=a1, src=a0, desc=v0, init=0\nhalt\n"
-    with pytest.raises(H2LearnError, match="src is in DRAM, which only ld and st reach"):
+    with pytest.raises(H2LearnError, match="src is in DRAM, which only src of ld and dst of st reach"):
         simulator(body, sanitize=()).run()
 
 
