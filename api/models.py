@@ -1,11 +1,15 @@
-"""Reading model files: one front end per kind of file."""
+"""Reading model files, one front end per kind of file; what is asked for beside the model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import load_object
 
@@ -43,3 +47,25 @@ def load_model(path: str | Path, **options: Any) -> Model:
     model = reader(path, **options)
     assert isinstance(model, Model)
     return model
+
+
+def recipe_of(model: Model, train: Train | str | None) -> Train | None:
+    """Return the recipe to compile with: as given, or the model file's with the named method."""
+    if train is None or isinstance(train, Train):
+        return train
+    if not isinstance(train, str):
+        raise H2LearnError(f"expected a training recipe or the name of a method, found {type(train).__name__}")
+    return replace(model.train or Train(), method=train)
+
+
+def limits_text(mapping: str | Mapping[str, int] | TileLimits | None) -> str:
+    """Return tile limits as text in a fixed order; raises H2LearnError for unknown names and values below 1."""
+    if mapping is None:
+        return ""
+    if isinstance(mapping, Mapping):
+        mapping = ",".join(f"{name}={value}" for name, value in mapping.items())
+    if isinstance(mapping, str):
+        mapping = TileLimits.parse(mapping)
+    if not isinstance(mapping, TileLimits):
+        raise H2LearnError(f"expected tile limits, found {type(mapping).__name__}", hint="for example 'rows=4,k=8'")
+    return str(mapping)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from h2learn.compiler.driver import Recipe, compile_program
 from h2learn.compiler.manager import ManagerOptions
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model, TensorSpec
+from h2learn.models import limits_text, recipe_of
 from h2learn.runtime.counters import RunReport
 from h2learn.runtime.device import Device, DeviceResult
 from h2learn.runtime.loader import LoadedProgram, load
@@ -324,25 +325,3 @@ def load_program(path: str | Path) -> Program:
     if not isinstance(path, str | Path):
         raise H2LearnError(f"expected the path of a program, found {type(path).__name__}")
     return Program(read_object(path), Path(path).name)
-
-
-def recipe_of(model: Model, train: Train | str | None) -> Train | None:
-    """Return the recipe to compile with: as given, or the model file's with the named method."""
-    if train is None or isinstance(train, Train):
-        return train
-    if not isinstance(train, str):
-        raise H2LearnError(f"expected a training recipe or the name of a method, found {type(train).__name__}")
-    return replace(model.train or Train(), method=train)
-
-
-def limits_text(mapping: str | Mapping[str, int] | TileLimits | None) -> str:
-    """Return tile limits as text in a fixed order; raises H2LearnError for unknown names and values below 1."""
-    if mapping is None:
-        return ""
-    if isinstance(mapping, Mapping):
-        mapping = ",".join(f"{name}={value}" for name, value in mapping.items())
-    if isinstance(mapping, str):
-        mapping = TileLimits.parse(mapping)
-    if not isinstance(mapping, TileLimits):
-        raise H2LearnError(f"expected tile limits, found {type(mapping).__name__}", hint="for example 'rows=4,k=8'")
-    return str(mapping)

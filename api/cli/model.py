@@ -19,8 +19,7 @@ from h2learn.compiler.manager import module_text
 from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import parse_passes, phase_names, pipeline_text
 from h2learn.files import check_writable, write_atomic
-from h2learn.models import load_model
-from h2learn.program import limits_text, recipe_of
+from h2learn.models import limits_text, load_model, recipe_of
 
 from .options import Command, PassOptions, pass_options
 

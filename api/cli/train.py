@@ -12,7 +12,8 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.checkpoints import write_parameters
 from h2learn.data import DataSet, load_digits
 from h2learn.files import check_writable
-from h2learn.program import Execution, recipe_of
+from h2learn.models import recipe_of
+from h2learn.program import Execution
 from h2learn.training import Interrupted
 from h2learn.training import train as train_model
 
