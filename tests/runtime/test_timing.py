@@ -1,0 +1,212 @@
+"""Cycles against the formulas computed by hand, overlap of the engines, bounds, traffic and energy."""
+
+import numpy as np
+import pytest
+
+from h2learn.backends.h2learn.assembler import assemble
+from h2learn.backends.h2learn.machine import load_machine
+from h2learn.runtime.energy import HBM2_28_NM, LPDDR4_28_NM, energy_of, table_for
+from h2learn.runtime.loader import load
+from h2learn.runtime.simulator import Simulator
+from h2learn.runtime.timing import BUILDER_START_UP, START_UP, static_cycles
+
+V0, EDGE = load_machine("h2l-v0"), load_machine("h2l-edge")
+HEAD = ".machine h2l-edge\n.data 0x1000\n.zero 4096\n.bss 0x10000, 65536\n.text\n"
+ONE_ROW = "".join(f"cfg x0.n{d}, 1\n" for d in range(4)) + "cfg x0.ylim, 1\ncfg x0.xlim, 1\n"
+CONV = {"imgs": 2, "oh": 5, "ow": 4, "kh": 3, "kw": 3, "sh": 1, "sw": 1, "c": 18, "k": 40, "fan": 4, "gblk": 64}
+DMA = ONE_ROW + "addr a1, DRAM, 0x1000\naddr a2, U, 0\naddr a3, DRAM, 0x10000\n"
+LOAD, STORE = "ld dst=a2, src=a1, y=a0, x=a0, desc=x0\n", "st dst=a3, src=a2, y=a0, x=a0, desc=x0\n"
+
+
+def run(body, prepare=None, **options):
+    sim = Simulator(load(assemble(HEAD + body, "test.s")), execute="reference", **options)
+    if prepare is not None:
+        prepare(sim.memories.arrays)
+    return sim, sim.run()
+
+
+def conv(**changes):
+    return "".join(f"cfg c0.{name}, {value}\n" for name, value in (CONV | changes).items())
+
+
+def test_forward_look_up():
+    taps, groups, positions = 9, 5, 40
+    for shape, lanes_k in enumerate((16, 32, 64, 128, 256)):
+        for machine in (V0, EDGE):
+            passes = -(-40 // lanes_k) * -(-positions // (machine.forward.lanes // lanes_k))
+            expected = START_UP["FE"] + passes * taps * groups
+            assert static_cycles("fe.run", CONV, {"shape": shape}, machine) == expected
+
+
+def test_table_builder():
+    assert static_cycles("fe.fill", CONV, {}, V0) == BUILDER_START_UP + 9 * 5 * 40
+
+
+def test_weight_update():
+    assert static_cycles("wu.run", CONV, {}, V0) == START_UP["WUE"] + 2 * 3 * 10  # ceil(40/32), ceil(162/64), 40/4
+    assert static_cycles("wu.run", CONV, {}, EDGE) == START_UP["WUE"] + 10 * 3 * 10
+
+
+def test_vector_unit():
+    vec = {"n": 10, "k": 33, "steps": 3}
+    assert static_cycles("v.lif", vec, {}, EDGE) == START_UP["VEC"] + 11
+    assert static_cycles("v.reduce", vec, {}, EDGE) == START_UP["VEC"] + 31
+    assert static_cycles("v.loss", vec, {}, EDGE) == START_UP["VEC"] + 8 * 11
+    assert static_cycles("v.opt", {"n": 65}, {}, EDGE) == START_UP["VEC"] + 3
+    pool = {"imgs": 2, "oh": 3, "ow": 5, "kh": 2, "kw": 2, "k": 8}
+    assert static_cycles("v.pool", pool, {}, EDGE) == START_UP["VEC"] + 30
+
+
+def test_backward_engine_depends_on_the_bitmaps():
+    body = (
+        conv(imgs=1, oh=1, ow=8, kh=1, kw=1, c=64, k=64, gh=1, gw=8) + "addr a1, A, 0\naddr a2, G, 0\naddr a3, W, 0\n"
+    )
+    slot = 8 + 64 * 4
+
+    def bitmaps(live):
+        def prepare(arrays):
+            for position, bits in enumerate(live):
+                arrays["G"][slot * position : slot * position + 8].view(np.uint64)[0] = bits
+
+        return prepare
+
+    for live, busiest in (
+        ([1] * 8, 2),
+        ([0] * 8, 0),
+        ([255, 0, 0, 0, 255, 0, 0, 0], 16),
+        ([3, 255, 0, 0, 0, 0, 0, 0], 8),
+    ):
+        for mode, cycles in (("in", busiest), ("dense", 2 * 64)):
+            step = f"be.run acc=a1, g=a2, w=a3, m=a0, desc=c0, init=0, mode={mode}, masked=no\nhalt\n"
+            _, report = run(body + step, bitmaps(live), sanitize=())
+            assert report.busy["BE"] == START_UP["BE"] + cycles, (live, mode)
+
+
+def test_transfers_take_latency_and_whole_bursts():
+    for run_bytes, rows, stride, moved in (
+        (1, 1, 0, 64),
+        (64, 1, 0, 64),
+        (65, 1, 0, 128),
+        (16, 8, 100, 512),
+        (16, 8, 16, 128),
+    ):
+        body = DMA + f"cfg x0.run, {run_bytes}\ncfg x0.n1, {rows}\ncfg x0.ss1, {stride}\ncfg x0.ds1, {run_bytes}\n"
+        _, report = run(body + LOAD + "halt\n")
+        assert report.busy["DMAIN"] == 100 + -(-moved // 25.6)
+        assert report.busy["DRAM"] == -(-moved // 25.6)
+        assert report.bytes_read == {"DRAM": run_bytes * rows}
+
+
+def test_rows_that_do_not_exist_move_nothing():
+    body = DMA + "cfg x0.run, 64\ncfg x0.n2, 8\ncfg x0.ss2, 64\ncfg x0.ds2, 64\ncfg x0.ylim, 3\n"
+    _, report = run(body + LOAD + "halt\n")
+    assert report.bytes_read == {"DRAM": 192} and report.bytes_written == {"U": 512}
+    assert report.busy["DRAM"] == -(-192 // 25.6)
+
+
+def test_slots_move_their_live_values_only():
+    slot = 8 + 64 * 4
+    body = DMA + f"cfg x0.mode, slots\ncfg x0.run, {2 * slot}\ncfg x0.slot, {slot}\ncfg x0.item, 4\n"
+
+    def prepare(arrays):
+        arrays["DRAM"][:8].view(np.uint64)[0] = 0b111
+        arrays["DRAM"][slot : slot + 8].view(np.uint64)[0] = (1 << 20) - 1
+
+    _, report = run(body + LOAD + "halt\n", prepare)
+    assert report.bytes_read == {"DRAM": (8 + 3 * 4) + (8 + 20 * 4)}
+    assert report.bytes_written == {"U": (8 + 3 * 4) + (8 + 20 * 4)}
+    assert report.busy["DRAM"] == -(-(64 + 128) // 25.6)
+
+
+def test_both_directions_share_the_channel():
+    body = DMA + "cfg x0.run, 2560\n" + LOAD + "fence\n" + STORE + "addr a2, U, 8192\n" + LOAD + "halt\n"
+    _, report = run(body, sanitize={"race", "bounds"})
+    assert report.busy["DRAM"] == 300
+    assert report.stalls["DMAIN"]["DRAM channel"] == 100 - 2, "the load starts two cycles after the store"
+    assert report.busy["DMAIN"] == 2 * 200 and report.busy["DMAOUT"] == 200
+
+
+FE = "addr a1, A, 0\naddr a2, S, 0\naddr a3, L, 0\naddr a4, W, 0\naddr a5, L, 32768\n"
+FILL, RUN = "fe.fill lut={}, w=a4, desc=c0\n", "fe.run acc=a1, s=a2, lut={}, desc=c0, init=0, shape=16x128\n"
+
+
+def look_up(second_table):
+    small = conv(imgs=1, oh=8, ow=8, kh=1, kw=1, c=4, k=16)
+    body = small + FE + FILL.format("a3") + RUN.format("a3") + FILL.format(second_table) + RUN.format(second_table)
+    return run(body + "halt\n", sanitize={"race"}, trace=True)
+
+
+def test_the_builder_works_beside_the_look_up_of_another_table():
+    fill, look = BUILDER_START_UP + 16, START_UP["FE"] + 4
+    for table, overlap in (("a5", True), ("a3", False)):
+        sim, report = look_up(table)
+        spans = [(span.track, span.start, span.end) for span in sim.spans]
+        start = spans[0][1]
+        second = start + fill + (0 if overlap else look)
+        assert spans[1] == ("FE", start + fill, start + fill + look)
+        assert spans[2] == ("FE.fill", second, second + fill)
+        assert spans[3][1] == max(second + fill, start + fill + look)
+        assert report.findings == [] and report.cycles == spans[3][2]
+        assert report.busy["FE.fill"] == 2 * fill and report.busy["FE"] == 2 * look
+
+
+def test_a_signal_waits_for_both_units():
+    small = conv(imgs=4, oh=8, ow=8, kh=3, kw=3, c=4, k=16)
+    body = (
+        small
+        + FE
+        + FILL.format("a3")
+        + RUN.format("a3")
+        + FILL.format("a5")
+        + "signal FE, 1, 1\nwait VEC, 1, 1\nnop VEC\n"
+    )
+    sim, _ = run(body + "halt\n", sanitize=(), trace=True)
+    spans = {(span.track, span.pc): span for span in sim.spans}
+    nop = next(span for (track, _), span in spans.items() if track == "VEC")
+    assert nop.start == max(span.end for (track, _), span in spans.items() if track != "VEC")
+
+
+def test_engines_overlap_and_the_bound_is_the_busiest():
+    body = "loop 20\nnop FE\nnop BE\nnop VEC\nendl\nhalt\n"
+    _, report = run(body)
+    assert report.busy["FE"] == report.busy["BE"] == report.busy["VEC"] == report.bound == 20
+    assert report.cycles == 1 + 20 * 4 + 1
+    assert report.stalls["FE"]["queue empty"] == 2 + 19 * 3
+
+
+def test_busy_cycles_by_source_add_up():
+    lines = (
+        DMA
+        + "cfg x0.run, 64\n"
+        + '.loc "net.snn:1:1", ""\n'
+        + LOAD
+        + LOAD
+        + '.loc "net.snn:2:1", ""\n'
+        + LOAD
+        + "halt\n"
+    )
+    _, report = run(lines)
+    table = report.by_source()
+    assert table["net.snn:1:1"]["DMAIN"] == 2 * table["net.snn:2:1"]["DMAIN"]
+    assert sum(row["DMAIN"] for row in table.values()) == report.busy["DMAIN"]
+
+
+def test_energy_is_counts_times_the_table():
+    work = {"fe.fill": {"adds": 10}, "fe.run": {"adds": 1000}, "be.run": {"macs": 100}}
+    report = energy_of(V0, 2, work, {"DRAM": 1000, "W": 10}, {"DRAM": 24, "L": 100})
+    table = HBM2_28_NM
+    assert report.parts_pj["FE"] == pytest.approx(1010 * 0.459 + 1000 * 16 * table.table_read_per_bit)
+    assert report.parts_pj["BE"] == pytest.approx(100 * (0.561 + 0.459))
+    assert report.parts_pj["DRAM"] == pytest.approx(1024 * 8 * 3.92)
+    assert report.parts_pj["W"] == pytest.approx(80 * 0.128) and report.parts_pj["WUE"] == 0
+    assert report.total_pj == sum(report.parts_pj.values())
+    assert any("Horowitz" in text for text in report.assumptions) and report.profile == "28nm-hbm2"
+    wide = energy_of(V0, 4, work, {}, {})
+    assert wide.parts_pj["BE"] == pytest.approx(100 * (1.887 + 0.459))
+
+
+def test_the_profile_follows_the_machine():
+    assert table_for(V0) is HBM2_28_NM and table_for(EDGE) is LPDDR4_28_NM
+    _, report = run(DMA + "cfg x0.run, 64\n" + LOAD + "halt\n")
+    assert report.energy.parts_pj["DRAM"] == 64 * 8 * 8.0
+    assert report.energy_pj == report.energy.total_pj > 0
