@@ -30,6 +30,9 @@ train: loss cross_entropy, optimizer sgd(lr 0.1)
 WRONG = [
     # replaced, by, message, line, column, hint
     ("conv c1", "covn c1", "expected a layer or a declaration, found 'covn'", 6, 1, "did you mean conv?"),
+    ("lif n1", "lifn1", "expected a layer or a declaration, found 'lifn1'", 7, 1, "did you mean lif?"),
+    ("conv c1", "convc1", "found 'convc1'", 6, 1, "did you mean conv?"),
+    ("3 x 3", "3 xx 3", "found 'xx'", 6, 31, ""),
     ("lif n1", "relu n1", "found 'relu'", 7, 1, "a line starts with one of"),
     ("channels", "chanels", "expected channels, found 'chanels'", 6, 12, "did you mean channels?"),
     ("kernel 3 x 3", "kernel 3", "found the end of the line", 6, 30, ""),
@@ -95,7 +98,7 @@ def test_rendered_error():
     with pytest.raises(H2LearnError) as caught:
         parse_snn(VALID.replace("lif n1", "liff n1"), "a.snn")
     assert caught.value.render() == (
-        "a.snn:7:1: error: expected a layer or a declaration, found 'liff'\n  lfi n1\n  ^\n  hint: did you mean lif?"
+        "a.snn:7:1: error: expected a layer or a declaration, found 'liff'\n  liff n1\n  ^\n  hint: did you mean lif?"
     )
 
 

@@ -7,12 +7,13 @@ import functools
 import importlib.resources
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.lark import PostLex
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.reference.neuron import Neuron
@@ -25,7 +26,13 @@ MAX_SEED = (1 << 64) - 1
 SURROGATES: dict[str, type[Surrogate]] = {"rectangular": Rectangular, "triangular": Triangular}
 
 Node = Tree[Token]
-_READABLE = {"NAME": "a name", "NUMBER": "a number", "_NL": "the end of the line", "$END": "the end of the file"}
+_READABLE = {
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "_NL": "the end of the line",
+    "$END": "the end of the file",
+    "_TIMES": "x",
+}
 
 
 def read(text: str, file: str) -> Description:
@@ -43,10 +50,19 @@ def excerpt(text: str, line: int, column: int) -> str:
     return f"  {shown[start : start + 120]}\n  {' ' * (column - 1 - start)}^"
 
 
+class _WholeWords(PostLex):
+    """Makes the lexer always consider names, so that `liff` is one unknown word and not `lif` and `f`."""
+
+    always_accept = ("NAME",)
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        return stream
+
+
 @functools.cache
 def _parser() -> Lark:
     grammar = importlib.resources.files(__package__).joinpath("grammar.lark").read_text(encoding="utf-8")
-    return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=False)
+    return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=False, postlex=_WholeWords())
 
 
 @functools.cache
@@ -104,6 +120,8 @@ class _Reader:
             self.fail_at(len(lines), len(lines[-1]) + 1, "expected more, found the end of the file")
         token, words = error.token, _keywords()
         expected = set(error.accepts or error.expected)
+        if "_NL" in expected:
+            expected.discard("$END")
         allowed = sorted(words[name] for name in expected if name in words and words[name].isalpha())
         found = "the end of the line" if token.type in ("_NL", "$END") else repr(_short(str(token)))
         close = difflib.get_close_matches(str(token), allowed, n=1)
