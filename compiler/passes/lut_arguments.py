@@ -43,10 +43,18 @@ def _weight_shape(op: spike.ConvOp | spike.LinearOp) -> tuple[int, ...]:
     if isinstance(op, spike.ConvOp):
         kh, kw = shape_of(op.weight.type)[:2]
         return kh * kw, channels, k
-    if isinstance(op.x.owner, spike.FlattenOp):
-        height, width, channels = shape_of(op.x.owner.x.type)[-3:]
-        return height * width, channels, k
-    return 1, channels, k
+    height, width, channels = _maps(op.x)
+    return height * width, channels, k
+
+
+def _maps(value: SSAValue) -> tuple[int, ...]:
+    """Return H, W, C of the maps behind the features that a linear layer reads."""
+    owner = value.owner
+    if isinstance(owner, spike.FlattenOp):
+        return shape_of(owner.x.type)[-3:]
+    if isinstance(owner, spike.LifOp | spike.LiOp | spike.RepeatOp):
+        return _maps(owner.x)
+    return lifted(shape_of(value.type))[-3:]
 
 
 def _parameter_of_state(state: BlockArgument) -> SSAValue:

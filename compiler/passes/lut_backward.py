@@ -65,11 +65,17 @@ def _conv_input(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 def _linear_input(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LinearInputOp)
+    maps = shape(context.values[_forward_layer(op).x])[-3:]
     user = _only_user(op.result)
-    if isinstance(user, sgrad.UnflattenOp):
-        maps = int_values(user.properties, "input_shape", 3)
-        return _input_gradient(context, op, ConvGeometry(pair(maps[:2])), maps, user.result)
-    return _input_gradient(context, op, ConvGeometry((1, 1)), (1, 1, shape(op.weight)[0]), op.result)
+    reader = user.result if isinstance(user, sgrad.UnflattenOp) else op.result
+    return _input_gradient(context, op, ConvGeometry(pair(maps[:2])), maps, reader)
+
+
+def _forward_layer(op: sgrad.LinearInputOp) -> spike.LinearOp:
+    for use in op.weight.uses:
+        if isinstance(use.operation, spike.LinearOp):
+            return use.operation
+    raise NoLoweringError("expected the linear layer itself in the same function as its gradient")
 
 
 def _input_gradient(

@@ -19,6 +19,14 @@ class NoLoweringError(Exception):
     """An op that ``lut`` has no form for; the text says what was expected and found."""
 
 
+@dataclass(frozen=True)
+class PendingBias:
+    """The bias that the neuron behind a layer will add, and where that layer comes from."""
+
+    bias: SSAValue
+    location: LocationAttr
+
+
 @dataclass
 class LutContext:
     """State of one lowering.
@@ -35,7 +43,7 @@ class LutContext:
     dtype: str
     steps: int
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
-    biases: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    biases: dict[SSAValue, PendingBias] = field(default_factory=dict)
     winners: dict[SSAValue, SSAValue] = field(default_factory=dict)
     masks: dict[SSAValue, SSAValue] = field(default_factory=dict)
     gs_time: dict[SSAValue, str] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from .lut_context import (
     Lowering,
     LutContext,
     NoLoweringError,
+    PendingBias,
     fused,
     is_real,
     is_tensor,
@@ -54,11 +55,8 @@ def _repeat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _flatten(context: LutContext, op: Operation) -> Sequence[SSAValue]:
-    """Vanishes: the linear layer behind it becomes a convolution whose kernel is the whole map."""
+    """Vanishes: neurons do not care, and the linear layer above becomes a convolution whose kernel is the whole map."""
     assert isinstance(op, spike.FlattenOp)
-    for user in _users(op.result):
-        if not isinstance(user, spike.LinearOp | sgrad.LinearWeightOp):
-            raise NoLoweringError(f"expected a linear layer behind flatten, found {user.name}")
     return [context.values[op.x]]
 
 
@@ -85,7 +83,7 @@ def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: C
         conv = lut.FeConvOp(x, w, geometry, context.machine.forward.fan_in, block, op.location)
     context.emit(conv)
     if op.bias is not None:
-        context.biases[conv.current] = context.values[op.bias]
+        context.biases[conv.current] = PendingBias(context.values[op.bias], op.location)
     return [conv.current]
 
 
@@ -110,6 +108,7 @@ def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.LifOp)
     current, bias, location = _current(context, op.x, op)
     neuron = Neuron(*astuple(neuron_of(op)))
+    _check_constants(current, neuron)
     lif = lut.LifOp(current, bias, neuron, shape(op.x)[0], context.dtype, location)
     context.emit(lif)
     context.masks[op.s] = lif.m
@@ -119,7 +118,9 @@ def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.LiOp)
     current, bias, location = _current(context, op.x, op)
-    li = lut.LiOp(current, bias, float_values(op.properties, "alpha"), shape(op.x)[0], context.dtype, location)
+    neuron = Neuron(float_values(op.properties, "alpha"))
+    _check_constants(current, neuron)
+    li = lut.LiOp(current, bias, neuron.alpha, shape(op.x)[0], context.dtype, location)
     context.emit(li)
     return [li.u]
 
@@ -129,10 +130,16 @@ def _current(context: LutContext, x: SSAValue, op: Operation) -> tuple[SSAValue,
     current = context.values[x]
     if not is_tensor(current):
         raise NoLoweringError("expected a current as input of a neuron, found averaged spikes or a stored input")
-    bias = context.biases.get(current)
-    if bias is None or not isinstance(current.owner, Operation):
-        return current, bias, op.location
-    return current, bias, fused(op.location, current.owner.location)
+    pending = context.biases.get(current)
+    if pending is None:
+        return current, None, op.location
+    return current, pending.bias, fused(op.location, pending.location)
+
+
+def _check_constants(current: SSAValue, neuron: Neuron) -> None:
+    channels = shape(current)[-1]
+    if any(len(values) not in (1, channels) for values in (neuron.alpha, neuron.theta, neuron.v_reset)):
+        raise NoLoweringError(f"expected 1 or {channels} values per constant of a neuron behind flatten")
 
 
 def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -140,6 +147,8 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     x = context.of(op.x)
     if is_tensor(x):
         raise NoLoweringError("expected spikes or membrane potentials to read out, found a current")
+    if shape(x)[-3:-1] != (1, 1):
+        raise NoLoweringError("expected a linear layer between flatten and readout")
     readout = lut.ReadoutOp(x, op.kind.data, op.location)
     context.emit(readout)
     return [readout.logits]
