@@ -1,0 +1,187 @@
+"""Types, attributes and verifiers of ``lut``: printing, parsing, refusals."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from xdsl.context import Context
+from xdsl.dialects import test
+from xdsl.dialects.builtin import Builtin, ModuleOp, TensorType, i32
+from xdsl.parser import Parser
+from xdsl.utils.exceptions import ParseError, VerifyException
+
+from h2learn.dialects import lut
+from h2learn.dialects.lut.ops import RUN_SCALARS, BiasGradOp, LiOp, RngOp, TimeSumOp, UnpoolOp, tensor
+
+WINDOW = lut.ConvGeometry((3, 3), (2, 1), (1, 1))
+HALF = lut.ConvGeometry((2, 2), (2, 2))
+NEURON = lut.Neuron((0.5, 1e-7), (1.0,), (-0.25,), "hard", "gt", "triangular", 0.5, 2.0, False)
+SPIKES = lut.SpikesType((4, 2, 6, 6, 8))
+WEIGHTS = tensor((9, 8, 2))
+LABELS = TensorType(i32, [2])
+CURRENT = tensor((4, 2, 3, 6, 2))
+GRADS = lut.GradsType((4, 2, 3, 6, 2), "f16")
+
+
+def value(type_):
+    return test.TestOp(result_types=[type_]).results[0]
+
+
+def context():
+    result = Context()
+    for dialect in (Builtin, test.Test, lut.Lut):
+        result.load_dialect(dialect)
+    return result
+
+
+def one_of_each():
+    """Return a module in which every op of the dialect occurs, with and without its optional parts."""
+    ops = []
+
+    def given(type_):
+        ops.append(test.TestOp(result_types=[type_]))
+        return ops[-1].results[0]
+
+    def add(op):
+        ops.append(op)
+        return op
+
+    s, w, bias, scalars = given(SPIKES), given(WEIGHTS), given(tensor((2,))), given(RUN_SCALARS)
+    store, mask = given(lut.StoreType((2, 6, 6, 8), "f16")), given(lut.MaskType((4, 2, 6, 6, 8)))
+    conv = add(lut.FeConvOp(s, w, WINDOW, 4, 8))
+    static = add(lut.BeConvOp(store, add(lut.CastOp(w, "f16")).w, WINDOW, 8))
+    lif = add(lut.LifOp(conv.current, bias, NEURON, 4, "f16"))
+    add(lut.LifOp(static.current, None, NEURON, 4, "f16"))
+    li = add(LiOp(conv.current, bias, (1e-5,), 4, "f16"))
+    maxima = add(lut.PoolOp(lif.s, "max", lut.ConvGeometry((3, 6)), "f16"))
+    add(lut.PoolOp(lif.s, "avg", HALF, "f16"))
+    add(lut.PoolOp(conv.current, "max", HALF, "f16"))
+    add(RngOp(given(tensor((2, 6, 6, 8))), scalars, 1, 4))
+    logits = add(lut.ReadoutOp(maxima.y, "rate")).logits
+    loss = add(lut.LossOp(logits, given(LABELS), scalars, "mse_rate", 0.25))
+    gs = add(
+        UnpoolOp(given(tensor((4, 2, 1, 1, 2))), maxima.winners, "max", lut.ConvGeometry((3, 6)), CURRENT.get_shape())
+    )
+    grad = add(lut.GradOp(gs.result, lif.u, lif.s, NEURON, "all", 4, "f16"))
+    add(lut.GradOp(loss.dlogits, None, None, lut.Neuron((0.5,)), "last", 4, "f16"))
+    add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8)))
+    add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8)))
+    add(UnpoolOp(grad.gu, None, "avg", lut.ConvGeometry((1, 1)), CURRENT.get_shape()))
+    total = add(TimeSumOp(grad.gu))
+    gw = add(lut.WuOp(s, grad.gu, WINDOW, 4, (2, 1, 3, 3))).gw
+    add(lut.BeWgtOp(store, total.result, WINDOW, (1, 1, 3, 3)))
+    add(BiasGradOp(grad.gu, (1, 2, 3, 4)))
+    add(lut.SgdOp(w, gw, None, scalars, 0.0, 1.0))
+    add(lut.SgdOp(w, gw, w, scalars, 0.9, 1.0))
+    add(lut.SgdOp(w, gw, None, scalars, 0.0, 0.5, "f16"))
+    add(lut.SgdOp(w, gw, w, scalars, 0.9, 0.5, "f16"))
+    assert li.neuron.alpha == (1e-5,)
+    return ModuleOp(ops)
+
+
+def test_every_op_prints_and_parses():
+    module = one_of_each()
+    module.verify()
+    assert {op.name for op in module.ops} - {"test.op"} == {op.name for op in lut.OPERATIONS}
+    text = str(module)
+    parsed = Parser(context(), text).parse_module()
+    parsed.verify()
+    assert parsed.is_structurally_equivalent(module)
+    assert str(parsed) == text
+    assert {op.engine for op in parsed.ops if isinstance(op, lut.LutOp)} == {"FE", "BE", "WUE", "VEC"}
+
+
+def test_attributes_are_plain_python():
+    op = lut.WuOp(value(SPIKES), value(GRADS), WINDOW, 4, (2, 1, 3, 3))
+    assert (op.geometry, op.fan_in, op.reduce_block) == (WINDOW, 4, (2, 1, 3, 3))
+    assert (op.geometry.taps, op.geometry.extent(6, 6)) == (9, (3, 6))
+    assert (SPIKES.shape, SPIKES.dtype, GRADS.dtype) == ((4, 2, 6, 6, 8), "bits", "f16")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("!lut.spikes<4x0>", "expected positive dimensions, found 4x0"),
+        ("!lut.store<4x8, f64>", "expected a storage type of f32, f16, found 'f64'"),
+        ("!lut.grads<4x8>", "Expected 'x'"),
+    ],
+)
+def test_types_that_are_refused(text, message):
+    with pytest.raises((ParseError, VerifyException), match=re.escape(message)):
+        Parser(context(), text).parse_type()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lut.GeometryAttr(lut.ConvGeometry((0, 3))), "expected a positive kernel and stride"),
+        (lambda: lut.NeuronAttr(lut.Neuron((0.5,), compare="gt", reset="firm")), "expected a reset of hard, soft"),
+        (lambda: lut.NeuronAttr(lut.Neuron((float("nan"),))), "expected finite neuron constants"),
+        (lambda: lut.NeuronAttr(lut.Neuron((0.5,), reset="hard")), "never fires cannot have the reset 'hard'"),
+        (lambda: lut.NeuronAttr(lut.Neuron(())), "expected at least one value each"),
+    ],
+)
+def test_attributes_that_are_refused(make, message):
+    with pytest.raises(VerifyException, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lut.FeConvOp(value(SPIKES), value(tensor((4, 8, 2))), WINDOW, 4, 8), "kernel positions"),
+        (lambda: lut.FeConvOp(value(SPIKES), value(tensor((9, 7, 2))), WINDOW, 4, 8), "input channels"),
+        (lambda: lut.FeConvOp(value(SPIKES), value(tensor((8, 2))), WINDOW, 4, 8), "expected weights [kh*kw, C, K]"),
+        (lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 9, 8), "fan_in between 1 and 8, found 9"),
+        (lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 4, 0), "reduce_block to be positive"),
+        (lambda: lut.FeConvOp(value(CURRENT), value(WEIGHTS), WINDOW, 4, 8), "lut.spikes"),
+        (
+            lambda: lut.BeConvOp(
+                value(lut.StoreType((2, 1, 1, 8), "f32")), value(WEIGHTS), lut.ConvGeometry((3, 3)), 8
+            ),
+            "the window does not fit its input",
+        ),
+        (lambda: lut.LifOp(value(CURRENT), value(tensor((3,))), NEURON, 4, "f32"), "shape of the bias"),
+        (lambda: lut.LifOp(value(CURRENT), None, NEURON, 5, "f32"), "time_steps to be 4, found 5"),
+        (lambda: lut.LifOp(value(CURRENT), None, lut.Neuron((0.5,)), 4, "f32"), "the neuron to fire"),
+        (
+            lambda: lut.LifOp(value(CURRENT), None, lut.Neuron((0.5,) * 3, compare="ge"), 4, "f32"),
+            "expected 1 or 2 values of alpha, found 3",
+        ),
+        (lambda: lut.PoolOp(value(GRADS), "avg", HALF, "f32"), "expected spikes or an fp32 tensor to pool"),
+        (lambda: lut.PoolOp(value(SPIKES), "sum", HALF, "f32"), "expected a pooling of avg, max, found 'sum'"),
+        (lambda: lut.PoolOp(value(SPIKES), "avg", WINDOW, "f32"), "pooling cannot be padded"),
+        (
+            lambda: UnpoolOp(value(CURRENT), None, "max", HALF, (4, 2, 6, 12, 2)),
+            "expected winners for max pooling and none for avg pooling",
+        ),
+        (lambda: lut.ReadoutOp(value(SPIKES), "membrane_mean"), "expected lut.store for the readout membrane_mean"),
+        (
+            lambda: lut.LossOp(value(tensor((2, 1, 1, 4))), value(LABELS), value(RUN_SCALARS), "hinge", 1.0),
+            "expected a loss of cross_entropy, mse_rate, found 'hinge'",
+        ),
+        (lambda: lut.GradOp(value(CURRENT), None, None, NEURON, "all", 4, "f32"), "expected membrane potentials"),
+        (lambda: lut.GradOp(value(CURRENT), None, None, lut.Neuron((1.0,)), "last", 4, "f32"), "incoming gradient"),
+        (
+            lambda: lut.BeGradOp(value(GRADS), value(WEIGHTS), None, WINDOW, 2, "dual", (4, 2, 6, 6, 8)),
+            "mode dual needs a mask",
+        ),
+        (
+            lambda: lut.BeGradOp(value(GRADS), value(WEIGHTS), None, WINDOW, 2, "in", (4, 2, 9, 6, 8)),
+            "expected the shape of the gradient",
+        ),
+        (lambda: lut.WuOp(value(SPIKES), value(GRADS), WINDOW, 4, (0, 1, 1, 1)), "reduce_block to be positive"),
+        (
+            lambda: lut.SgdOp(value(WEIGHTS), value(WEIGHTS), None, value(RUN_SCALARS), 0.9, 1.0),
+            "expected a momentum buffer",
+        ),
+        (
+            lambda: lut.SgdOp(value(WEIGHTS), value(CURRENT), None, value(RUN_SCALARS), 0.0, 1.0),
+            "shape of the gradient",
+        ),
+    ],
+)
+def test_ops_that_are_refused(make, message):
+    with pytest.raises(VerifyException, match=re.escape(message)):
+        make().verify()
