@@ -272,7 +272,8 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     """``v.reduce``: rate, mean or last over time (as in the reference); time sum or position sum of gradients."""
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
     if kind not in ("tsum", "bias"):
-        return reference.v_reduce(op, buffers)
+        with np.errstate(all="ignore"):
+            return reference.v_reduce(op, buffers)
     steps = op.number("steps") if kind == "tsum" else 1
     *lists, live = _gradient_lists(op, buffers["src"], steps * n)
     counts = {"elements": steps * n * k, "live_inputs": live}

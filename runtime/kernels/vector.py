@@ -229,7 +229,7 @@ def differentiate(
 
 @jit
 def average_bits(
-    source: U8, averages: F32, shape: Shape, sh: int, sw: int, k: int, low: int, high: int, dst: F32
+    source: U8, averages: F32, shape: Shape, sh: int, sw: int, k: int, dst: F32, low: int, high: int
 ) -> None:
     """``dst[position][ch]`` = ``averages[number of spikes in the window]`` for the positions ``low .. high-1``."""
     in_rows, in_columns, oh, ow, kh, kw = shape
@@ -391,18 +391,17 @@ def bernoulli(
     rates: F32,
     dst: U8,
     k: int,
-    seed: np.uint64,
+    key: Pair,
     stream: int,
-    sample: np.uint64,
+    sample: int,
     neuron: int,
     tick: int,
+    work: I64,
     low: int,
     high: int,
-) -> int:
-    """Draw spikes for the positions ``low .. high-1`` and return how many there are."""
+) -> None:
+    """Draw spikes for the positions ``low .. high-1``; ``work`` += spikes. ``key`` holds the halves of the seed."""
     width = np.uint64(k)
-    row_bytes = (width + np.uint64(7)) >> np.uint64(3)
-    key = np.uint32(seed), np.uint32(seed >> np.uint64(32))
     lanes = lanes_for(1, k)
     fired = np.uint64(0)
     for position in range(np.uint64(low), np.uint64(high)):
@@ -413,10 +412,8 @@ def bernoulli(
             uniform = np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)
             lanes[ch] = np.uint8(uniform < rates[position * width + ch])
             fired += np.uint64(lanes[ch])
-        pack(
-            lanes, dst[position * row_bytes : (position + np.uint64(1)) * row_bytes], np.uint64(0), np.uint64(1), width
-        )
-    return np.int64(fired)
+        pack(lanes, dst, position, np.uint64(1), width)
+    work[0] += np.int64(fired)
 
 
 @jit

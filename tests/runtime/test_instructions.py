@@ -1,0 +1,332 @@
+"""Every computing instruction, alone: the plain reference and the fast kernels leave the same bytes and counts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.runtime import fast, reference
+from h2learn.runtime.operation import Memories, Operand, Operation, open_operands, slot_bytes, spans
+
+BASE = 1 << 14
+DRAM_BASE = 0x1000
+KERNELS = sorted(fast.SEMANTICS)
+REALS = ("acc", "gs", "loss", "grad", "logits", "p", "g", "mom", "par", "x", "w", "lut", "us", "uo", "u", "gc")
+
+
+class Builder:
+    """Draws one random instruction and places its operands in memories of random bytes."""
+
+    def __init__(self, mnemonic: str, seed: int) -> None:
+        self.row = isa.BY_MNEMONIC[mnemonic]
+        self.rng = np.random.default_rng([seed, self.row.opcode])
+        kind = next(f.of for f in self.row.fields if f.kind is isa.Kind.DESC)
+        self.fields = {f.name: f for f in isa.DESCRIPTOR_BY_NAME[kind].fields}
+        self.desc: dict[str, int | float] = dict.fromkeys(self.fields, 0)
+        self.special = seed % 4 == 3
+
+    def pick(self, *choices: int) -> int:
+        return int(self.rng.choice(choices))
+
+    def enum(self, field: str, *names: str) -> None:
+        values = self.fields[field].values
+        self.desc[field] = values.index(str(self.rng.choice(names or values)))
+
+    def draw(self) -> None:
+        getattr(self, f"draw_{self.row.mnemonic.replace('.', '_')}")()
+
+    def draw_conv(self) -> None:
+        self.desc |= {
+            "imgs": self.pick(1, 2, 3),
+            "oh": self.pick(1, 2, 3, 5),
+            "ow": self.pick(1, 2, 4),
+            "kh": self.pick(1, 2, 3, 4),
+            "kw": self.pick(1, 2, 3),
+            "sh": self.pick(1, 2, 3),
+            "sw": self.pick(1, 2),
+            "c": self.pick(1, 3, 8, 11, 16),
+            "k": self.pick(1, 7, 10, 16, 19, 37, 70),
+            "fan": self.pick(1, 2, 3, 4, 5, 8),
+            "gblk": self.pick(4, 13, 16, 64),
+            "gh": self.pick(1, 2, 4),
+            "gw": self.pick(1, 3),
+            "py": self.pick(0, 1, 2),
+            "px": self.pick(0, 1, 3),
+        }
+        self.enum("dtype")
+
+    draw_fe_fill = draw_fe_run = draw_be_fwd = draw_be_run = draw_be_wgt = draw_wu_run = draw_conv
+
+    def draw_neuron(self) -> None:
+        self.desc |= {"n": self.pick(1, 5, 33, 300), "k": self.pick(1, 3, 8, 10, 16, 67), "gblk": self.pick(4, 16, 64)}
+        self.desc |= {"width": self.pick(1, 2, 9) / 4, "height": self.pick(0, 1, 2) / 2}
+        for field in ("dtype", "reset", "spike", "surrogate", "detach", "save_u", "save_m"):
+            self.enum(field)
+
+    draw_v_lif = draw_v_grad = draw_neuron
+
+    def draw_v_pool(self) -> None:
+        self.draw_pool()
+        kind, src, dst = [
+            ("avg", "bits", "storage"),
+            ("avg", "f32", "f32"),
+            ("max", "bits", "bits"),
+            ("max", "f32", "f32"),
+        ][self.pick(0, 1, 2, 3)]
+        self.enum("kind", kind), self.enum("src", src), self.enum("dst", dst)
+
+    def draw_v_unpool(self) -> None:
+        self.draw_pool()
+        form = str(self.rng.choice(["f32", "slots"]))
+        self.enum("src", form), self.enum("dst", form)
+
+    def draw_pool(self) -> None:
+        self.desc |= {
+            "imgs": self.pick(1, 2),
+            "oh": self.pick(1, 2, 5),
+            "ow": self.pick(1, 3),
+            "kh": self.pick(1, 2, 3),
+            "kw": self.pick(1, 2, 4),
+            "sh": self.pick(1, 2, 3),
+            "sw": self.pick(1, 2),
+            "k": self.pick(1, 5, 8, 16, 21),
+            "gblk": self.pick(4, 16, 64),
+            "gh": self.pick(1, 3),
+            "gw": self.pick(1, 2),
+            "py": self.pick(0, 1),
+            "px": self.pick(0, 2),
+        }
+        self.enum("dtype"), self.enum("kind")
+
+    def draw_vec(self, *kinds: str) -> None:
+        self.desc |= {"n": self.pick(1, 4, 9), "k": self.pick(1, 3, 10, 16, 20), "steps": self.pick(1, 3, 6)}
+        self.desc |= {"gblk": self.pick(4, 16, 64), "stream": self.pick(0, 7), "p0": self.pick(0, 1, 3) / 4, "p1": 0.5}
+        self.enum("dtype"), self.enum("kind", *kinds)
+
+    def draw_v_rng(self) -> None:
+        self.draw_vec()
+
+    def draw_v_reduce(self) -> None:
+        self.draw_vec("rate", "mean", "last", "tsum", "bias")
+
+    def draw_v_loss(self) -> None:
+        self.draw_vec("cross_entropy", "mse_rate")
+
+    def draw_v_opt(self) -> None:
+        self.draw_vec("sgd")
+        self.desc["n"] = self.pick(1, 100, 1000)
+
+    def draw_ld(self) -> None:
+        n = [self.pick(1, 2), self.pick(1, 3), self.pick(1, 2, 4), self.pick(1, 2, 5)]
+        slots = bool(self.pick(0, 1))
+        item, slot = 2, slot_bytes(16, 2)
+        run = slot * self.pick(1, 2) if slots else self.pick(1, 3, 8, 24)
+        strides = [run * int(np.prod(n[d + 1 :])) for d in range(4)]
+        gap = self.pick(0, 5)
+        self.desc |= {"mode": int(slots), "run": run, "slot": slot if slots else 0, "item": item if slots else 0}
+        self.desc |= {f"n{d}": n[d] for d in range(4)} | {f"ss{d}": strides[d] + gap * (4 - d) ** 2 for d in range(4)}
+        self.desc |= {f"ds{d}": -strides[d] if gap and d == 0 else strides[d] for d in range(4)}
+        self.desc |= {"ylim": self.pick(1, 3, 9), "xlim": self.pick(1, 2, 9)}
+
+    draw_st = draw_ld
+
+    def operation(self) -> tuple[Operation, Memories]:
+        self.draw()
+        names = [f.name for f in self.row.fields if f.kind is isa.Kind.AREG]
+        memories = list(isa.MEMORIES)
+        order = self.rng.permutation(len(memories))
+        operands, scattered = {}, bool(self.pick(0, 0, 1))
+        for index, name in enumerate(names):
+            memory = memories[order[index % len(memories)]]
+            address = BASE + (self.pick(1, 2, 4, 9) if scattered else 0) + (DRAM_BASE if memory == "DRAM" else 0)
+            if name in ("y", "pos", "neu", "tick") or (name == "x" and self.row.mnemonic in ("ld", "st")):
+                address = self.pick(-2, -1, 0, 1) if name in ("y", "x") else self.pick(0, 2, 1000)
+            operands[name] = Operand(memory, address)
+        fields = {"mode": self.pick(0, 1, 2, 3), "masked": self.pick(0, 1), "shape": 0}
+        used = {f.name: fields[f.name] for f in self.row.fields if f.name in fields}
+        has_init = any(f.name == "init" for f in self.row.fields)
+        op = Operation(0x20, self.row.mnemonic, operands, self.desc, has_init and bool(self.pick(0, 1)), used)
+        ends = {op.operands[name].memory: end for name, (_, end) in spans(op).items()}
+        storage = Memories({name: ends.get(name, 0) + 100 for name in isa.MEMORIES}, DRAM_BASE)
+        for array in storage.arrays.values():
+            array[:] = self.rng.integers(0, 256, array.size, dtype=np.uint8)
+        for name, buffer in open_operands(op, storage).items():
+            self.fill(op, name, buffer)
+        return op, storage
+
+    def fill(self, op: Operation, name: str, buffer: np.ndarray) -> None:
+        if op.mnemonic in ("ld", "st"):
+            return
+        kind = format_of(op, name)
+        if kind in ("f32", "f16"):
+            dtype = np.dtype(np.float32 if kind == "f32" else np.float16)
+            values = self.reals(buffer.size // dtype.itemsize)
+            if name == "par":
+                values = np.abs(values)
+            buffer[:] = values.astype(dtype).view(np.uint8)
+        elif kind == "bits":
+            buffer[:] = self.rng.integers(0, 256, buffer.size) & self.rng.integers(0, 256, buffer.size)
+        elif kind == "slots":
+            self.fill_slots(op, buffer)
+        elif name == "label":
+            buffer[:] = self.rng.integers(0, op.number("k"), buffer.size // 4).astype(np.int32).view(np.uint8)
+        elif name == "scal":
+            buffer[:4] = np.float32([0.125]).view(np.uint8)
+            buffer[4:8] = np.uint32([self.pick(0, 1, 3, 1003, 5)]).view(np.uint8)
+        elif name == "idx":
+            buffer[:] = self.rng.integers(0, op.number("kh") * op.number("kw"), buffer.size)
+
+    def reals(self, count: int) -> np.ndarray:
+        values = self.rng.integers(-40, 40, count) / 16 * self.rng.choice([1, 1.1, 0.37], count)
+        if self.special and count > 4:
+            values[self.rng.integers(0, count, 2)] = [np.inf, np.nan]
+            values[self.rng.integers(0, count, 2)] = [-0.0, 1e-7]
+        return np.where(self.rng.random(count) < 0.2, 0, values).astype(np.float32)
+
+    def fill_slots(self, op: Operation, buffer: np.ndarray) -> None:
+        gblk, item = op.number("gblk"), 4 if op.storage() == "f32" else 2
+        for slot in buffer.reshape(-1, slot_bytes(gblk, item)):
+            slot[:8] &= self.rng.integers(0, 256, 8, dtype=np.uint8)
+            values = self.reals(gblk).astype(np.float32 if item == 4 else np.float16)
+            slot[8 : 8 + gblk * item] = values.view(np.uint8)
+
+
+def format_of(op: Operation, name: str) -> str:
+    storage = op.storage()
+    if name in ("s", "m", "ss", "so", "mo"):
+        return "bits"
+    if op.mnemonic in ("v.pool", "v.unpool") and name in ("src", "dst"):
+        form = op.choice(name)
+        return storage if form == "storage" else form
+    if op.mnemonic == "v.rng" and name in ("src", "dst"):
+        return {"src": "f32", "dst": "bits"}[name]
+    if op.mnemonic == "v.reduce":
+        source = {"rate": "bits", "tsum": "slots", "bias": "slots"}.get(op.choice("kind"), storage)
+        return source if name == "src" else "slots" if op.choice("kind") == "tsum" else "f32"
+    if name == "go" or (name == "g" and op.mnemonic != "v.opt"):
+        return "slots"
+    if name in ("x", "w", "lut", "us", "uo", "u", "gc"):
+        return storage
+    return "f32" if name in REALS else "raw"
+
+
+def canonical(op: Operation, memories: Memories) -> dict[str, bytes]:
+    """All bytes, with every NaN of a real operand replaced by one pattern (its payload is unspecified)."""
+    operands = {} if op.mnemonic in ("ld", "st") else open_operands(op, memories)
+    for name, buffer in operands.items():
+        kind = format_of(op, name)
+        if kind in ("f32", "f16"):
+            values = buffer.copy().view(np.float32 if kind == "f32" else np.float16)
+            values[np.isnan(values)] = np.nan
+            buffer[:] = values.view(np.uint8)
+        if kind == "slots":
+            gblk, item = op.number("gblk"), 4 if op.storage() == "f32" else 2
+            for slot in buffer.reshape(-1, slot_bytes(gblk, item)):
+                values = slot[8 : 8 + gblk * item].copy().view(np.float32 if item == 4 else np.float16)
+                values[np.isnan(values)] = np.nan
+                slot[8 : 8 + gblk * item] = values.view(np.uint8)
+    return {name: array.tobytes() for name, array in memories.arrays.items()}
+
+
+def copied(memories: Memories) -> Memories:
+    twin = Memories({name: array.size for name, array in memories.arrays.items()}, DRAM_BASE)
+    for name, array in memories.arrays.items():
+        twin.arrays[name][:] = array
+    return twin
+
+
+@pytest.mark.parametrize("mnemonic", KERNELS)
+@pytest.mark.parametrize("seed", range(24))
+def test_fast_kernels_leave_the_bytes_of_the_reference(mnemonic: str, seed: int) -> None:
+    op, memories = Builder(mnemonic, seed).operation()
+    twin = copied(memories)
+    try:
+        expected = reference.execute(op, memories)
+    except H2LearnError as error:
+        with pytest.raises(H2LearnError, match=error.message[:20]):
+            fast.execute(op, twin)
+        return
+    found = fast.execute(op, twin)
+    assert found.counts == expected.counts
+    assert all(type(count) is int for count in found.counts.values())
+    assert canonical(op, twin) == canonical(op, memories)
+
+
+@pytest.mark.parametrize("mnemonic", KERNELS)
+def test_splitting_over_threads_changes_nothing(mnemonic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(fast, "_cores", lambda: 3)
+    for seed in range(100, 104):
+        op, memories = Builder(mnemonic, seed).operation()
+        twin = copied(memories)
+        expected = reference.execute(op, memories)
+        assert fast.execute(op, twin).counts == expected.counts
+        assert canonical(op, twin) == canonical(op, memories)
+
+
+@pytest.mark.parametrize("mnemonic", KERNELS)
+def test_only_written_operands_change(mnemonic: str) -> None:
+    for seed in range(200, 204):
+        op, memories = Builder(mnemonic, seed).operation()
+        before = copied(memories)
+        reference.execute(op, memories)
+        for name, array in memories.arrays.items():
+            allowed = np.zeros(array.size, np.bool_)
+            for operand, (start, end) in spans(op).items():
+                if op.operands[operand].memory == name and operand in isa.BY_MNEMONIC[mnemonic].writes:
+                    base = DRAM_BASE if name == "DRAM" else 0
+                    allowed[start - base : end - base] = True
+            assert np.array_equal(array[~allowed], before.arrays[name][~allowed])
+
+
+@pytest.mark.parametrize("engine", [reference, fast])
+@pytest.mark.parametrize(
+    ("mnemonic", "field", "value"),
+    [
+        ("fe.run", "fan", 0),
+        ("fe.fill", "fan", 9),
+        ("be.run", "sh", 0),
+        ("wu.run", "gblk", 0),
+        ("be.wgt", "gblk", 65),
+        ("v.pool", "kw", 0),
+        ("v.loss", "kind", 0),
+        ("v.opt", "kind", 0),
+        ("v.reduce", "kind", 7),
+        ("fe.run", "imgs", 1 << 20),
+        ("be.fwd", "dtype", 5),
+        ("v.lif", "n", 1 << 30),
+    ],
+)
+def test_impossible_descriptors_are_faults(engine: object, mnemonic: str, field: str, value: int) -> None:
+    op, memories = Builder(mnemonic, 1).operation()
+    broken = dataclasses.replace(op, desc=op.desc | {field: value})
+    with pytest.raises(H2LearnError) as caught:
+        engine.execute(broken, memories)  # type: ignore[attr-defined]
+    assert "pc 32" in caught.value.render() and mnemonic in caught.value.render()
+
+
+@pytest.mark.parametrize("engine", [reference, fast])
+@pytest.mark.parametrize("label", [-1, 3])
+def test_label_outside_the_classes_is_a_fault(engine: object, label: int) -> None:
+    builder = Builder("v.loss", 0)
+    op, memories = builder.operation()
+    op = dataclasses.replace(op, desc=op.desc | {"k": 3, "n": 1}, operands=op.operands | {"pos": Operand("DRAM", 0)})
+    buffers = open_operands(op, memories)
+    buffers["label"][:] = np.int32([label]).view(np.uint8)
+    buffers["scal"][4:8] = np.uint32([1]).view(np.uint8)
+    with pytest.raises(H2LearnError, match="label"):
+        engine.execute(op, memories)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("engine", [reference, fast])
+def test_empty_tiles_do_nothing(engine: object) -> None:
+    for mnemonic, field in [("fe.run", "imgs"), ("be.run", "oh"), ("v.lif", "n"), ("ld", "n1"), ("v.grad", "n")]:
+        op, memories = Builder(mnemonic, 2).operation()
+        before = copied(memories)
+        engine.execute(dataclasses.replace(op, desc=op.desc | {field: 0}), memories)  # type: ignore[attr-defined]
+        for name, array in memories.arrays.items():
+            assert np.array_equal(array, before.arrays[name]), mnemonic
