@@ -174,10 +174,8 @@ class Device:
 
         Raises H2LearnError for an unknown name and for gradient slots, which have no host form.
         """
-        table = self._results if role is None or (role, name) in self._results else self._arguments
-        if role is None and not any(key[1] == name for key in self._results):
-            table = self._arguments
-        port = self._find(table, name, role)
+        is_result = any(found == name and role in (None, found_role) for found_role, found in self._results)
+        port = self._find(self._results if is_result else self._arguments, name, role)
         values = _to_source(self._decode(port), port)
         if port.role == "gradient" and self.gradient_scale != 1.0:
             values = values.astype(np.float32) / np.float32(self.gradient_scale)
@@ -338,15 +336,7 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
     shape, view, perm = (_ints(entry[key]) for key in ("shape", "view", "perm"))
     shadow = entry.get("shadow")
     sampled = role in (*FED, "output")
-    given = shapes.get(name) if role in (*FED, "parameter", "state", "gradient") else None
-    if given is None and "source" in entry:
-        given = _ints(entry["source"])
-    source = tuple(given) if given is not None else _source_shape(shape, view, perm, f"{program.name}: io {name!r}")
-    if math.prod(source) != math.prod(shape):
-        raise H2LearnError(
-            f"io {name!r}: the user's shape {list(source)} and the device shape {list(shape)} differ in size",
-            location=program.name,
-        )
+    source = _user_shape(entry, shapes, shape, view, perm, program.name)
     steps = int(program.note.get("time_steps", 1))
     batch_axis = _batch_axis(source, shape, batch, steps) if sampled else None
     return Port(
@@ -361,6 +351,26 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
         batch_axis,
         program.symbols[str(shadow)] if shadow else None,
     )
+
+
+def _user_shape(
+    entry: Mapping[str, object], shapes: Mapping[str, Sequence[int]], shape: Shape, view: Shape, perm: Shape, where: str
+) -> Shape:
+    """Return the user's shape of an array: as given, as the io table says, or as view and perm imply."""
+    name, given = str(entry["name"]), entry.get("source")
+    if name in shapes and entry["role"] != "output":
+        given = list(shapes[name])
+    if given is None:
+        return _source_shape(shape, view, perm, f"{where}: io {name!r}")
+    if not isinstance(given, list) or not all(type(n) is int and n > 0 for n in given):
+        raise H2LearnError(f"io {name!r}: the user's shape must be positive integers, found {given!r}", location=where)
+    viewed = _source_shape(shape, view, (), where) if view else tuple(given)
+    if not math.prod(given) == math.prod(shape) == math.prod(viewed) or len(perm) not in (0, len(viewed)):
+        raise H2LearnError(
+            f"io {name!r}: the user's shape {given}, its view and the device shape {list(shape)} do not agree",
+            location=where,
+        )
+    return tuple(given)
 
 
 def _batch_axis(source: Shape, shape: Shape, batch: int, steps: int) -> int | None:

@@ -96,6 +96,7 @@ LPDDR_LIMIT_BYTES_PER_CYCLE = 64.0
 _ASSUMPTIONS = (
     "bottom-up: arithmetic, table reads, on-chip traffic and DRAM bytes only; no leakage, clock tree, control or wires"
     " beyond the SRAM bank",
+    "DRAM by bytes moved, not by bursts or activations",
     "on-chip operands are read and written once per instruction; partial sums stay in the engine within one",
     "zero patterns of FE and WUE and skipped products of BE cost no add or multiply",
 )

@@ -77,17 +77,20 @@ class LoadedProgram:
             raise H2LearnError(
                 f"the program needs {end - base} bytes of DRAM, more than this computer can give", location=self.name
             ) from error
-        self.place_image(memories)
+        self._place_contents(memories)
         return memories
 
     def place_image(self, memories: Memories) -> None:
         """Put the initial contents of every segment back, zeros where it has none."""
+        memories.arrays["DRAM"][:] = 0
+        self._place_contents(memories)
+
+    def _place_contents(self, memories: Memories) -> None:
+        """Copy what segments contain; zeros are left alone, so that fresh pages of a large ``.bss`` stay untouched."""
         dram = memories.arrays["DRAM"]
         for segment in self.segments:
             start = segment.address - memories.dram_base
-            filled = start + len(segment.contents)
-            dram[start:filled] = np.frombuffer(segment.contents, dtype=np.uint8)
-            dram[filled : start + segment.size] = 0
+            dram[start : start + len(segment.contents)] = np.frombuffer(segment.contents, dtype=np.uint8)
 
     def _location(self, pc: int) -> tuple[int, int, str, str] | None:
         at = bisect_right(self.locations, pc, key=lambda entry: entry[0]) - 1

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import BY_MNEMONIC, CONTROL, ENGINES, SEMAPHORE_MAX, SEMAPHORES
+from h2learn.backends.h2learn.isa import CONTROL, ENGINES, SEMAPHORE_MAX, SEMAPHORES
 
 from . import timing
 from .counters import NonFinite, PcCounters, RunReport, add_counts
@@ -416,7 +416,6 @@ class Simulator:
         engine = ENGINES[template.engine] if template.engine >= 0 else CONTROL
         if template.mnemonic == "fe.fill":
             engine = "FE.fill"
-        assert template.mnemonic in BY_MNEMONIC
         return PcCounters(
             template.pc, template.mnemonic, engine, self.program.source(template.pc), template.executed, template.busy
         )

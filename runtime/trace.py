@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.isa import ENGINES
 
 from .loader import LoadedProgram
+
+
+TRACKS = tuple(track for engine in ENGINES for track in ((engine, "FE.fill") if engine == "FE" else (engine,)))
+"""The engines in order; the table builder of FE beside its look-up lanes."""
 
 
 class Span(NamedTuple):
@@ -26,7 +31,8 @@ class Span(NamedTuple):
 
 def chrome_trace(program: LoadedProgram, spans: Sequence[Span]) -> dict[str, Any]:
     """Return the trace as JSON data; times are microseconds at the machine's clock, cycles stand in ``args``."""
-    tracks = {name: number for number, name in enumerate(sorted({span.track for span in spans}), start=1)}
+    used = {span.track for span in spans}
+    tracks = {name: number for number, name in enumerate(TRACKS, start=1) if name in used}
     scale = 1e6 / program.machine.clock_hz
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": f"{program.machine.name}: {program.name}"}}
