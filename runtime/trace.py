@@ -14,7 +14,6 @@ from h2learn.backends.h2learn.isa import ENGINES
 
 from .loader import LoadedProgram
 
-
 TRACKS = tuple(track for engine in ENGINES for track in ((engine, "FE.fill") if engine == "FE" else (engine,)))
 """The engines in order; the table builder of FE beside its look-up lanes."""
 
