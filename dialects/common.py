@@ -20,6 +20,8 @@ Interpreter = Callable[[builtin.ModuleOp, Sequence[Array]], list[Array]]
 
 IO_ATTRIBUTE = "h2learn.io"
 PRECISION_ATTRIBUTE = "h2learn.precision"
+GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
+"""Training programs: the float64 factor that results with role ``gradient`` carry (the loss scale)."""
 
 ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
 RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")

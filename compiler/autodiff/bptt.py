@@ -10,7 +10,7 @@ from xdsl.dialects.builtin import TensorType, f32, i1, i32
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.dialects.common import IoEntry, get_io, precision, set_io, source_of
+from h2learn.dialects.common import GRADIENT_SCALE_ATTRIBUTE, IoEntry, get_io, precision, set_io, source_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import SCALARS, neuron_of, neuron_properties, tensor_type
@@ -41,6 +41,7 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     block.detach_op(end)
 
     scale = spec.scale_for(precision(graph))
+    graph.attributes[GRADIENT_SCALE_ATTRIBUTE] = builtin.FloatAttr(scale, builtin.f64)
     logits = _logits(block, outputs)
     where = _location(logits)
     label = block.insert_arg(TensorType(i32, [shape_of(logits)[0]]), len(arguments.inputs), where)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from xdsl.context import Context
 from xdsl.dialects import func
-from xdsl.dialects.builtin import FloatAttr, FunctionType, ModuleOp, StringAttr, f64
+from xdsl.dialects.builtin import FunctionType, ModuleOp, StringAttr
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from xdsl.passes import ModulePass
 
@@ -15,7 +15,6 @@ from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.dialects.common import get_io, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
-from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.interpreter import main_block
 
@@ -50,9 +49,6 @@ class SpikeToLutPass(ModulePass):
             if problem is not None:
                 problems.append(problem)
         _report(problems)
-        for inner in source.ops:
-            if isinstance(inner, sgrad.LossOp):
-                op.attributes["h2learn.gradient_scale"] = FloatAttr(inner.scale.value.data, f64)
         op.attributes["h2learn.arch"] = StringAttr(machine.name)
         _replace_main(source, context.block)
 
