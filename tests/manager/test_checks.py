@@ -1,5 +1,5 @@
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,13 +11,15 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler import checks
-from h2learn.compiler.autodiff.spec import SGD, Train
+from h2learn.compiler.autodiff.spec import SGD, Rectangular, Surrogate, Train, Triangular
 from h2learn.compiler.driver import Recipe, compile_to, run_passes
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.compiler.model import Model
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import NeuronAttr
+from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.interpreter import SEMANTICS
 
 NET = """
 network tiny
@@ -89,14 +91,29 @@ def test_a_pass_that_changes_a_number_is_named(last: str) -> None:
         checked(parse_snn(NET), passes)
 
 
-def test_gradients_of_a_network_without_spikes_agree_with_finite_differences() -> None:
-    text = checked(parse_snn(SMOOTH), list(Recipe(train=Train()).passes("train")), Train())
-    assert "11 gradient entries agree with finite differences" in text
+@pytest.mark.parametrize("surrogate", [Rectangular(1.0, 0.7), Triangular(1.5, 1.2)])
+@pytest.mark.parametrize("reset", ["hard", "soft", "none"])
+def test_gradients_of_the_smooth_variant_agree_with_finite_differences(reset: str, surrogate: Surrogate) -> None:
+    recipe = Recipe(train=Train(surrogate=surrogate, loss="mse_rate"))
+    model = parse_snn(NET.replace("reset hard", f"reset {reset}"))
+    text = checked(model, list(recipe.passes("train")), recipe.train)
+    assert "12 gradient entries of the smooth variant agree" in text
 
 
-def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "DIFFERENCE_STEP", 0.5)
-    monkeypatch.setattr(checks, "DIFFERENCE_TOLERANCE", 1e-12)
+def test_integrators_need_no_smoothing() -> None:
+    assert "11 gradient entries" in checked(parse_snn(SMOOTH), list(Recipe(train=Train()).passes("train")), Train())
+
+
+def test_a_detached_reset_is_skipped_with_the_reason() -> None:
+    train = Train(detach_reset=True)
+    text = checked(parse_snn(NET), list(Recipe(train=train).passes("train")), train)
+    assert "finite differences skipped: the reset is left out" in text
+
+
+def test_a_wrong_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        SEMANTICS, sgrad.BiasOp, lambda op, inputs, real: [2 * inputs[0].reshape(-1, inputs[0].shape[-1]).sum(0)]
+    )
     with pytest.raises(H2LearnError, match="finite differences give"):
         checked(parse_snn(SMOOTH), list(Recipe(train=Train()).passes("train")), Train())
 

@@ -1,0 +1,84 @@
+"""A smooth variant of spiking networks, whose gradients finite differences can check.
+
+The spike becomes the integral of the surrogate derivative, everywhere: in the activations and in the reset. Then the
+surrogate *is* the derivative, and backpropagation through time must agree with finite differences of the loss. What
+this checks is the training graph; the operations other than the neuron's are those of the ``spike`` interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin, func
+from xdsl.ir import Operation, SSAValue
+
+from h2learn.backends.reference.neuron import Neuron, surrogate
+from h2learn.dialects.sgrad import ops as sgrad
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import neuron_of
+from h2learn.dialects.spike.interpreter import SEMANTICS, Semantics, main_block
+
+Reals = npt.NDArray[np.float64]
+Data = npt.NDArray[Any]
+
+
+def run_smooth(module: builtin.ModuleOp, arguments: Sequence[Data]) -> list[Data]:
+    """Run ``@main`` of a ``spike`` and ``sgrad`` module in float64 with smooth spikes; arguments in device shape."""
+    block = main_block(module)
+    values: dict[SSAValue, Data] = dict(zip(block.args, arguments, strict=True))
+    real = np.dtype(np.float64)
+    for op in block.ops:
+        inputs = [values[operand] for operand in op.operands]
+        if isinstance(op, func.ReturnOp):
+            return inputs
+        semantics = _SMOOTH.get(type(op)) or SEMANTICS[type(op)]
+        values.update(zip(op.results, semantics(op, inputs, real), strict=True))
+    raise AssertionError("@main ends with func.return")
+
+
+def reason_against(module: builtin.ModuleOp) -> str:
+    """Return why finite differences cannot check the gradients of this program, or an empty string."""
+    for op in module.walk():
+        if isinstance(op, spike.LifOp) and neuron_of(op).detach_reset and neuron_of(op).reset != "none":
+            return "the reset is left out of the gradient (detach_reset)"
+    return ""
+
+
+def soft_spike(u: Reals, neuron: Neuron) -> Reals:
+    """Return the integral of the surrogate up to ``u`` ``[...,K]``."""
+    width, height = neuron.width, neuron.height
+    distance = np.clip(u - np.asarray(neuron.theta), -width, width)
+    if neuron.surrogate == "rectangular":
+        return height * (distance + width)
+    rising, falling = (distance + width) ** 2 / (2 * width), width - (width - distance) ** 2 / (2 * width)
+    return height * np.where(distance < 0, rising, falling)
+
+
+def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    neuron, x = neuron_of(op), inputs[0]
+    alpha, theta, v_reset = (np.asarray(v) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
+    u, s, rest = np.empty_like(x), np.empty_like(x), np.zeros_like(x[0])
+    for t, current in enumerate(x):
+        u[t] = alpha * rest + current
+        s[t] = soft_spike(u[t], neuron)
+        after = {"hard": u[t] * (1 - s[t]) + v_reset * s[t], "soft": u[t] - theta * s[t], "none": u[t]}
+        rest = after[neuron.reset]
+    return s, u
+
+
+def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    (gradient, u, s), neuron = inputs, neuron_of(op)
+    alpha, theta, v_reset = (np.asarray(v) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
+    result, later = np.empty_like(gradient), np.zeros_like(gradient[0])
+    for t in reversed(range(len(gradient))):
+        drop = {"hard": u[t] - v_reset, "soft": theta, "none": np.zeros(1)}[neuron.reset]
+        kept = 1 - s[t] if neuron.reset == "hard" else np.ones(1)
+        later = surrogate(u[t], neuron) * (gradient[t] - alpha * drop * later) + alpha * kept * later
+        result[t] = later
+    return [result]
+
+
+_SMOOTH: dict[type[Operation], Semantics] = {spike.LifOp: _lif, sgrad.LifOp: _lif_gradient}
