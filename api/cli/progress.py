@@ -31,7 +31,7 @@ class EpochBars:
 
     def __call__(self, event: Step | Epoch) -> None:
         """Show a step or an epoch."""
-        if self._quiet:
+        if self._quiet or (isinstance(event, Step) and not sys.stderr.isatty()):
             return
         if isinstance(event, Epoch):
             self._close()
@@ -40,14 +40,13 @@ class EpochBars:
         if self._bar is None:
             label = f"epoch {event.epoch + 1}/{self._epochs}"
             self._bar = click.progressbar(length=event.batches, label=label, show_pos=True, file=sys.stderr)
-            if sys.stderr.isatty():
-                self._bar.__enter__()
+            self._bar.__enter__()
             self._bar.update(event.batch - 1)
         self._bar.label = f"epoch {event.epoch + 1}/{self._epochs} loss {event.loss:.3f} accuracy {event.accuracy:.1%}"
         self._bar.update(1)
 
     def _close(self) -> None:
-        if self._bar is not None and sys.stderr.isatty():
+        if self._bar is not None:
             self._bar.__exit__(None, None, None)
         self._bar = None
 

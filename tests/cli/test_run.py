@@ -57,7 +57,7 @@ def test_run_prints_json_and_writes_results(capsys: pytest.CaptureFixture[str], 
     checks = ["--sanitize", "race,uninit,bounds", "--stats", "json", "--json"]
     trace, out = tmp_path / "trace.json", tmp_path / "out"
     code, text, err = call(
-        capsys, "run", folder / "step.h2x", *inputs(folder), *checks, "--trace", trace, "--output-dir", out
+        capsys, "run", folder / "step.h2x", *inputs(folder), *checks, "--trace", trace, "--output-dir", out, "--lr", 8
     )
     assert code == 0 and err == ""
     found = json.loads(text)
