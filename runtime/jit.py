@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import numba
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Kernel = Callable[..., Any]
+"""A compiled function: its argument types are checked by Numba when it is called."""
 
 
-def jit(function: Callable[P, R]) -> Callable[P, R]:
+def jit(function: Callable[..., object]) -> Kernel:
     """Compile ``function`` on its first call: strict IEEE arithmetic, no GIL, cached on disk where that is possible."""
     try:
         compiled = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")(function)
@@ -26,4 +26,4 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
             stacklevel=2,
         )
         compiled = numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
-    return cast(Callable[P, R], compiled)
+    return cast(Kernel, compiled)

@@ -7,6 +7,7 @@ vectorised. ``fast.py`` must give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from .work import BACKWARD_MODES, backward_work, issue_width, lookup_work, nonfi
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 Buffers = dict[str, Bytes]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def execute(op: Operation, memories: Memories) -> Work:
@@ -227,9 +229,9 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
         u = _load(buffers["u"], op.storage()).reshape(n, k)
         s = _unpack(buffers["s"], (n, k))
         reset = op.choice("reset")
-        e = gs
+        e: F32 = gs
         if op.choice("detach") == "no" and reset == "hard":
-            e = gs - (alpha * (u - v_reset)) * gn
+            e = np.asarray(gs - (alpha * (u - v_reset)) * gn, np.float32)
         if op.choice("detach") == "no" and reset == "soft":
             e = gs - (alpha * theta) * gn
         p = np.where(s, np.float32(0), alpha * gn) if reset == "hard" else alpha * gn
@@ -245,10 +247,10 @@ def v_pool(op: Operation, buffers: Buffers) -> Work:
     shape = _positions_shape(op) + (op.number("k"),)
     bits = op.choice("src") == "bits"
     in_shape = (op.number("imgs"), *input_shape(op), op.number("k"))
-    source = _unpack(buffers["src"], in_shape) if bits else _load(buffers["src"], "f32").reshape(in_shape)
-    source = source.astype(np.float32)
+    source = _unpack(buffers["src"], in_shape).astype(np.float32) if bits else _load(buffers["src"], "f32")
+    source = source.reshape(in_shape)
     if op.choice("kind") == "avg":
-        result = np.zeros(shape, np.float32)
+        result: F32 = np.zeros(shape, np.float32)
         for tap in range(_taps(op)):
             result = result + _window(op, source, tap)
         result = result / np.float32(_taps(op))
@@ -445,7 +447,7 @@ def _pack(buffer: Bytes, bits: Bool) -> None:
     buffer[:] = np.packbits(bits, axis=-1, bitorder="little").reshape(-1)
 
 
-def _padded(values: npt.NDArray[np.generic], length: int) -> npt.NDArray[np.generic]:
+def _padded(values: npt.NDArray[Scalar], length: int) -> npt.NDArray[Scalar]:
     missing = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
     return np.concatenate([values, missing])
 
@@ -461,7 +463,7 @@ def _patterns(spikes: Bool, groups: int, fan: int) -> npt.NDArray[np.int64]:
     return np.asarray((grouped << np.arange(fan)).sum(axis=-1), np.int64)
 
 
-def _window(op: Operation, values: npt.NDArray[np.generic], tap: int) -> npt.NDArray[np.generic]:
+def _window(op: Operation, values: npt.NDArray[Scalar], tap: int) -> npt.NDArray[Scalar]:
     ky, kx = divmod(tap, op.number("kw"))
     rows = np.arange(op.number("oh")) * op.number("sh") + ky
     columns = np.arange(op.number("ow")) * op.number("sw") + kx

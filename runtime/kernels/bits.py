@@ -4,13 +4,16 @@ Numba has no float16 on the CPU: half values travel as uint16 and are converted 
 All index arithmetic is unsigned, which spares Numba's wrap-around check and keeps the loops vectorised.
 """
 
+# Kernels follow Numba's typing rules for unsigned integers, which differ from NumPy's stubs.
+# mypy: disable-error-code="assignment, operator, arg-type, call-arg, return-value, no-any-return, var-annotated"
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]  # comes without stubs
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -30,7 +33,7 @@ EXPONENT = np.uint32(0x7F800000)
 EXPONENT_HALF = np.uint16(0x7C00)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def bits_of(typing_context: Any, value: Any) -> Any:
     """Return the bits of a float32 as uint32."""
 
@@ -40,7 +43,7 @@ def bits_of(typing_context: Any, value: Any) -> Any:
     return types.uint32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def float_of(typing_context: Any, bits: Any) -> Any:
     """Return the float32 with the given uint32 bits."""
 
@@ -50,7 +53,7 @@ def float_of(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def population(typing_context: Any, word: Any) -> Any:
     """Return the number of set bits of a uint64 as uint64."""
 
@@ -60,7 +63,7 @@ def population(typing_context: Any, word: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def lowest(typing_context: Any, word: Any) -> Any:
     """Return the number of the lowest set bit of a non-zero uint64 as uint64."""
 

@@ -8,6 +8,9 @@ other, so callers may give disjoint ranges to different threads.
 tap reads, or -1 for none. ``shape`` is (input rows, input columns, position rows, position columns, kh, kw).
 """
 
+# Kernels follow Numba's typing rules for unsigned integers, which differ from NumPy's stubs.
+# mypy: disable-error-code="assignment, operator, arg-type, call-arg, return-value, no-any-return, var-annotated"
+
 from __future__ import annotations
 
 import numpy as np

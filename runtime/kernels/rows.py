@@ -5,12 +5,15 @@ intrinsics emit the loop with explicit LLVM vectors instead. Each output element
 separate multiplications and additions (no contraction), so the result does not depend on the vector width.
 """
 
+# numba.core comes without type annotations.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]  # comes without stubs
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -21,7 +24,7 @@ _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_F32, LANES)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def add_rows(
     typing_context: Any, acc: Any, start: Any, rows: Any, offsets: Any, first: Any, count: Any, width: Any
 ) -> Any:
@@ -32,7 +35,7 @@ def add_rows(
     return types.void(acc, start, rows, offsets, first, count, width), _emitter(valued=False)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def add_products(
     typing_context: Any, acc: Any, start: Any, rows: Any, offsets: Any, values: Any, count: Any, width: Any
 ) -> Any:

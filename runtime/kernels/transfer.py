@@ -1,5 +1,8 @@
 """Strided copies between memories."""
 
+# Kernels follow Numba's typing rules for unsigned integers, which differ from NumPy's stubs.
+# mypy: disable-error-code="assignment, operator, arg-type, call-arg, return-value, no-any-return, var-annotated"
+
 from __future__ import annotations
 
 import numpy as np

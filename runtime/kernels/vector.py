@@ -4,6 +4,9 @@ Where the storage type may be half, a kernel takes both a float32 and a uint16 v
 selects, so that each is compiled once.
 """
 
+# Kernels follow Numba's typing rules for unsigned integers, which differ from NumPy's stubs.
+# mypy: disable-error-code="assignment, operator, arg-type, call-arg, return-value, no-any-return, var-annotated"
+
 from __future__ import annotations
 
 import numpy as np
