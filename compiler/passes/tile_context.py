@@ -57,7 +57,8 @@ class TileContext:
 
     def label(self, kind: str, op: Operation) -> str:
         """Return a unique label ``kind layer`` for a stage; the layer is that of the parameter the op uses."""
-        layer = next((self.names[o].rpartition(".")[0] for o in op.operands if o in self.names), "")
+        layers = (self.names[o].rpartition(".")[0] for o in op.operands if o in self.names)
+        layer = next(filter(None, layers), "")
         text = f"{kind} {layer}".strip()
         count = self.labels.get(text, 0)
         self.labels[text] = count + 1

@@ -30,7 +30,6 @@ _CHIP_BYTES = 1 << 32
 _ORDER_ONLY = frozenset({"nop", "signal", "wait", "fence"})
 _FRONT_END = frozenset({"halt", "cfg", "addr", "loop", "endl"})
 _NEVER_INIT = 1 << 8
-_COORDINATES = frozenset({"y", "x", "pos", "neu", "tick"})
 
 if set(isa.BY_MNEMONIC) != set(SEMANTICS) | _ORDER_ONLY | _FRONT_END:
     raise ImportError(
@@ -164,7 +163,7 @@ class _FrontEnd:
             value = fields[item.name]
             if item.kind is isa.Kind.AREG:
                 register = self.registers[value]
-                memory = "DRAM" if item.name in _COORDINATES else register.memory
+                memory = register.memory if item.name in row.reads + row.writes else "DRAM"
                 places[item.name] = Place(self.memories[memory], register.value(indices))
             elif item.kind is isa.Kind.DESC:
                 contents = self.descriptor(isa.DESCRIPTOR_BY_NAME[item.of], value)

@@ -31,7 +31,8 @@ def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Arra
     for argument, entry, array in zip(main.args, get_io(module), arguments, strict=False):
         assert isinstance(argument.type, tile.TensorType)
         placed = argument.type.placed
-        machine.values[argument] = np.array(array, dtype=_dtype(placed.form)).reshape(placed.shape)
+        dense = np.array(array, dtype=_dtype(placed.form)).reshape(placed.shape)
+        machine.values[argument] = numerics.round_to_storage(dense, "f16") if placed.form == "f16" else dense
         machine.named[entry.name] = machine.values[argument]
     with np.errstate(all="ignore"):
         machine.run(main.body.block)

@@ -1,0 +1,100 @@
+"""Register and semaphore allocation: which numbered thing of the machine holds what, with as few writes as possible."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from h2learn.backends.h2learn.errors import H2LearnError
+
+
+class ContentCache:
+    """Numbered slots (address registers, descriptors) that are reused while their contents are wanted again.
+
+    A slot that the current stage uses stays; among the others the one that was not used for longest is given away.
+    """
+
+    def __init__(self, first: int, count: int, what: str) -> None:
+        self._free = list(range(first + count - 1, first - 1, -1))
+        self._slots: OrderedDict[Hashable, int] = OrderedDict()
+        self._held: set[Hashable] = set()
+        self._what = what
+
+    def new_stage(self) -> None:
+        """Let go of what the stage before used."""
+        self._held.clear()
+
+    def get(self, content: Hashable) -> tuple[int, bool]:
+        """Return (slot, whether it already holds ``content``); raises H2LearnError when a stage needs too many."""
+        if content in self._slots:
+            self._slots.move_to_end(content)
+            self._held.add(content)
+            return self._slots[content], True
+        if not self._free:
+            victim = next((known for known in self._slots if known not in self._held), None)
+            if victim is None:
+                raise H2LearnError(f"one stage needs more {self._what} than the machine has")
+            self._free.append(self._slots.pop(victim))
+        slot = self._free.pop()
+        self._slots[content] = slot
+        self._held.add(content)
+        return slot, False
+
+
+@dataclass
+class TokenUse:
+    """A token: its engines, the stages of its first and last mention, and the tokens left over when all is done."""
+
+    producer: str
+    consumer: str
+    first: int
+    last: int
+    credits: int = 0
+
+
+@dataclass
+class SemaphorePlan:
+    """Semaphore of every token, and what each stage must drain first as (consumer, semaphore, count)."""
+
+    semaphore: dict[int, int] = field(default_factory=dict)
+    drains: dict[int, list[tuple[str, int, int]]] = field(default_factory=dict)
+    left: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+@dataclass
+class _Semaphore:
+    number: int
+    busy_until: int
+    left: int
+
+
+def assign_semaphores(tokens: dict[int, TokenUse], count: int) -> SemaphorePlan:
+    """Give every token a semaphore.
+
+    A semaphore stays with one pair of engines, so that posts and takes are in order without further care. Reuse prefers
+    one that holds nothing; one with leftover credits is drained by its consumer before the new stage starts.
+    """
+    plan = SemaphorePlan()
+    pools: dict[tuple[str, str], list[_Semaphore]] = {}
+    pairs = list(dict.fromkeys((use.producer, use.consumer) for use in tokens.values()))
+    spare = count
+    for token in sorted(tokens, key=lambda t: tokens[t].first):
+        use = tokens[token]
+        pool = pools.setdefault((use.producer, use.consumer), [])
+        idle = [s for s in pool if s.busy_until < use.first]
+        unopened = sum(pair not in pools for pair in pairs)
+        chosen = min(idle, key=lambda s: (s.left, s.number), default=None)
+        if chosen is None or (chosen.left and spare > unopened):
+            if not spare:
+                raise H2LearnError(f"the program needs more than the {count} semaphores of the machine at once")
+            chosen = _Semaphore(count - spare, use.last, 0)
+            spare -= 1
+            pool.append(chosen)
+        elif chosen.left:
+            plan.drains.setdefault(use.first, []).append((use.consumer, chosen.number, chosen.left))
+        chosen.busy_until, chosen.left = use.last, use.credits
+        plan.semaphore[token] = chosen.number
+    for (_, consumer), pool in pools.items():
+        plan.left += [(consumer, s.number, s.left) for s in pool if s.left]
+    return plan

@@ -1,0 +1,45 @@
+"""How a ``tile`` job becomes an instruction: mnemonic, descriptor fields, extra fields, as one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """``desc`` names the descriptor kind; ``fields`` maps its fields to parameters of the job (same name: no entry)."""
+
+    mnemonic: str
+    desc: str
+    fields: tuple[tuple[str, str], ...]
+    extra: tuple[str, ...] = ()
+    coords: tuple[str, ...] = ()
+
+
+def _same(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, name) for name in names)
+
+
+_GEOMETRY = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "c", "k", "dtype")
+_GRADIENT = _same("gh", "gw", "py", "px")
+_NEURON = _same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height")
+_POOL = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
+
+ENCODINGS: dict[str, Encoding] = {
+    "tile.fe_fill": Encoding("fe.fill", "conv", _same("kh", "kw", "c", "k", "fan", "dtype")),
+    "tile.fe_run": Encoding("fe.run", "conv", _GEOMETRY + _same("fan"), ("shape",)),
+    "tile.be_fwd": Encoding("be.fwd", "conv", _GEOMETRY),
+    "tile.be_run": Encoding("be.run", "conv", _GEOMETRY + _GRADIENT + _same("gblk"), ("mode", "masked")),
+    "tile.be_wgt": Encoding("be.wgt", "conv", _GEOMETRY + _same("gblk")),
+    "tile.wu_run": Encoding("wu.run", "conv", _GEOMETRY + _same("fan", "gblk")),
+    "tile.lif": Encoding("v.lif", "neuron", _NEURON + _same("save_u", "save_m")),
+    "tile.grad": Encoding("v.grad", "neuron", _NEURON + _same("detach", "gblk")),
+    "tile.pool": Encoding("v.pool", "pool", _POOL),
+    "tile.unpool": Encoding("v.unpool", "pool", _POOL + _GRADIENT),
+    "tile.rng": Encoding(
+        "v.rng", "vec", (*_same("n", "k", "stream"), ("steps", "positions")), coords=("pos", "neu", "tick")
+    ),
+    "tile.reduce": Encoding("v.reduce", "vec", _same("n", "k", "steps", "kind", "dtype", "gblk")),
+    "tile.loss": Encoding("v.loss", "vec", (*_same("n", "k", "kind"), ("p0", "scale")), coords=("pos",)),
+    "tile.opt": Encoding("v.opt", "vec", (*_same("n", "kind", "dtype"), ("p0", "momentum"), ("p1", "grad_scale"))),
+}

@@ -1,0 +1,318 @@
+"""``h2l-tile-to-h2``: one op per machine instruction.
+
+Decided here: DRAM addresses, address registers and their strides, descriptors, semaphores. Registers and descriptors are
+set up in front of each stage; whatever still holds the right contents is not written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import UnionType
+from typing import ClassVar
+
+import numpy as np
+from xdsl.context import Context
+from xdsl.dialects import builtin, func
+from xdsl.dialects.builtin import LocationAttr
+from xdsl.ir import Block, Operation, Region, SSAValue
+from xdsl.passes import ModulePass
+
+from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn.object_file import DRAM_BASE, align_page
+from h2learn.compiler.mapping.placement import aligned
+from h2learn.compiler.mapping.registers import ContentCache, SemaphorePlan, TokenUse, assign_semaphores
+from h2learn.compiler.passes.h2_encoding import ENCODINGS
+from h2learn.compiler.passes.h2_transfer import Linear, linear, transfer
+from h2learn.compiler.passes.tile_layout import (
+    buffer_of,
+    dimension_bytes,
+    enclosing_loops,
+    placed_bytes,
+    root_tensor,
+    slot_stride,
+)
+from h2learn.dialects.common import get_io
+from h2learn.dialects.h2 import ops as h2
+from h2learn.dialects.tile import ops as tile
+
+_SECTION_OF_ROLE = {"parameter": "data"}
+_NO_ADDRESS = 0
+
+
+@dataclass(frozen=True)
+class TileToH2Pass(ModulePass):
+    """Lower placed and tokened ``tile`` code to the flat instruction list."""
+
+    name: ClassVar[str] = "h2l-tile-to-h2"
+
+    def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
+        """Replace ``@main`` by instructions and attach the symbols."""
+        del ctx
+        main = next(f for f in op.body.block.ops if isinstance(f, func.FuncOp))
+        names, symbols = _symbols(op, main)
+        returned = main.body.block.last_op
+        assert isinstance(returned, func.ReturnOp)
+        results = [names[root_tensor(value)] for value in returned.arguments]
+        arguments = [names[argument] for argument in main.body.block.args]
+        addresses = {value: symbols[name].address for value, name in names.items()}
+        plan = assign_semaphores(_token_uses(main.body.block), isa.SEMAPHORES)
+        writer = _Writer(addresses, plan)
+        writer.program(main.body.block, main.location)
+        replacement = func.FuncOp("main", ((), ()), Region(Block(writer.ops)))
+        replacement.location = main.location
+        op.body.block.insert_op_before(replacement, main)
+        main.detach()
+        main.erase()
+        h2.set_symbols(op, list(symbols.values()), arguments + results)
+
+
+def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue, str], dict[str, h2.TensorSymbol]]:
+    """Give every tensor a name and a DRAM address: constants, then parameters and their copies, then the rest."""
+    block = main.body.block
+    declared: list[tuple[SSAValue, str, str, tile.TensorOp | None]] = []
+    for argument, entry in zip(block.args, get_io(module), strict=False):
+        declared.append((argument, entry.name, _SECTION_OF_ROLE.get(entry.role, "bss"), None))
+    for op in block.ops:
+        if isinstance(op, tile.TensorOp):
+            section = "rodata" if op.rows is not None else "data" if op.shadow is not None else "bss"
+            declared.append((op.result, op.label.data.replace(" ", "."), section, op))
+    names: dict[SSAValue, str] = {}
+    taken: set[str] = set()
+    for value, wanted, _, _ in declared:
+        name = wanted
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[value] = name
+    shadows = {op.shadow.data: names[value] for value, _, _, op in declared if op is not None and op.shadow is not None}
+    symbols: dict[str, h2.TensorSymbol] = {}
+    top = DRAM_BASE
+    for section in ("rodata", "data", "bss"):
+        top = align_page(top)
+        for value, wanted, where, op in declared:
+            if where != section:
+                continue
+            assert isinstance(value.type, tile.TensorType)
+            placed = value.type.placed
+            size = placed_bytes(placed)
+            contents = _rows(op.rows.data, placed.shape) if op is not None and op.rows is not None else b""
+            dtype = "slots" if placed.gblk else "scalars" if wanted == "scalars" else placed.form
+            shadow = shadows.get(wanted, "") if op is None else ""
+            symbols[names[value]] = h2.TensorSymbol(
+                names[value], top, size, section, dtype, placed.shape, shadow, contents
+            )
+            top += aligned(size)
+    return names, symbols
+
+
+def _rows(rows: tile.Rows, shape: Sequence[int]) -> bytes:
+    array = np.zeros(shape, dtype="<f4")
+    for target, values in zip(array, rows, strict=True):
+        target[...] = values
+    return array.tobytes()
+
+
+def _token_uses(block: Block) -> dict[int, TokenUse]:
+    """Collect who posts and takes each token, in which stages, and how many stay behind (its credits).
+
+    Ops between two stages belong to the one before when they post for a stage to come, else to the one behind.
+    """
+    uses: dict[int, TokenUse] = {}
+    posted_inside = {
+        op.token.data for stage in block.ops if isinstance(stage, tile.StageOp) for op in _tokens(stage, tile.SignalOp)
+    }
+    number = 0
+    for child in block.ops:
+        for op in _tokens(child, tile.SignalOp | tile.WaitOp):
+            token = op.token.data
+            where = number
+            if child is op and isinstance(op, tile.SignalOp) and token not in posted_inside:
+                where = number - 1
+            use = uses.setdefault(token, TokenUse("", "", where, where))
+            use.last = max(use.last, where)
+            if isinstance(op, tile.WaitOp):
+                use.consumer = op.engine.data
+            else:
+                use.producer = op.engine.data
+                if child is op and token in posted_inside:
+                    use.credits = op.count.data
+        number += isinstance(child, tile.StageOp)
+    return uses
+
+
+def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[tile.SignalOp | tile.WaitOp]:
+    return (inner for inner in op.walk() if isinstance(inner, kinds))
+
+
+class _Writer:
+    """Appends instructions; keeps what address registers and descriptors hold."""
+
+    def __init__(self, addresses: dict[SSAValue, int], plan: SemaphorePlan) -> None:
+        self.ops: list[Operation] = []
+        self._addresses = addresses
+        self._plan = plan
+        self._registers = ContentCache(1, isa.ADDRESS_REGISTERS - 1, "address registers")
+        self._caches = {d.name: ContentCache(0, d.count, f"{d.name} descriptors") for d in isa.DESCRIPTORS[1:]}
+        self._held: dict[tuple[str, int], dict[str, int | float | str]] = {}
+        self._place = ""
+        self._depth = 0
+
+    def program(self, block: Block, location: LocationAttr) -> None:
+        """Write all stages, drain what is left, halt."""
+        drained = -1
+        number = 0
+        for child in block.ops:
+            if isinstance(child, tile.StageOp | tile.WaitOp) and drained < number:
+                self._drain(self._plan.drains.get(number, []), child.location)
+                drained = number
+            if isinstance(child, tile.StageOp):
+                self._stage(child)
+                number += 1
+            elif isinstance(child, tile.SignalOp | tile.WaitOp):
+                self._token(child)
+        self._place = ""
+        self._drain(self._plan.left, location)
+        self._add("halt", location)
+
+    def _drain(self, drains: Sequence[tuple[str, int, int]], location: LocationAttr) -> None:
+        for engine, semaphore, count in drains:
+            self._add("wait", location, engine=engine, sem=semaphore, count=count)
+
+    def _add(self, mnemonic: str, location: LocationAttr, **fields: int | str) -> None:
+        self._append(h2.build(mnemonic, location, **fields))
+
+    def _append(self, op: Operation) -> None:
+        if self._place:
+            op.attributes[h2.LOOPS_ATTRIBUTE] = builtin.StringAttr(self._place)
+        self.ops.append(op)
+
+    def _token(self, op: tile.SignalOp | tile.WaitOp) -> None:
+        mnemonic = "signal" if isinstance(op, tile.SignalOp) else "wait"
+        semaphore = self._plan.semaphore[op.token.data]
+        self._add(mnemonic, op.location, engine=op.engine.data, sem=semaphore, count=op.count.data)
+
+    def _stage(self, stage: tile.StageOp) -> None:
+        """Set up the registers of a stage, then write its loops and jobs."""
+        self._registers.new_stage()
+        for cache in self._caches.values():
+            cache.new_stage()
+        self._place = stage.label.data
+        body: dict[Operation, dict[str, int | str]] = {}
+        for op in stage.walk():
+            if isinstance(op, tile.LoadOp | tile.StoreOp):
+                body[op] = self._copy(op)
+            elif isinstance(op, tile.JobOp):
+                body[op] = self._job(op)
+        self._block(stage.body.block, body)
+
+    def _block(self, block: Block, body: dict[Operation, dict[str, int | str]]) -> None:
+        for op in block.ops:
+            if isinstance(op, tile.ForOp):
+                outer = self._place
+                self._add("loop", op.location, count=op.trips.data)
+                self._place = f"{outer} {op.label.data}"
+                self._block(op.body.block, body)
+                self._place = outer
+                self._add("endl", op.location)
+            elif isinstance(op, tile.SignalOp | tile.WaitOp):
+                self._token(op)
+            elif op in body:
+                self._add(_mnemonic(op), op.location, **body[op])
+
+    def _copy(self, op: tile.LoadOp | tile.StoreOp) -> dict[str, int | str]:
+        """Set up a copy and return its instruction fields."""
+        plan = transfer(op)
+        dram = Linear(plan.dram.offset + self._addresses[root_tensor(op.tensor)], plan.dram.coeffs)
+        there = self._register("DRAM", dram, (), op.location)
+        here = self._buffer(op.buffer, op.at.data[0] if op.at is not None else None, op)
+        y, x = (self._coordinate(c, op.location) for c in (plan.y, plan.x))
+        source, target = (there, here) if isinstance(op, tile.LoadOp) else (here, there)
+        descriptor = self._descriptor("xfer", dict(plan.fields), op.location)
+        return {"dst": target, "src": source, "y": y, "x": x, "desc": descriptor}
+
+    def _job(self, op: tile.JobOp) -> dict[str, int | str]:
+        """Set up a job and return its instruction fields."""
+        encoding = ENCODINGS[op.name]
+        params = op.parameters()
+        unused = tile.unused_roles(op)
+        fields: dict[str, int | str] = {}
+        for role in op.facts.roles:
+            fields[role] = _NO_ADDRESS if role in unused else self._buffer(op.buffer(role), op.index(role), op)
+        for name, index in zip(encoding.coords, op.coords.data, strict=True):
+            fields[name] = self._coordinate(linear(index, op), op.location)
+        described = {field: params[name] for field, name in encoding.fields}
+        fields["desc"] = self._descriptor(encoding.desc, described, op.location)
+        for name in encoding.extra:
+            value = params[name]
+            assert not isinstance(value, float)
+            fields[name] = value
+        if any(field.name == "init" for field in isa.BY_MNEMONIC[encoding.mnemonic].fields):
+            loops = [loop.counter for loop in enclosing_loops(op)]
+            fields["init"] = sum(1 << loops.index(counter) for counter in op.first)
+        return fields
+
+    def _buffer(self, value: SSAValue, index: tile.Index | None, op: tile.LoadOp | tile.StoreOp | tile.JobOp) -> int:
+        """Return the register that holds the address of (the leading index of) a buffer."""
+        alloc, placed = buffer_of(value)
+        assert alloc.address is not None
+        step = dimension_bytes(placed)[0] if index is not None else 0
+        place = linear(index or (0, ()), op)
+        address = Linear(alloc.address.data + place.offset * step, tuple(c * step for c in place.coeffs))
+        ring = ()
+        if alloc.slots.data > 1:
+            trips = [loop.trips.data for loop in enclosing_loops(alloc)]
+            steps = tuple(prod(trips[n + 1 :]) % alloc.slots.data for n in range(len(trips)))
+            ring = (alloc.slots.data, slot_stride(alloc), steps)
+        return self._register(alloc.memory.data, address, ring, op.location)
+
+    def _coordinate(self, value: Linear, location: LocationAttr) -> int:
+        if value.offset == 0 and not any(value.coeffs):
+            return _NO_ADDRESS
+        return self._register("DRAM", value, (), location)
+
+    def _register(
+        self,
+        memory: str,
+        value: Linear,
+        ring: tuple[()] | tuple[int, int, tuple[int, ...]],
+        location: LocationAttr,
+    ) -> int:
+        strides = tuple((level, c) for level, c in enumerate(value.coeffs) if c)
+        register, known = self._registers.get((memory, value.offset, strides, ring))
+        if known:
+            return register
+        self._add("addr", location, reg=register, mem=memory, base=value.offset)
+        for level, stride in strides:
+            self._append(h2.configure("areg", register, f"stride{level}", stride, location))
+        if ring:
+            slots, slot_bytes, steps = ring
+            self._append(h2.configure("areg", register, "ring", slots, location))
+            self._append(h2.configure("areg", register, "rbytes", slot_bytes, location))
+            for level, step in enumerate(steps):
+                if step:
+                    self._append(h2.configure("areg", register, f"step{level}", step, location))
+        return register
+
+    def _descriptor(self, kind: str, wanted: dict[str, int | float | str], location: LocationAttr) -> int:
+        """Return a descriptor that holds ``wanted`` (other fields 0), writing only the fields that differ."""
+        index, known = self._caches[kind].get(tuple(sorted(wanted.items())))
+        if known:
+            return index
+        held = self._held.get((kind, index))
+        first = held is None
+        held = held or {}
+        for field in isa.DESCRIPTOR_BY_NAME[kind].fields:
+            zero: int | str = field.values[0] if field.kind is isa.Kind.ENUM else 0
+            value = wanted.get(field.name, zero)
+            if value != held.get(field.name, zero) or (first and field.name == next(iter(wanted))):
+                self._append(h2.configure(kind, index, field.name, value, location))
+        self._held[kind, index] = dict(wanted)
+        return index
+
+
+def _mnemonic(op: Operation) -> str:
+    if isinstance(op, tile.LoadOp):
+        return "ld"
+    return "st" if isinstance(op, tile.StoreOp) else ENCODINGS[op.name].mnemonic
