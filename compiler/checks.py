@@ -98,11 +98,14 @@ def run_level(module: builtin.ModuleOp, arguments: Mapping[Key, Array]) -> dict[
     """Run the interpreter of the program's level; arguments and results are keyed by role and name, in device order."""
     interpret: Interpreter = load_object(INTERPRETERS[level_of(module)])  # type: ignore[assignment]
     entries, types = get_io(module), _argument_types(module)
-    placed = [arguments[e.role, e.name].reshape(_shape(t)) for e, t in zip(entries, types, strict=False)]
+    count = _argument_count(module)
+    placed = [arguments[e.role, e.name] for e in entries[:count]]
+    if types:
+        placed = [value.reshape(_shape(kind)) for value, kind in zip(placed, types, strict=True)]
     results = interpret(module, placed)
     scale = _gradient_scale(module)
     named: dict[Key, Array] = {}
-    for entry, value in zip(entries[len(types) :], results, strict=True):
+    for entry, value in zip(entries[count:], results, strict=True):
         unscaled = entry.role == "gradient" and scale != 1
         named[entry.role, entry.name] = np.divide(value, scale, dtype=np.float32) if unscaled else value
     return named
@@ -207,6 +210,12 @@ def _argument_types(module: builtin.ModuleOp) -> Sequence[Attribute]:
         if isinstance(op, func.FuncOp) and op.sym_name.data == "main":
             return op.function_type.inputs.data
     raise H2LearnError("the program has no function @main")
+
+
+def _argument_count(module: builtin.ModuleOp) -> int:
+    """Return how many entries of the io table are arguments; ``@main`` of an ``h2`` program has none of its own."""
+    roles = [entry.role for entry in get_io(module)]
+    return len(_argument_types(module)) or min(roles.index(role) for role in ("loss", "output") if role in roles)
 
 
 def _shape(kind: Attribute) -> tuple[int, ...]:
