@@ -6,6 +6,7 @@ first, then engines by number). See ``docs/semantics.md`` for the rules and ``ti
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .sanitizers import CHECKS, Clock, Sanitizers
 from .trace import Span
 
 _FE = ENGINES.index("FE")
+MAX_ROWS = 1 << 24  # of one transfer; far more than fit on chip, so that no descriptor can stall the simulator
 _DRAM_SIDE = frozenset({("ld", "src"), ("st", "dst")})
 _KEPT_PER_INSTRUCTION = 256
 _MAX_NONFINITE = 1000
@@ -235,6 +237,8 @@ class Simulator:
         """Execute an instruction and book its traffic and work; faults get their place in the program."""
         read, written, operands = self._read, self._written, operation.operands
         try:
+            if operation.mnemonic in ("ld", "st"):
+                _check_rows(operation)
             for access in kept.accesses:
                 memory = operands[access.operand].memory
                 if (memory == "DRAM") != ((operation.mnemonic, access.operand) in _DRAM_SIDE):
@@ -419,6 +423,12 @@ class Simulator:
         return PcCounters(
             template.pc, template.mnemonic, engine, self.program.source(template.pc), template.executed, template.busy
         )
+
+
+def _check_rows(operation: Operation) -> None:
+    rows = math.prod(max(1, int(operation.desc[f"n{d}"])) for d in range(4))
+    if rows > MAX_ROWS:
+        raise H2LearnError(f"a transfer of {rows} rows is too large", hint=f"the simulator takes up to {MAX_ROWS}")
 
 
 def _wrong_side(mnemonic: str, operand: str, memory: str) -> str:

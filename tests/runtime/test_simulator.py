@@ -291,3 +291,9 @@ def test_functional_runs_give_the_same_memory():
     timed, untimed = (simulator(COPY + HANDSHAKE + "halt\n", timing=t) for t in (True, False))
     assert timed.run().cycles > untimed.run().cycles
     assert timed.memories.arrays["DRAM"].tobytes() == untimed.memories.arrays["DRAM"].tobytes()
+
+
+def test_transfers_too_large_to_simulate_are_refused():
+    sizes = "cfg x0.n0, 0xffffffff\ncfg x0.n1, 0xffffffff\ncfg x0.n2, 0\n"
+    with pytest.raises(H2LearnError, match="is too large"):
+        simulator(COPY + sizes + LOAD + "\nhalt\n").run()
