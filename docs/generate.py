@@ -38,7 +38,7 @@ linear f1: 2 features
 lif n2
 readout rate
 train: loss mse_rate, optimizer sgd(lr 0.5), surrogate rectangular(half_width 1.0, height 1.0), method bptt
-init: normal gain 2.0 seed 3
+init: normal gain 2.0 seed 1
 """
 IMAGE = np.array([[0.5, 1.0, 0.25], [0.0, 0.75, 1.0], [1.0, 0.5, 0.0]], dtype=np.float32).reshape(1, 1, 3, 3)
 LABEL = np.array([1], dtype=np.int32)
@@ -216,7 +216,7 @@ def _agreement(levels: dict[str, np.ndarray], machine: np.ndarray) -> str:
 
 
 def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{value:9.6f}" for value in values)
+    return " ".join(f"{value:7.4f}" for value in values)
 
 
 def _code(text: str, language: str = "") -> str:

@@ -84,7 +84,7 @@ def _report(history: History, result: Result, folder: Path) -> str:
     step, last = history.step, history.epochs[-1]
     report = result.report
     held_out = f"{last.test_accuracy:.2%}" if last.test_accuracy is not None else "not evaluated"
-    busy = "  ".join(f"{name} {cycles / max(report.cycles, 1):.0%}" for name, cycles in report.busy.items())
+    busy = "  ".join(f"{name} {cycles / max(report.cycles, 1):.1%}" for name, cycles in report.busy.items())
     rate = last.samples / last.cycles * step.machine.clock_hz
     energy = last.energy_pj / last.samples / 1e6
     lines = [

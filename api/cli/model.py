@@ -13,7 +13,6 @@ from h2learn.backends.h2learn.assembler import disassemble
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.object_file import ObjectFile, write_object
 from h2learn.checkpoints import read_parameters
-from h2learn.compiler.checks import check_pass
 from h2learn.compiler.driver import Recipe, emit_program, run_passes
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.model import Model
@@ -99,7 +98,7 @@ def compile_(
     if print_pipeline:
         click.echo(pipeline_text(chosen))
         return
-    options = passes.manager_options(check_pass)
+    options = passes.manager_options()
     module = run_passes(loaded, recipe, chosen, options, check_each=passes.check_each)
     if not to_binary:
         _write(output or "-", module_text(module))

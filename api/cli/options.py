@@ -36,8 +36,8 @@ class PassOptions:
         """True when a flag has no effect without passes."""
         return bool(self.print_before or self.print_after or self.print_after_change or self.check_each)
 
-    def manager_options(self, check: PassCheck) -> ManagerOptions:
-        """Return what the pass manager takes; ``check`` is used with ``--check-each``."""
+    def manager_options(self, check: PassCheck | None = None) -> ManagerOptions:
+        """Return what the pass manager takes; ``check``, if given, is used with ``--check-each``."""
         if self.dump_folder is not None:
             check_folder(self.dump_folder)
         return ManagerOptions(

@@ -66,6 +66,10 @@ def run(
     loaded = load_program(program)
     given = _arrays(inputs, "--input")
     wanted = _arrays(expected, "--expected")
+    known = [*loaded.outputs, *(["loss"] if loaded.training else [])]
+    for name in wanted:
+        if name not in known:
+            raise H2LearnError(f"the program has no output {name!r}", hint=f"known outputs: {', '.join(known)}")
     if trace is not None:
         check_writable(trace)
     if output_dir is not None:
@@ -118,10 +122,7 @@ def _load_array(name: str, file: str) -> Array:
 
 
 def _difference(name: str, result: Result, expected: Array) -> float:
-    found = {"loss": np.float32(result.loss or 0.0)} if result.loss is not None else {}
-    values = {**found, **result.outputs}
-    if name not in values:
-        raise H2LearnError(f"the program has no output {name!r}", hint=f"known outputs: {', '.join(values)}")
+    values = {"loss": np.float32(0.0 if result.loss is None else result.loss), **result.outputs}
     array = np.asarray(values[name])
     if array.shape != expected.shape:
         raise H2LearnError(f"output {name!r} has the shape {list(array.shape)}, expected {list(expected.shape)}")

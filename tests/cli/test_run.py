@@ -65,9 +65,15 @@ def test_run_prints_json_and_writes_results(capsys: pytest.CaptureFixture[str], 
     np.testing.assert_array_equal(np.load(out / "output.npy"), np.array(found["outputs"]["output"], dtype=np.float32))
     assert read_parameters(out / "gradients.safetensors")["c1.weight"].shape == (3, 1, 3, 3)
     assert json.loads(trace.read_text())["traceEvents"]
-    given = ["--params", out / "parameters.safetensors"]
-    lower = json.loads(call(capsys, "run", folder / "step.h2x", *inputs(folder), "--json", *given)[1])["loss"]
-    assert lower != found["loss"]
+    trained = read_parameters(out / "parameters.safetensors")
+    initial = load_program(folder / "step.h2x").parameters
+    gradients = read_parameters(out / "gradients.safetensors")
+    for name, value in trained.items():
+        np.testing.assert_allclose(value, initial[name] - np.float32(8) * gradients[name], atol=1e-5)
+    given = ["--params", out / "parameters.safetensors", "--lr", "0", "--output-dir", tmp_path / "again"]
+    assert call(capsys, "run", folder / "step.h2x", *inputs(folder), *given)[0] == 0
+    kept = read_parameters(tmp_path / "again" / "parameters.safetensors")
+    assert all(kept[name].tobytes() == trained[name].tobytes() for name in trained)
 
 
 def test_expected_outputs(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
