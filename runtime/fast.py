@@ -22,6 +22,7 @@ from . import reference
 from .kernels import bits, convolution, transfer, vector
 from .kernels.bits import F32, U16, U32, U64
 from .kernels.convolution import I32, Shape
+from .kernels.rows import LANES
 from .operation import (
     Bytes,
     Memories,
@@ -93,15 +94,15 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
     groups = -(-c // fan)
     (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
     sources, positions = imgs * ih * iw, imgs * oh * ow
-    rows, counts = _scratch("rows", sources * groups, np.uint32), _scratch("counts", sources, np.uint32)
-    spike_counts = _scratch("spike_counts", sources, np.uint32)
-    convolution.list_patterns(buffers["s"], sources, c, fan, rows, counts, spike_counts)
+    sizes = {"rows": groups, "counts": 1, "spikes": 1}
+    lists = [_scratch(name, sources * size, np.uint32) for name, size in sizes.items()]
+    _run(convolution.list_patterns, sources, 4 * sources * groups, buffers["s"], c, k, fan, *lists)
     acc, tables = buffers["acc"].view(np.float32), _reals(op, "lut", buffers["lut"])
     adds, spikes = _run(
         convolution.sum_tables,
         positions,
         positions * taps * groups * (k + 16) // 4,
-        *(acc, op.init, tables, rows, counts, spike_counts, *_forward_maps(op)),
+        *(acc, op.init, tables, *lists, *_forward_maps(op)),
         *(groups, groups << fan, k),
         counters=2,
     )
@@ -115,7 +116,7 @@ def be_fwd(op: Operation, buffers: Buffers) -> Work:
     (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
     sources, positions = imgs * ih * iw, imgs * oh * ow
     lists = _lists(sources, c)
-    convolution.list_reals(_reals(op, "x", buffers["x"]), sources, c, *lists)
+    _run(convolution.list_reals, sources, 2 * sources * c, _reals(op, "x", buffers["x"]), c, k, *lists)
     weights = _reals(op, "w", buffers["w"])
     live, _, outputs = _products(op, buffers, weights, lists, _forward_maps(op), c, k)
     dense = np.full(positions, _taps(op) * c)
@@ -125,7 +126,7 @@ def be_fwd(op: Operation, buffers: Buffers) -> Work:
 def be_run(op: Operation, buffers: Buffers) -> Work:
     """``be.run``: acc += g * w over taps, then live k ascending; +0 where the mask is 0."""
     c, k = op.number("c"), op.number("k")
-    lists = _gradient_lists(op, buffers["g"], op.number("imgs") * op.number("gh") * op.number("gw"))[:3]
+    lists = _gradient_lists(op, buffers["g"], op.number("imgs") * op.number("gh") * op.number("gw"), scale=c)[:3]
     weights = _scratch("transposed", _taps(op) * c * k, np.float32)
     convolution.transpose_weights(_reals(op, "w", buffers["w"]), _taps(op), c, k, weights)
     live, dense, outputs = _products(op, buffers, weights, lists, _backward_maps(op), k, c)
@@ -137,18 +138,19 @@ def be_wgt(op: Operation, buffers: Buffers) -> Work:
     """``be.wgt``: acc += x * g, positions ascending, zero x and dead g skipped."""
     c, k, rows = op.number("c"), op.number("k"), _taps(op) * op.number("c")
     maps, starts = _forward_maps(op), _starts(op)
-    *lists, live = _gradient_lists(op, buffers["g"], starts.size)
+    channels, values, counts, live = _gradient_lists(op, buffers["g"], starts.size)
     acc, x = buffers["acc"].view(np.float32), _reals(op, "x", buffers["x"])
     negative_zero = not op.init and bool(np.any(buffers["acc"].view(np.uint32) == 0x80000000))
     sparse = negative_zero or bool(bits.count_nonfinite(x))
-    counts = np.zeros((3, rows), np.int64)
+    issues = (counts + np.uint32(issue_width(op) - 1)) // np.uint32(issue_width(op))
+    totals = np.zeros((3, rows), np.int64)
     _run(
         convolution.sum_weighted,
         rows,
         rows * starts.size * (k + 4) // 2,
-        *(acc, op.init, x, *lists, starts, maps[2], c, k, sparse, issue_width(op), *counts),
+        *(acc, op.init, x, channels, values, counts, starts, maps[2], c, k, sparse, issues, *totals),
     )
-    return weight_work(op, starts.size, live, (counts[0], counts[1], counts[2]), int(bits.count_nonfinite(acc)))
+    return weight_work(op, starts.size, live, (totals[0], totals[1], totals[2]), int(bits.count_nonfinite(acc)))
 
 
 def wu_run(op: Operation, buffers: Buffers) -> Work:
@@ -374,13 +376,13 @@ def _products(
     return live, dense, outputs
 
 
-def _gradient_lists(op: Operation, slots: Bytes, positions: int) -> tuple[U32, F32, U32, int]:
-    """Return the channels, values and counts of the live gradients of every position, and their number."""
+def _gradient_lists(op: Operation, slots: Bytes, positions: int, scale: int = 1) -> tuple[U32, F32, U32, int]:
+    """Return the channels (times ``scale``), values and counts of the live gradients per position, and their number."""
     k = op.number("k")
     lists = _lists(positions, k)
-    words = slots.view(np.uint64)
-    live = bits.decode_lists(words, _slot_words(op), _is_half(op), positions, k, op.number("gblk"), *lists)
-    return *lists, int(live)
+    layout = (slots.view(np.uint64), _slot_words(op), _is_half(op), k, op.number("gblk"), scale)
+    (live,) = _run(bits.decode_lists, positions, 2 * positions * k, *layout, *lists, counters=1)
+    return *lists, live
 
 
 def _lists(positions: int, width: int) -> tuple[U32, F32, U32]:
@@ -485,8 +487,8 @@ def _scratch(name: str, size: int, dtype: type[Any]) -> npt.NDArray[Any]:
     """Return ``size`` elements of reusable memory of this thread; a name must not be used twice in an instruction."""
     buffers: dict[str, npt.NDArray[Any]] = _local.__dict__
     kept = buffers.get(name)
-    if kept is None or kept.size < size:
-        kept = buffers[name] = np.empty(size, dtype)
+    if kept is None or kept.size < size + LANES:
+        kept = buffers[name] = np.zeros(size + LANES, dtype)
     return kept[:size]
 
 

@@ -24,6 +24,7 @@ U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
 
 SPREAD = np.uint64(0x8040201008040201)
 EVERY = np.uint64(0x0101010101010101)
@@ -204,37 +205,67 @@ def live_bits(bitmap: np.uint64, channels: np.uint64) -> np.uint64:
 
 @jit
 def decode_lists(
-    slots: U64, slot_words: int, half: bool, positions: int, k: int, gblk: int, channels: U32, values: F32, counts: U32
-) -> int:
-    """List the live gradients of every position and return how many there are.
+    slots: U64,
+    slot_words: int,
+    half: bool,
+    k: int,
+    gblk: int,
+    scale: int,
+    channels: U32,
+    values: F32,
+    counts: U32,
+    work: I64,
+    low: int,
+    high: int,
+) -> None:
+    """List the live gradients of the positions ``low .. high-1``; ``work`` += live gradients.
 
-    ``slots`` are the gradient slots as 64-bit words; ``channels`` and ``values`` are ``[positions][k]``, of which the
-    first ``counts[position]`` entries of a row are written.
+    ``slots`` are the gradient slots as 64-bit words; ``channels`` (times ``scale``) and ``values`` are
+    ``[positions][k]``, of which the first ``counts[position]`` entries of a row are written.
     """
     narrow_values, wide_values = slots.view(np.uint16), slots.view(np.float32)
     width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
     blocks = (width + block_channels - np.uint64(1)) // block_channels
+    factor = np.uint64(scale)
     total = np.uint64(0)
-    for position in range(np.uint64(positions)):
-        row = position * width
-        n = np.uint64(0)
+    for position in range(np.uint64(low), np.uint64(high)):
+        target = position * width
         for block in range(blocks):
             first = block * block_channels
             slot = (position * blocks + block) * words
             bitmap = live_bits(slots[slot], min(block_channels, width - first))
-            source = np.uint64(0)
-            while bitmap:
-                channels[row + n] = np.uint32(first + lowest(bitmap))
-                if half:
-                    values[row + n] = half_value(narrow_values[(slot + np.uint64(1)) * np.uint64(4) + source])
-                else:
-                    values[row + n] = wide_values[(slot + np.uint64(1)) * np.uint64(2) + source]
+            live = population(bitmap)
+            if half:
+                source = (slot + np.uint64(1)) * np.uint64(4)
+                for i in range(live):
+                    values[target + i] = half_value(narrow_values[source + i])
+            else:
+                source = (slot + np.uint64(1)) * np.uint64(2)
+                for i in range(live):
+                    values[target + i] = wide_values[source + i]
+            for i in range(live):
+                channels[target + i] = np.uint32((first + lowest(bitmap)) * factor)
                 bitmap &= bitmap - np.uint64(1)
-                source += np.uint64(1)
-                n += np.uint64(1)
-        counts[position] = np.uint32(n)
-        total += n
-    return np.int64(total)
+            target += live
+        live = target - position * width
+        counts[position] = np.uint32(live)
+        total += live
+    work[0] += np.int64(total)
+
+
+@jit
+def bitmap_of(values: F32, start: np.uint64, count: np.uint64) -> np.uint64:
+    """Return the bitmap of the values (at most 64 from ``start`` on) that are not zero."""
+    bitmap = np.uint64(0)
+    whole = count & ~np.uint64(7)
+    for first in range(np.uint64(0), whole, np.uint64(8)):
+        byte = np.uint64(0)
+        for j in range(np.uint64(8)):
+            byte |= np.uint64(values[start + first + j] != np.float32(0)) << j
+        bitmap |= byte << first
+    for j in range(whole, count):
+        bitmap |= np.uint64(values[start + j] != np.float32(0)) << j
+    return bitmap
 
 
 @jit
@@ -248,26 +279,24 @@ def encode(
     narrow_values, wide_values = slots.view(np.uint16), slots.view(np.float32)
     width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
     blocks = (width + block_channels - np.uint64(1)) // block_channels
-    live = np.empty(65, np.float32)
     total = np.uint64(0)
     for row in range(np.uint64(rows)):
         for block in range(blocks):
             first = block * block_channels
             start = row * width + first
             slot = ((np.uint64(first_position) + row) * blocks + block) * words
-            bitmap = n = np.uint64(0)
-            for j in range(min(block_channels, width - first)):
-                value = values[start + j]
-                alive = np.uint64(value != np.float32(0))
-                live[n] = value
-                bitmap |= alive << j
-                n += alive
+            bitmap = bitmap_of(values, start, min(block_channels, width - first))
             slots[slot] = bitmap
-            total += n
+            live = population(bitmap)
+            total += live
             if half:
-                for j in range(n):
-                    narrow_values[(slot + np.uint64(1)) * np.uint64(4) + j] = half_bits(live[j])
+                target = (slot + np.uint64(1)) * np.uint64(4)
+                for i in range(live):
+                    narrow_values[target + i] = half_bits(values[start + lowest(bitmap)])
+                    bitmap &= bitmap - np.uint64(1)
             else:
-                for j in range(n):
-                    wide_values[(slot + np.uint64(1)) * np.uint64(2) + j] = live[j]
+                target = (slot + np.uint64(1)) * np.uint64(2)
+                for i in range(live):
+                    wide_values[target + i] = values[start + lowest(bitmap)]
+                    bitmap &= bitmap - np.uint64(1)
     return np.int64(total)

@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..jit import jit
-from .bits import F32, U8, U32, U64, last_byte_mask, population, round_half
-from .rows import add_products, add_rows
+from .bits import F32, I64, U8, U32, U64, last_byte_mask, population, round_half
+from .rows import LANES, add_pair, add_products, add_rows, append
 
 I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 Shape = tuple[int, int, int, int, int, int]
 
 
@@ -50,14 +49,16 @@ def fill_tables(weights: F32, tables: F32, taps: int, c: int, k: int, fan: int, 
 
 
 @jit
-def list_patterns(spikes: U8, positions: int, c: int, fan: int, rows: U32, counts: U32, spike_counts: U32) -> None:
-    """List the non-zero patterns of every position: ``rows[position][i]`` = group * 2^fan + pattern."""
+def list_patterns(
+    spikes: U8, c: int, k: int, fan: int, rows: U32, counts: U32, spike_counts: U32, low: int, high: int
+) -> None:
+    """List the non-zero patterns of every position: ``rows[position][i]`` = (group * 2^fan + pattern) * k."""
     bits, inputs = np.uint64(fan), np.uint64(c)
     groups = (inputs + bits - np.uint64(1)) // bits
     row_bytes = (inputs + np.uint64(7)) >> np.uint64(3)
     all_ones = (np.uint64(1) << bits) - np.uint64(1)
     last_ones = (np.uint64(1) << (inputs - (groups - np.uint64(1)) * bits)) - np.uint64(1)
-    for position in range(np.uint64(positions)):
+    for position in range(np.uint64(low), np.uint64(high)):
         base, start = position * row_bytes, position * groups
         n = found = np.uint64(0)
         for group in range(groups):
@@ -68,7 +69,7 @@ def list_patterns(spikes: U8, positions: int, c: int, fan: int, rows: U32, count
                 window |= np.uint64(spikes[base + byte + np.uint64(1)]) << np.uint64(8)
             ones = last_ones if group + np.uint64(1) == groups else all_ones
             pattern = (window >> (bit & np.uint64(7))) & ones
-            rows[start + n] = np.uint32((group << bits) | pattern)
+            rows[start + n] = np.uint32(((group << bits) | pattern) * np.uint64(k))
             n += np.uint64(pattern != np.uint64(0))
             found += population(pattern)
         counts[position] = np.uint32(n)
@@ -76,15 +77,15 @@ def list_patterns(spikes: U8, positions: int, c: int, fan: int, rows: U32, count
 
 
 @jit
-def list_reals(x: F32, positions: int, c: int, channels: U32, values: F32, counts: U32) -> None:
-    """List the non-zero inputs of every position: ``channels`` and ``values`` are ``[position][c]``."""
+def list_reals(x: F32, c: int, k: int, rows: U32, values: F32, counts: U32, low: int, high: int) -> None:
+    """List the non-zero inputs of every position: ``rows`` (channel * k) and ``values`` are ``[position][c]``."""
     width = np.uint64(c)
-    for position in range(np.uint64(positions)):
+    for position in range(np.uint64(low), np.uint64(high)):
         row = position * width
         n = np.uint64(0)
         for ch in range(width):
             value = x[row + ch]
-            channels[row + n] = np.uint32(ch)
+            rows[row + n] = np.uint32(ch * np.uint64(k))
             values[row + n] = value
             n += np.uint64(value != np.float32(0))
         counts[position] = np.uint32(n)
@@ -111,27 +112,32 @@ def sum_tables(
     """``acc[position] += tables[tap][row]`` over taps and listed rows; ``work`` += (look-ups that add, spikes)."""
     in_rows, in_columns, oh, ow, kh, kw = shape
     width, per_position = np.uint64(k), np.uint64(groups)
-    offsets = np.empty(kh * kw * groups, np.uint64)
+    offsets = np.empty(kh * kw * groups + LANES, np.uint32)
     adds = spikes = np.uint64(0)
+    image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow
     for position in range(low, high):
-        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
         start = np.uint64(position) * width
         if init:
             for j in range(width):
                 acc[start + j] = np.float32(0)
         n = np.uint64(0)
+        tap_start = np.uint64(0)
         for ky in range(kh):
-            y = row_of[oy * kh + ky]
+            row = (image * in_rows + row_of[np.uint64(oy * kh + ky)]) * in_columns
             for kx in range(kw):
-                source = np.uint64((image * in_rows + y) * in_columns + column_of[ox * kw + kx])
-                first, tap_start = source * per_position, np.uint64((ky * kw + kx) * tap_rows)
+                source = np.uint64(row + column_of[np.uint64(ox * kw + kx)])
                 count = np.uint64(counts[source])
-                for i in range(count):
-                    offsets[n + i] = (tap_start + np.uint64(rows[first + i])) * width
+                append(offsets, n, rows, source * per_position, count, tap_start)
                 n += count
                 spikes += np.uint64(spike_counts[source])
+                tap_start += np.uint64(tap_rows) * width
         add_rows(acc, start, tables, offsets, np.uint64(0), n, width)
         adds += n
+        ox += 1
+        if ox == ow:
+            ox, oy = 0, oy + 1
+            if oy == oh:
+                oy, image = 0, image + 1
     work[0] += np.int64(adds)
     work[1] += np.int64(spikes)
 
@@ -154,7 +160,7 @@ def sum_products(
     acc: F32,
     init: bool,
     weights: F32,
-    channels: U32,
+    rows: U32,
     values: F32,
     counts: U32,
     row_of: I32,
@@ -172,17 +178,23 @@ def sum_products(
 ) -> None:
     """``acc[position] += value * weights[tap][channel]`` over taps and listed inputs, +0 where the mask is 0.
 
-    ``weights`` is ``[tap][in_width][out_width]``. ``live``, ``dense`` and ``outputs`` receive per position the listed
-    inputs, all inputs of the taps that exist, and the outputs that the mask lets through.
+    ``weights`` is ``[tap][in_width][out_width]``, ``rows`` lists channel * out_width. ``live``,
+    ``dense`` and ``outputs`` receive per position the listed inputs, all inputs of the taps that exist, and the
+    outputs that the mask lets through.
     """
     in_rows, in_columns, oh, ow, kh, kw = shape
     width, per_position = np.uint64(out_width), np.uint64(in_width)
     mask_bytes = (width + np.uint64(7)) >> np.uint64(3)
     last_mask = last_byte_mask(width)
-    offsets = np.empty(kh * kw * in_width, np.uint64)
-    factors = np.empty(kh * kw * in_width, np.float32)
+    offsets = np.empty(kh * kw * in_width + LANES, np.uint32)
+    factors = np.empty(kh * kw * in_width + LANES, np.float32)
+    image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow - 1
     for position in range(low, high):
-        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        ox += 1
+        if ox == ow:
+            ox, oy = 0, oy + 1
+            if oy == oh:
+                oy, image = 0, image + 1
         start = np.uint64(position) * width
         mask_start = np.uint64(position) * mask_bytes
         alive = width
@@ -196,21 +208,20 @@ def sum_products(
         n = np.uint64(0)
         taps = 0
         for ky in range(kh):
-            y = row_of[oy * kh + ky]
+            y = row_of[np.uint64(oy * kh + ky)]
+            if y < 0:
+                continue
             for kx in range(kw):
-                x = column_of[ox * kw + kx]
-                if y < 0 or x < 0:
+                x = column_of[np.uint64(ox * kw + kx)]
+                if x < 0:
                     continue
                 taps += 1
                 source = np.uint64((image * in_rows + y) * in_columns + x)
                 count = np.uint64(counts[source])
-                if alive == np.uint64(0):
-                    n += count
-                    continue
-                first, tap_start = source * per_position, np.uint64((ky * kw + kx) * in_width)
-                for i in range(count):
-                    offsets[n + i] = (tap_start + np.uint64(channels[first + i])) * width
-                    factors[n + i] = values[first + i]
+                if alive != np.uint64(0):
+                    tap_start = np.uint64((ky * kw + kx) * in_width) * width
+                    append(offsets, n, rows, source * per_position, count, tap_start)
+                    append(factors, n, values, source * per_position, count, tap_start)
                 n += count
         live[position] = np.uint32(n)
         dense[position] = np.uint32(taps * in_width)
@@ -256,30 +267,30 @@ def group_tables(
     k: int,
     fan: int,
     half: bool,
-    table: F32,
+    tables: F32,
+    start: np.uint64,
 ) -> None:
-    """``table[p]`` = sum of the gradient rows of the ``positions`` (<= fan) in ``p``; the others count as 0."""
+    """``tables[start:][p]`` = sum of the gradient rows of the ``positions`` (<= fan) in ``p``; the others are 0."""
     width = np.uint64(k)
     for j in range(width):
-        table[j] = np.float32(0)
+        tables[start + j] = np.float32(0)
     for bit in range(np.uint64(fan)):
-        single = (np.uint64(1) << bit) * width
+        single = start + (np.uint64(1) << bit) * width
         for j in range(width):
-            table[single + j] = np.float32(0)
+            tables[single + j] = np.float32(0)
         if bit < np.uint64(positions):
             row = (np.uint64(first_position) + bit) * width
             for i in range(np.uint64(counts[np.uint64(first_position) + bit])):
-                table[single + np.uint64(channels[row + i])] = values[row + i] + np.float32(0)
+                tables[single + np.uint64(channels[row + i])] = values[row + i] + np.float32(0)
     for p in range(np.uint64(3), np.uint64(1) << np.uint64(fan)):
         rest = p & (p - np.uint64(1))
         if rest == np.uint64(0):
             continue
-        target, source, single = p * width, rest * width, (p ^ rest) * width
-        for j in range(width):
-            table[target + j] = table[source + j] + table[single + j]
+        target = start + p * width
+        add_pair(tables, target, start + rest * width, start + (p ^ rest) * width, width)
         if half:
             for j in range(width):
-                table[target + j] = round_half(table[target + j])
+                tables[target + j] = round_half(tables[target + j])
 
 
 @jit
@@ -311,7 +322,7 @@ def sum_groups(
     groups = (positions + fan - 1) // fan
     block = max(1, min(256, 65536 // (np.int64(size) * max(k, 1))))
     tables = np.empty(block * np.int64(size) * k, np.float32)
-    offsets = np.empty(8 * block, np.uint64)
+    offsets = np.empty(8 * block + LANES, np.uint32)
     lengths = np.zeros(8, np.uint64)
     adds = found = np.uint64(0)
     if init:
@@ -325,8 +336,8 @@ def sum_groups(
         here = min(block, groups - first_group)
         for group in range(here):
             at = (first_group + group) * fan
-            table = tables[group * np.int64(size) * k : (group + 1) * np.int64(size) * k]
-            group_tables(channels, values, counts, at, min(fan, positions - at), k, fan, half, table)
+            start = np.uint64(group) * size * width
+            group_tables(channels, values, counts, at, min(fan, positions - at), k, fan, half, tables, start)
         for unit in range(low, high):
             tap, byte = unit // np.int64(row_bytes), np.uint64(unit) % row_bytes
             shift = np.uint64((tap // kw) * in_columns + tap % kw)
@@ -344,7 +355,7 @@ def sum_groups(
                 x = transpose_bits(x)
                 for j in range(np.uint64(8)):
                     pattern = (x >> (j << np.uint64(3))) & np.uint64(255)
-                    offsets[j * np.uint64(block) + lengths[j]] = (group * size + pattern) * width
+                    offsets[j * np.uint64(block) + lengths[j]] = np.uint32((group * size + pattern) * width)
                     lengths[j] += np.uint64(pattern != np.uint64(0))
             for j in range(min(np.uint64(8), inputs - byte * np.uint64(8))):
                 row = np.uint64(tap) * inputs + byte * np.uint64(8) + j
@@ -367,7 +378,7 @@ def sum_weighted(
     c: int,
     k: int,
     sparse: bool,
-    lanes: int,
+    issues: U32,
     row_live: I64,
     row_cycles: I64,
     row_products: I64,
@@ -377,14 +388,15 @@ def sum_weighted(
     """``acc[tap][c] += x * g`` over positions ascending for the rows ``low .. high-1`` of (tap, channel).
 
     ``sparse`` touches live gradients only; without it dead ones add ``x * 0``, which is the same bits when all inputs
-    are finite and no sum starts at -0. The row counters receive the live inputs, cycles and products of each row.
+    are finite and no sum starts at -0. ``issues`` are the cycles of a position. The row counters receive the live
+    inputs, cycles and products of each row.
     """
     _, in_columns, _, _, _, kw = shape
     width, inputs = np.uint64(k), np.uint64(c)
     positions = np.uint64(starts.size)
     block = np.uint64(max(1, 65536 // max(k, 1)))
     gradients = np.empty(0 if sparse else np.int64(min(block, positions)) * k, np.float32)
-    offsets = np.empty(np.int64(min(block, positions)), np.uint64)
+    offsets = np.empty(np.int64(min(block, positions)), np.uint32)
     factors = np.empty(np.int64(min(block, positions)), np.float32)
     if init:
         for j in range(np.uint64(low) * width, np.uint64(high) * width):
@@ -401,24 +413,24 @@ def sum_weighted(
             tap, channel = unit // c, np.uint64(unit) % inputs
             shift = np.uint64((tap // kw) * in_columns + tap % kw)
             n = np.uint64(0)
-            cycles = products = 0
+            cycles = products = np.uint64(0)
             for i in range(here):
                 value = x[(starts[first + i] + shift) * inputs + channel]
                 if value == np.float32(0):
                     continue
-                count = np.int64(counts[first + i])
-                offsets[n] = i * width
+                count = np.uint64(counts[first + i])
+                offsets[n] = np.uint32(i * width)
                 factors[n] = value
                 n += np.uint64(1)
                 products += count
-                cycles += (count + lanes - 1) // lanes
+                cycles += np.uint64(issues[first + i])
                 if sparse:
                     row = (first + i) * width
-                    for j in range(np.uint64(count)):
+                    for j in range(count):
                         target = np.uint64(unit) * width + np.uint64(channels[row + j])
                         acc[target] = acc[target] + value * values[row + j]
             row_live[unit] += np.int64(n)
-            row_cycles[unit] += cycles
-            row_products[unit] += products
+            row_cycles[unit] += np.int64(cycles)
+            row_products[unit] += np.int64(products)
             if not sparse:
                 add_products(acc, np.uint64(unit) * width, gradients, offsets, factors, n, width)

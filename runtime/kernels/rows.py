@@ -1,8 +1,9 @@
 """Ordered sums of table rows with the running sums held in vector registers.
 
-Numba's own loops reload and store the running sum for every few rows, which dominates thin layers; these two
-intrinsics emit the loop with explicit LLVM vectors instead. Each output element is still summed in list order with
-separate multiplications and additions (no contraction), so the result does not depend on the vector width.
+Numba's own loops reload and store the running sum for every few rows and check for overlap each time, which dominates
+thin layers; these intrinsics emit the loops with explicit LLVM vectors instead. Each output element is still summed in
+list order with separate multiplications and additions (no contraction), so the result does not depend on the vector
+width. Lists that are read here need ``LANES`` elements of room past their end.
 """
 
 # numba.core comes without type annotations.
@@ -30,7 +31,7 @@ def add_rows(
 ) -> Any:
     """``acc[start:start+width] += rows[o:o+width]`` for each ``o`` of ``offsets[first:first+count]`` in order.
 
-    ``acc`` and ``rows`` are flat float32 arrays, ``offsets`` uint64, the rest uint64 scalars.
+    ``acc`` and ``rows`` are flat float32 arrays, ``offsets`` uint32, the rest uint64 scalars.
     """
     return types.void(acc, start, rows, offsets, first, count, width), _emitter(valued=False)
 
@@ -41,6 +42,55 @@ def add_products(
 ) -> Any:
     """``acc[start:start+width] += values[i] * rows[o:o+width]`` for ``o = offsets[i]``, ``i < count`` in order."""
     return types.void(acc, start, rows, offsets, values, count, width), _emitter(valued=True)
+
+
+@intrinsic
+def add_pair(typing_context: Any, rows: Any, target: Any, left: Any, right: Any, width: Any) -> Any:
+    """``rows[target:target+width] = rows[left:left+width] + rows[right:right+width]`` for rows that do not overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = context.make_array(signature.args[0])(context, builder, args[0]).data
+        to, first, second = (builder.gep(base, [start]) for start in args[1:4])
+
+        def strip(column: Any, mask: Any) -> None:
+            total = builder.fadd(_load(builder, first, column, mask), _load(builder, second, column, mask))
+            _store(builder, total, to, column, mask)
+
+        _columns(builder, args[4], (1,), lambda column, vectors, mask: strip(column, mask))
+        return context.get_dummy_value()
+
+    return types.void(rows, target, left, right, width), codegen
+
+
+@intrinsic
+def append(typing_context: Any, target: Any, at: Any, source: Any, first: Any, count: Any, addend: Any) -> Any:
+    """``target[at+i] = source[first+i] + addend`` for ``i < count``; up to ``LANES - 1`` elements more are touched.
+
+    The arrays are uint32 or float32; for float32 the addend is ignored.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integers = signature.args[0].dtype == types.uint32
+        vector = ir.VectorType(_U32 if integers else _F32, LANES)
+
+        def vectors(index: int, start: Any) -> Any:
+            data = context.make_array(signature.args[index])(context, builder, args[index]).data
+            return builder.gep(data, [start])
+
+        to, origin = vectors(0, args[1]), vectors(2, args[3])
+        blocks = builder.udiv(builder.add(args[4], _I64(LANES - 1)), _I64(LANES))
+        more = _splat(builder, builder.trunc(args[5], _U32)) if integers else None
+        with cgutils.for_range(builder, blocks, intp=_I64) as loop:
+            index = builder.mul(loop.index, _I64(LANES))
+            read = builder.bitcast(builder.gep(origin, [index]), vector.as_pointer())
+            values = builder.load(read, align=4)
+            if more is not None:
+                values = builder.add(values, more)
+            write = builder.bitcast(builder.gep(to, [index]), vector.as_pointer())
+            builder.store(values, write, align=4)
+        return context.get_dummy_value()
+
+    return types.void(target, at, source, first, count, addend), codegen
 
 
 def _emitter(valued: bool) -> Callable[[Any, Any, Any, Any], Any]:
@@ -59,16 +109,24 @@ def _emitter(valued: bool) -> Callable[[Any, Any, Any, Any], Any]:
 
 def _sum(builder: Any, acc: Any, rows: Any, offsets: Any, values: Any, count: Any, width: Any) -> None:
     """Emit the sum over columns in strips of 4 and 2 vectors and single, masked ones."""
+
+    def strip(first: Any, vectors: int, mask: Any) -> None:
+        _strip(builder, acc, rows, offsets, values, count, first, vectors, mask)
+
+    _columns(builder, width, (4, 2), strip)
+
+
+def _columns(builder: Any, width: Any, whole: tuple[int, ...], strip: Callable[[Any, int, Any], None]) -> None:
+    """Emit ``strip(first column, vectors, mask)`` over all columns: whole strips, then single vectors under a mask."""
     column = cgutils.alloca_once_value(builder, _I64(0))
-    for vectors in (4, 2):
+    for vectors in whole:
         with _while_columns(builder, column, width, vectors * LANES - 1) as first:
-            _strip(builder, acc, rows, offsets, values, count, first, vectors, None)
+            strip(first, vectors, None)
             builder.store(builder.add(first, _I64(vectors * LANES)), column)
     with _while_columns(builder, column, width, 0) as first:
         left = builder.trunc(builder.sub(width, first), _U32)
         lanes = ir.Constant(ir.VectorType(_U32, LANES), list(range(LANES)))
-        mask = builder.icmp_unsigned("<", lanes, _splat(builder, left))
-        _strip(builder, acc, rows, offsets, values, count, first, 1, mask)
+        strip(first, 1, builder.icmp_unsigned("<", lanes, _splat(builder, left)))
         builder.store(builder.add(first, _I64(LANES)), column)
 
 
@@ -103,7 +161,7 @@ def _strip(
     for total, column in zip(sums, columns, strict=True):
         builder.store(_load(builder, acc, column, mask), total)
     with cgutils.for_range(builder, count, intp=_I64) as loop:
-        offset = builder.load(builder.gep(offsets, [loop.index]))
+        offset = builder.zext(builder.load(builder.gep(offsets, [loop.index])), _I64)
         factor = _splat(builder, builder.load(builder.gep(values, [loop.index]))) if values is not None else None
         for total, column in zip(sums, columns, strict=True):
             term = _load(builder, rows, builder.add(offset, column), mask)

@@ -15,6 +15,7 @@ from ..jit import jit
 from .bits import (
     EXPONENT,
     F32,
+    I64,
     U8,
     U16,
     U32,
@@ -29,7 +30,7 @@ from .bits import (
     spread,
     unpack,
 )
-from .convolution import I32, I64, Shape
+from .convolution import I32, Shape
 
 BLOCK = 2048
 Pair = tuple[int, int]
