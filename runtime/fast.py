@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -233,7 +233,7 @@ def v_pool(op: Operation, buffers: Buffers) -> Work:
 
 def v_unpool(op: Operation, buffers: Buffers) -> Work:
     """``v.unpool``: each element gathers its share of the gradients of the windows that it lies in."""
-    k, positions, gblk = op.number("k"), int(np.prod(_positions(op))), op.number("gblk")
+    k, positions = op.number("k"), int(np.prod(_positions(op)))
     sources = op.number("imgs") * op.number("gh") * op.number("gw")
     elements, slots = positions * k * _taps(op), op.choice("src") == "slots"
     counts = {"elements": elements}
@@ -246,11 +246,7 @@ def v_unpool(op: Operation, buffers: Buffers) -> Work:
     idx, maximum = buffers.get("idx", _NO_BYTES), op.choice("kind") == "max"
     _run(vector.unpool, positions, elements, source, idx, *_backward_maps(op), k, maximum, dst)
     if slots:
-        if _is_half(op):
-            bits.round_all(dst)
-        target = buffers["dst"].view(np.uint64)
-        live = bits.encode(dst, target, _slot_words(op), _is_half(op), 0, positions, k, gblk)
-        counts["live_outputs"] = int(live)
+        counts["live_outputs"] = _encode(op, buffers["dst"], dst, positions)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
 
 
@@ -276,22 +272,15 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     if kind not in ("tsum", "bias"):
         with np.errstate(all="ignore"):
             return reference.v_reduce(op, buffers)
-    steps = op.number("steps") if kind == "tsum" else 1
-    *lists, live = _gradient_lists(op, buffers["src"], steps * n)
-    counts = {"elements": steps * n * k, "live_inputs": live}
-    if kind == "bias":
-        acc = buffers["dst"].view(np.float32)
-        if op.init:
-            acc[:] = 0
-        vector.accumulate_lists(acc, *lists, 1, n, k, False)
-        return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
-    acc = _scratch("time_sum", n * k, np.float32)
-    acc[:] = 0
-    vector.accumulate_lists(acc, *lists, n, steps * n, k, True)
-    if _is_half(op):
-        bits.round_all(acc)
-    target = buffers["dst"].view(np.uint64)
-    counts["live_outputs"] = int(bits.encode(acc, target, _slot_words(op), _is_half(op), 0, n, k, op.number("gblk")))
+    steps, rows = (op.number("steps"), n) if kind == "tsum" else (n, 1)
+    acc = _scratch("time_sum", n * k, np.float32) if kind == "tsum" else buffers["dst"].view(np.float32)
+    if op.init or kind == "tsum":
+        acc[:] = 0
+    layout = (buffers["src"].view(np.uint64), _slot_words(op), _is_half(op), rows, steps, k, op.number("gblk"))
+    (live,) = _run(vector.accumulate_slots, rows, 2 * steps * n * k, acc, *layout, kind == "tsum", counters=1)
+    counts = {"elements": steps * rows * k, "live_inputs": live}
+    if kind == "tsum":
+        counts["live_outputs"] = _encode(op, buffers["dst"], acc, n)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
 
 
@@ -385,6 +374,16 @@ def _gradient_lists(op: Operation, slots: Bytes, positions: int, scale: int = 1)
     return *lists, live
 
 
+def _encode(op: Operation, slots: Bytes, values: F32, positions: int) -> int:
+    """Round ``values`` to storage in place, write them as gradient slots and return how many are live."""
+    k = op.number("k")
+    if _is_half(op):
+        bits.round_all(values)
+    layout = (slots.view(np.uint64), _slot_words(op), _is_half(op), k, op.number("gblk"))
+    (live,) = _run(bits.encode_rows, positions, 2 * positions * k, values, *layout, counters=1)
+    return live
+
+
 def _lists(positions: int, width: int) -> tuple[U32, F32, U32]:
     return (
         _scratch("channels", positions * width, np.uint32),
@@ -429,10 +428,12 @@ def _backward_maps(op: Operation) -> tuple[I32, I32, Shape]:
     return rows, columns, (gh, gw, oh, ow, kh, kw)
 
 
+@lru_cache(maxsize=256)
 def _forward_map(size: int, stride: int, kernel: int) -> I32:
     return np.asarray(np.arange(size)[:, None] * stride + np.arange(kernel), np.int32).reshape(-1)
 
 
+@lru_cache(maxsize=256)
 def _backward_map(size: int, offset: int, stride: int, kernel: int, limit: int) -> I32:
     there = np.arange(size)[:, None] + offset - np.arange(kernel)
     inside = (there >= 0) & (there % stride == 0) & (there // stride < limit)

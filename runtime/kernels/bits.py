@@ -300,3 +300,11 @@ def encode(
                     wide_values[target + i] = values[start + lowest(bitmap)]
                     bitmap &= bitmap - np.uint64(1)
     return np.int64(total)
+
+
+@jit
+def encode_rows(
+    values: F32, slots: U64, slot_words: int, half: bool, k: int, gblk: int, work: I64, low: int, high: int
+) -> None:
+    """Write the rows ``low .. high-1`` of ``values`` as gradient slots; ``work`` += live values."""
+    work[0] += encode(values[low * k : high * k], slots, slot_words, half, low, high - low, k, gblk)

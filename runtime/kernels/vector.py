@@ -25,7 +25,10 @@ from .bits import (
     half_bits,
     half_value,
     last_byte_mask,
+    live_bits,
+    lowest,
     pack,
+    population,
     round_half,
     spread,
     unpack,
@@ -338,42 +341,81 @@ def unpool(
     """Sum every position's share of the window gradients for the positions ``low .. high-1``."""
     in_rows, in_columns, oh, ow, kh, kw = shape
     width = np.uint64(k)
-    taps = np.float32(kh * kw)
+    taps, zero = np.float32(kh * kw), np.float32(0)
+    image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow - 1
     for position in range(low, high):
-        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
+        ox += 1
+        if ox == ow:
+            ox, oy = 0, oy + 1
+            if oy == oh:
+                oy, image = 0, image + 1
         to = np.uint64(position) * width
-        for j in range(width):
-            dst[to + j] = np.float32(0)
+        fresh = True
         for ky in range(kh):
-            y = row_of[oy * kh + ky]
+            y = row_of[np.uint64(oy * kh + ky)]
+            if y < 0:
+                continue
             for kx in range(kw):
-                x = column_of[ox * kw + kx]
-                if y < 0 or x < 0:
+                x = column_of[np.uint64(ox * kw + kx)]
+                if x < 0:
                     continue
                 at = np.uint64((image * in_rows + y) * in_columns + x) * width
-                if maximum:
-                    tap = np.uint8(ky * kw + kx)
+                tap = np.uint8(ky * kw + kx)
+                if maximum and fresh:
                     for j in range(width):
-                        dst[to + j] = dst[to + j] + (source[at + j] if idx[at + j] == tap else np.float32(0))
+                        dst[to + j] = zero + (source[at + j] if idx[at + j] == tap else zero)
+                elif maximum:
+                    for j in range(width):
+                        dst[to + j] = dst[to + j] + (source[at + j] if idx[at + j] == tap else zero)
+                elif fresh:
+                    for j in range(width):
+                        dst[to + j] = zero + source[at + j] / taps
                 else:
                     for j in range(width):
                         dst[to + j] = dst[to + j] + source[at + j] / taps
+                fresh = False
+        if fresh:
+            for j in range(width):
+                dst[to + j] = zero
 
 
 @jit
-def accumulate_lists(
-    acc: F32, channels: U32, values: F32, counts: U32, acc_rows: int, positions: int, k: int, descending: bool
+def accumulate_slots(
+    acc: F32,
+    slots: U64,
+    slot_words: int,
+    half: bool,
+    acc_rows: int,
+    steps: int,
+    k: int,
+    gblk: int,
+    descending: bool,
+    work: I64,
+    low: int,
+    high: int,
 ) -> None:
-    """``acc[position % acc_rows] += listed values``, positions in order, or last step of ``acc_rows`` first."""
-    width = np.uint64(k)
-    steps = positions // acc_rows if acc_rows else 0
+    """``acc[row] += live gradients of [step][row]`` for the rows ``low .. high-1``; ``work`` += live gradients."""
+    narrow_values, wide_values = slots.view(np.uint16), slots.view(np.float32)
+    width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
+    blocks = (width + block_channels - np.uint64(1)) // block_channels
+    total = np.uint64(0)
     for step in range(steps):
-        first = (steps - 1 - step if descending else step) * acc_rows
-        for target in range(acc_rows):
-            row = np.uint64(first + target) * width
-            for i in range(np.uint64(counts[first + target])):
-                j = np.uint64(target) * width + np.uint64(channels[row + i])
-                acc[j] = acc[j] + values[row + i]
+        here = steps - 1 - step if descending else step
+        for row in range(low, high):
+            for block in range(blocks):
+                first = block * block_channels
+                slot = (np.uint64(here * acc_rows + row) * blocks + block) * words
+                bitmap = live_bits(slots[slot], min(block_channels, width - first))
+                start = np.uint64(row) * width + first
+                source = (slot + np.uint64(1)) * (np.uint64(4) if half else np.uint64(2))
+                total += population(bitmap)
+                while bitmap:
+                    value = half_value(narrow_values[source]) if half else wide_values[source]
+                    target = start + lowest(bitmap)
+                    acc[target] = acc[target] + value
+                    bitmap &= bitmap - np.uint64(1)
+                    source += np.uint64(1)
+    work[0] += np.int64(total)
 
 
 @jit
