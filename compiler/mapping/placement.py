@@ -23,7 +23,9 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def place(stages: Sequence[Sequence[Request]], capacity: dict[str, int]) -> list[list[int]]:
+def place(
+    stages: Sequence[Sequence[Request]], capacity: dict[str, int], labels: Sequence[str] | None = None
+) -> list[list[int]]:
     """Return the byte address of every buffer of every stage.
 
     All buffers of a stage lie apart. A stage starts where the one before ended, so that neighbours rarely share bytes
@@ -32,14 +34,14 @@ def place(stages: Sequence[Sequence[Request]], capacity: dict[str, int]) -> list
     """
     top = dict.fromkeys(capacity, 0)
     addresses: list[list[int]] = []
-    for stage in stages:
+    for number, stage in enumerate(stages):
         need = dict.fromkeys(capacity, 0)
         for request in stage:
             need[request.memory] += aligned(request.total_bytes)
         for memory, size in need.items():
             if size > capacity[memory]:
                 raise H2LearnError(
-                    f"a stage needs {size} bytes of memory {memory}, which has {capacity[memory]}",
+                    f"stage {labels[number] if labels else number} needs {size} bytes of memory {memory}, which has {capacity[memory]}",
                     hint="set smaller tile limits or use a machine with more SRAM",
                 )
             if top[memory] + size > capacity[memory]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from h2learn.backends.h2learn.errors import H2LearnError
@@ -77,15 +77,15 @@ def assign_semaphores(tokens: dict[int, TokenUse], count: int) -> SemaphorePlan:
     """
     plan = SemaphorePlan()
     pools: dict[tuple[str, str], list[_Semaphore]] = {}
-    pairs = list(dict.fromkeys((use.producer, use.consumer) for use in tokens.values()))
+    wanted = _most_at_once(tokens.values())
     spare = count
     for token in sorted(tokens, key=lambda t: tokens[t].first):
         use = tokens[token]
         pool = pools.setdefault((use.producer, use.consumer), [])
         idle = [s for s in pool if s.busy_until < use.first]
-        unopened = sum(pair not in pools for pair in pairs)
+        reserved = sum(max(0, most - len(pools.get(pair, ()))) for pair, most in wanted.items())
         chosen = min(idle, key=lambda s: (s.left, s.number), default=None)
-        if chosen is None or (chosen.left and spare > unopened):
+        if chosen is None or (chosen.left and spare > reserved):
             if not spare:
                 raise H2LearnError(f"the program needs more than the {count} semaphores of the machine at once")
             chosen = _Semaphore(count - spare, use.last, 0)
@@ -98,3 +98,13 @@ def assign_semaphores(tokens: dict[int, TokenUse], count: int) -> SemaphorePlan:
     for (_, consumer), pool in pools.items():
         plan.left += [(consumer, s.number, s.left) for s in pool if s.left]
     return plan
+
+
+def _most_at_once(uses: Iterable[TokenUse]) -> dict[tuple[str, str], int]:
+    """Return, for each pair of engines, how many of its tokens are in use in one stage at most."""
+    busy: dict[tuple[str, str], dict[int, int]] = {}
+    for use in uses:
+        stages = busy.setdefault((use.producer, use.consumer), {})
+        for stage in range(use.first, use.last + 1):
+            stages[stage] = stages.get(stage, 0) + 1
+    return {pair: max(stages.values()) for pair, stages in busy.items()}

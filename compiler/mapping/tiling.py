@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from math import prod
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
@@ -303,10 +304,16 @@ def plan_positions(
     return Tile(**_shrink(whole, order, usage, machine, "tile"))
 
 
-def plan_rows(rows: int, per_row: int, bytes_per_element: int, capacity: int, limits: TileLimits) -> int:
-    """Return how many rows of ``per_row`` elements one tile of an element-wise stage takes (at least one)."""
-    elements = min(limits.elements or rows * per_row, capacity // (SLOTS * bytes_per_element))
-    return max(1, min(rows, elements // per_row))
+def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits) -> tuple[int, int]:
+    """Return (elements per row, rows per tile) for an element-wise stage over a parameter of ``shape``.
+
+    A row is as many of the last dimensions as fit one tile (the last one always); ``capacity`` is the memory for the
+    ``bytes_per_element`` that all buffers together take.
+    """
+    most = max(1, capacity // (SLOTS * bytes_per_element))
+    per_row = next(size for size in (prod(shape[n:]) for n in range(len(shape))) if size <= most or size == shape[-1])
+    elements = min(limits.elements or most, most)
+    return per_row, max(1, min(prod(shape) // per_row, elements // per_row))
 
 
 Choices = dict[str, tuple[int, ...]]

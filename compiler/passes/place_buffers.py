@@ -26,13 +26,10 @@ class PlaceBuffersPass(ModulePass):
         """Set the address of every ``tile.alloc``; raises H2LearnError when a stage does not fit."""
         del ctx
         machine = load_machine(self.arch)
-        stages = [
-            [alloc for alloc in stage.walk() if isinstance(alloc, tile.AllocOp)]
-            for stage in op.walk()
-            if isinstance(stage, tile.StageOp)
-        ]
+        nests = [stage for stage in op.walk() if isinstance(stage, tile.StageOp)]
+        stages = [[alloc for alloc in nest.walk() if isinstance(alloc, tile.AllocOp)] for nest in nests]
         requests = [[Request(a.memory.data, a.slots.data * slot_stride(a)) for a in stage] for stage in stages]
         capacity = {memory: machine.memory_bytes(memory) for memory in tile.MEMORIES}
-        for allocs, addresses in zip(stages, place(requests, capacity), strict=True):
+        for allocs, addresses in zip(stages, place(requests, capacity, [nest.label.data for nest in nests]), strict=True):
             for alloc, address in zip(allocs, addresses, strict=True):
                 alloc.address = builtin.IntAttr(address)

@@ -392,8 +392,7 @@ def lower_sgd(ctx: TileContext, op: lut.SgdOp) -> None:
     """Lower an optimizer step: parameter, momentum and storage copy are updated where they lie."""
     shape = shape_of(op.p.type)
     count = prod(shape)
-    per_row = next(size for size in (prod(shape[n:]) for n in range(len(shape))) if size <= 32768 or size == shape[-1])
-    rows = plan_rows(count // per_row, per_row, 12, ctx.machine.memory_bytes("A") - 4096, ctx.limits)
+    per_row, rows = plan_rows(shape, 12, ctx.machine.memory_bytes("A") - 4096, ctx.limits)
     b, label = ctx.builder, ctx.label("optimizer", op)
     places = {"p": op.p, "g": op.g, **({"mom": op.m} if op.m is not None else {})}
     tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
