@@ -36,7 +36,7 @@ from .operation import (
     spans,
     transfer_range,
 )
-from .work import BACKWARD_MODES, backward_work, issue_width, lookup_work, weight_work
+from .work import BACKWARD_MODES, element_count, issue_width, lookup_work, products_work, weight_work
 
 Buffers = dict[str, Bytes]
 
@@ -113,14 +113,12 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
 def be_fwd(op: Operation, buffers: Buffers) -> Work:
     """``be.fwd``: acc += x * w, taps then channels ascending, zero inputs skipped."""
     c, k = op.number("c"), op.number("k")
-    (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
-    sources, positions = imgs * ih * iw, imgs * oh * ow
+    ih, iw = input_shape(op)
+    sources = op.number("imgs") * ih * iw
     lists = _lists(sources, c)
     _run(convolution.list_reals, sources, 2 * sources * c, _reals(op, "x", buffers["x"]), c, k, *lists)
     weights = _reals(op, "w", buffers["w"])
-    live, _, outputs = _products(op, buffers, weights, lists, _forward_maps(op), c, k)
-    dense = np.full(positions, _taps(op) * c)
-    return backward_work(op, "in", live, dense, outputs, k, int(bits.count_nonfinite(buffers["acc"].view(np.float32))))
+    return _products(op, buffers, weights, lists, _forward_maps(op), c, k, "in")
 
 
 def be_run(op: Operation, buffers: Buffers) -> Work:
@@ -129,9 +127,8 @@ def be_run(op: Operation, buffers: Buffers) -> Work:
     lists = _gradient_lists(op, buffers["g"], op.number("imgs") * op.number("gh") * op.number("gw"), scale=c)[:3]
     weights = _scratch("transposed", _taps(op) * c * k, np.float32)
     convolution.transpose_weights(_reals(op, "w", buffers["w"]), _taps(op), c, k, weights)
-    live, dense, outputs = _products(op, buffers, weights, lists, _backward_maps(op), k, c)
     mode = BACKWARD_MODES[op.fields.get("mode", 0)]
-    return backward_work(op, mode, live, dense, outputs, c, int(bits.count_nonfinite(buffers["acc"].view(np.float32))))
+    return _products(op, buffers, weights, lists, _backward_maps(op), k, c, mode)
 
 
 def be_wgt(op: Operation, buffers: Buffers) -> Work:
@@ -211,7 +208,7 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:
     """``v.pool``: average, or maximum with the number of the first largest window element."""
-    k, positions = op.number("k"), int(np.prod(_positions(op)))
+    k, positions = op.number("k"), _position_count(op)
     elements = positions * k * _taps(op)
     geometry = (_forward_maps(op)[2], op.number("sh"), op.number("sw"), k)
     maximum, idx = op.choice("kind") == "max", buffers.get("idx", _NO_BYTES)
@@ -233,7 +230,7 @@ def v_pool(op: Operation, buffers: Buffers) -> Work:
 
 def v_unpool(op: Operation, buffers: Buffers) -> Work:
     """``v.unpool``: each element gathers its share of the gradients of the windows that it lies in."""
-    k, positions = op.number("k"), int(np.prod(_positions(op)))
+    k, positions = op.number("k"), _position_count(op)
     sources = op.number("imgs") * op.number("gh") * op.number("gw")
     elements, slots = positions * k * _taps(op), op.choice("src") == "slots"
     counts = {"elements": elements}
@@ -351,9 +348,10 @@ def _products(
     maps: tuple[I32, I32, Shape],
     in_width: int,
     out_width: int,
-) -> tuple[U32, U32, U32]:
-    """Sum products into ``acc`` and return per position the live inputs, dense inputs and live outputs."""
-    positions = int(np.prod(_positions(op)))
+    mode: str,
+) -> Work:
+    """Sum products into ``acc`` and count the work as the reference does."""
+    positions = _position_count(op)
     live, dense, outputs = (_scratch(name, positions, np.uint32) for name in ("live", "dense_inputs", "outputs"))
     _run(
         convolution.sum_products,
@@ -362,7 +360,10 @@ def _products(
         *(buffers["acc"].view(np.float32), op.init, weights, *lists, *maps, in_width, out_width),
         *(buffers.get("m", _NO_BYTES), "m" in buffers, live, dense, outputs),
     )
-    return live, dense, outputs
+    totals, modes = np.zeros(4, np.int64), np.zeros((4, 3), np.int64)
+    convolution.tally(live, dense, outputs, out_width, issue_width(op), element_count(op), totals, modes)
+    not_finite = int(bits.count_nonfinite(buffers["acc"].view(np.float32)))
+    return products_work(op, mode, positions, totals.tolist(), modes.tolist(), not_finite)
 
 
 def _gradient_lists(op: Operation, slots: Bytes, positions: int, scale: int = 1) -> tuple[U32, F32, U32, int]:
@@ -402,6 +403,11 @@ def _taps(op: Operation) -> int:
 
 def _positions(op: Operation) -> tuple[int, int, int]:
     return op.number("imgs"), op.number("oh"), op.number("ow")
+
+
+def _position_count(op: Operation) -> int:
+    imgs, oh, ow = _positions(op)
+    return imgs * oh * ow
 
 
 def _is_half(op: Operation) -> bool:

@@ -361,14 +361,17 @@ def _transfer_spans(op: Operation) -> dict[str, Span]:
 
 def _hull(op: Operation, name: str, ranges: list[tuple[int, int]]) -> Span:
     start = end = op.operands[name].address
-    if any(low >= high for low, high in ranges) or not op.number("run"):
+    run = op.number("run")
+    if not run or any(low >= high for low, high in ranges):
         return start, start
-    for dimension, (low, high) in enumerate(ranges):
-        stride = op.number(f"{name[0]}s{dimension}")
-        start += min(low * stride, (high - 1) * stride)
-        end += max(low * stride, (high - 1) * stride)
-    return start, end + op.number("run")
+    for stride_field, (low, high) in zip(_STRIDES[name], ranges, strict=True):
+        stride = op.number(stride_field)
+        first, last = low * stride, (high - 1) * stride
+        start, end = start + min(first, last), end + max(first, last)
+    return start, end + run
 
+
+_STRIDES = {name: tuple(f"{name[0]}s{d}" for d in range(4)) for name in ("src", "dst")}
 
 _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "fe.fill": _fe_fill,

@@ -27,26 +27,27 @@ def backward_work(
     ``width`` is the number of output channels. Positions are dealt to the processing elements round-robin.
     """
     live, dense, outputs = (np.asarray(v, np.int64).reshape(-1) for v in (live, dense, outputs))
-    all_outputs = np.full_like(outputs, width)
-    pairs = {"dense": (dense, all_outputs), "in": (live, all_outputs), "out": (dense, outputs), "dual": (live, outputs)}
-    if op.mnemonic != "be.run":
-        pairs = {mode: pairs[mode]}
-    lanes = issue_width(op)
-    counts = {
-        "positions": int(live.size),
-        "live_inputs": int(live.sum()),
-        "live_outputs": int(outputs.sum()),
-        "products": int((live * outputs).sum()),
-        "dense_products": int((dense * width).sum()),
-        "nonfinite": not_finite,
-    }
-    for name, (ins, outs) in pairs.items():
-        cycles = ins * -(-outs // lanes)
-        slowest = _slowest(op, cycles)
-        if op.mnemonic == "be.run":
-            counts[f"pe_cycles_{name}"] = slowest
-        if name == mode:
-            counts |= {"macs": int((ins * outs).sum()), "issue_cycles": int(cycles.sum()), "pe_cycles": slowest}
+    totals = [int(v.sum()) for v in (live, outputs, live * outputs, dense * width)]
+    modes = []
+    for ins, outs in ((dense, 0 * outputs + width), (live, 0 * outputs + width), (dense, outputs), (live, outputs)):
+        cycles = ins * -(-outs // issue_width(op))
+        modes.append([int((ins * outs).sum()), int(cycles.sum()), _slowest(op, cycles)])
+    return products_work(op, mode, live.size, totals, modes, not_finite)
+
+
+def products_work(
+    op: Operation, mode: str, positions: int, totals: list[int], modes: list[list[int]], not_finite: int
+) -> Work:
+    """Name the counts of the backward engine.
+
+    ``totals``: live inputs, live outputs, live products, dense products; ``modes`` for dense, in, out, dual: products
+    not skipped, cycles, cycles of the slowest processing element.
+    """
+    names = ("live_inputs", "live_outputs", "products", "dense_products")
+    counts = {"positions": positions, **dict(zip(names, totals, strict=True)), "nonfinite": not_finite}
+    counts |= dict(zip(("macs", "issue_cycles", "pe_cycles"), modes[BACKWARD_MODES.index(mode)], strict=True))
+    if op.mnemonic == "be.run":
+        counts |= {f"pe_cycles_{name}": work[2] for name, work in zip(BACKWARD_MODES, modes, strict=True)}
     return Work(counts)
 
 
@@ -93,13 +94,18 @@ def issue_width(op: Operation) -> int:
     return op.fields.get("width", 64)
 
 
+def element_count(op: Operation) -> int:
+    """Return the number of processing elements of the backward engine."""
+    return op.fields.get("elements", 32)
+
+
 def nonfinite(values: F32) -> int:
     """Return how many values are infinite or NaN."""
     return int(values.size - np.count_nonzero(np.isfinite(values)))
 
 
 def _slowest(op: Operation, cycles: npt.NDArray[np.int64]) -> int:
-    elements = op.fields.get("elements", 32)
+    elements = element_count(op)
     padded = np.zeros(-(-cycles.size // elements) * elements, np.int64)
     padded[: cycles.size] = cycles
     return int(padded.reshape(-1, elements).sum(axis=0).max(initial=0))

@@ -236,6 +236,33 @@ def sum_products(
 
 
 @jit
+def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, elements: int, totals: I64, modes: I64) -> None:
+    """Count the work of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
+
+    ``totals``: live inputs, live outputs, live products, dense products. ``modes`` ``[dense in out dual][3]``:
+    products that the mode does not skip, cycles, cycles of the slowest of ``elements`` that take turns.
+    """
+    busy = np.zeros((4, elements), np.int64)
+    turn = 0
+    for position in range(np.uint64(live.size)):
+        ins, all_ins, outs = np.int64(live[position]), np.int64(dense[position]), np.int64(outputs[position])
+        totals[0] += ins
+        totals[1] += outs
+        totals[2] += ins * outs
+        totals[3] += all_ins * width
+        for mode in range(4):
+            mode_ins = ins if mode & 1 else all_ins
+            mode_outs = outs if mode & 2 else width
+            cycles = mode_ins * ((mode_outs + lanes - 1) // lanes)
+            modes[mode, 0] += mode_ins * mode_outs
+            modes[mode, 1] += cycles
+            busy[mode, turn] += cycles
+        turn = turn + 1 if turn + 1 < elements else 0
+    for mode in range(4):
+        modes[mode, 2] = busy[mode].max()
+
+
+@jit
 def position_starts(shape: Shape, stride_down: int, stride_across: int, images: int, starts: U64) -> None:
     """``starts[position]`` = number of the input position that tap (0, 0) of the position reads."""
     in_rows, in_columns, oh, ow, _, _ = shape
