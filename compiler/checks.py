@@ -186,7 +186,7 @@ def _finite_differences(name: str, module: builtin.ModuleOp, seed: int) -> str:
 
 def _jittered(rng: np.random.Generator, value: Array) -> Array:
     """Return float64 values moved off round numbers, where maxima tie and windows end; other types as they are."""
-    return value + rng.normal(0, 1e-2, value.shape) if value.dtype == np.float32 else value
+    return value.astype(np.float64) + rng.normal(0, 1e-2, value.shape) if value.dtype == np.float32 else value
 
 
 def _largest_difference(before: Mapping[Key, Array], after: Mapping[Key, Array]) -> Difference:

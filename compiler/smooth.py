@@ -49,12 +49,12 @@ def reason_against(module: builtin.ModuleOp) -> str:
 
 def soft_spike(u: Reals, neuron: Neuron) -> Reals:
     """Return the integral of the surrogate up to ``u`` ``[...,K]``."""
-    width, height = neuron.width, neuron.height
-    distance = np.clip(u - np.asarray(neuron.theta), -width, width)
+    width, height = np.float64(neuron.width), np.float64(neuron.height)
+    distance: Reals = np.clip(u - np.asarray(neuron.theta, dtype=np.float64), -width, width)
     if neuron.surrogate == "rectangular":
-        return height * (distance + width)
+        return np.multiply(height, distance + width, dtype=np.float64)
     rising, falling = (distance + width) ** 2 / (2 * width), width - (width - distance) ** 2 / (2 * width)
-    return height * np.where(distance < 0, rising, falling)
+    return np.multiply(height, np.where(distance < 0, rising, falling), dtype=np.float64)
 
 
 def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
