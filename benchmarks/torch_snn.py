@@ -1,0 +1,158 @@
+"""The network of a ``.snn`` file in plain PyTorch: layer by layer, time folded into the batch, a loop for neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.frontends.dsl.reader import read
+from h2learn.compiler.frontends.dsl.syntax import Conv, Description, Flatten, Li, Lif, Linear, Pool, Readout
+
+Tensor = torch.Tensor
+Floats = npt.NDArray[np.float32]
+
+
+class Spike(torch.autograd.Function):
+    """``s = u >= theta`` (or ``>``) forward, the surrogate derivative at ``u`` backward."""
+
+    @staticmethod
+    def forward(context: Any, u: Tensor, neuron: Neuron) -> Tensor:
+        """Return spikes, 0 or 1, in the type of ``u``."""
+        context.save_for_backward(u)
+        context.neuron = neuron
+        theta = neuron.theta[0]
+        return (u >= theta if neuron.compare == "ge" else u > theta).to(u.dtype)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of ``u``."""
+        (u,), neuron = context.saved_tensors, context.neuron
+        distance = (u - neuron.theta[0]).abs()
+        inside = gradients[0] * (distance < neuron.width)
+        if neuron.surrogate == "triangular":
+            inside = inside * (1 - distance / neuron.width)
+        return inside * neuron.height, None
+
+
+def integrate_and_fire(currents: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
+    """Return spikes and membrane potentials of ``currents`` ``[T,N,...]``."""
+    spikes, potentials = [], []
+    rest: Tensor | None = None
+    for current in currents:
+        u = current if rest is None else neuron.alpha[0] * rest + current
+        s = Spike.apply(u, neuron)  # type: ignore[no-untyped-call]
+        held = s.detach() if neuron.detach_reset else s
+        rest = u
+        if neuron.reset == "hard":
+            rest = u * (1 - held)
+            if neuron.v_reset[0]:
+                rest = rest + neuron.v_reset[0] * held
+        elif neuron.reset == "soft":
+            rest = u - neuron.theta[0] * held
+        spikes.append(s)
+        potentials.append(u)
+    return torch.stack(spikes), torch.stack(potentials)
+
+
+def integrate(currents: Tensor, decay: float) -> Tensor:
+    """Return the potentials of integrators that never spike, ``[T,N,K]``."""
+    potentials = [currents[0]]
+    for current in currents[1:]:
+        potentials.append(decay * potentials[-1] + current)
+    return torch.stack(potentials)
+
+
+@dataclass
+class TorchNetwork:
+    """A directly encoded network with its parameters and optimizer. ``recorded``: neuron layer -> (spikes, potentials).
+
+    What depends on the constant input alone is computed once, not at every time step, as the compiled program does.
+    """
+
+    description: Description
+    parameters: dict[str, Tensor]
+    recorded: dict[str, tuple[Tensor, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.optimizer = torch.optim.SGD(
+            list(self.parameters.values()), lr=recipe.optimizer.lr, momentum=recipe.optimizer.momentum
+        )
+
+    @property
+    def recipe(self) -> Train:
+        """The recipe that the file states."""
+        return self.description.train or Train()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``[N,K]`` of images ``[N,C,H,W]`` or ``[N,F]``."""
+        value, over_time = x, False
+        for layer in self.description.layers:
+            if isinstance(layer, Lif | Li) and not over_time:
+                value, over_time = value.expand(self.description.time_steps, *value.shape), True
+            if isinstance(layer, Conv):
+                weights = self._weights(layer.name)
+                value = _folded(
+                    value, over_time, lambda v, w=weights, c=layer: functional.conv2d(v, *w, c.stride, c.padding)
+                )
+            elif isinstance(layer, Linear):
+                value = functional.linear(value, *self._weights(layer.name))
+            elif isinstance(layer, Pool):
+                pool = functional.max_pool2d if layer.kind == "max" else functional.avg_pool2d
+                value = _folded(value, over_time, lambda v, f=pool, p=layer: f(v, p.kernel, p.stride))
+            elif isinstance(layer, Flatten):
+                value = value.flatten(2 if over_time else 1)
+            elif isinstance(layer, Lif):
+                value, potentials = integrate_and_fire(value, self._neuron(layer))
+                if self.recorded is not None:
+                    self.recorded[layer.name] = (value.detach(), potentials.detach())
+            elif isinstance(layer, Li):
+                value = integrate(value, layer.decay)
+            else:
+                value = _read_out(value, layer)
+        return value
+
+    def step(self, x: Tensor, label: Tensor) -> float:
+        """Take one optimizer step and return the loss before it."""
+        logits = self.forward(x)
+        if self.recipe.loss == "cross_entropy":
+            loss = functional.cross_entropy(logits, label)
+        else:
+            loss = functional.mse_loss(logits, functional.one_hot(label, logits.shape[1]).to(logits.dtype))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.item())
+
+    def _weights(self, name: str) -> tuple[Tensor, Tensor | None]:
+        return self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+
+    def _neuron(self, layer: Lif) -> Neuron:
+        recipe = self.recipe
+        neuron = layer.neuron if recipe.surrogate is None else recipe.surrogate.apply(layer.neuron)
+        return replace(neuron, detach_reset=neuron.detach_reset or recipe.detach_reset)
+
+
+def torch_network(path: Path, parameters: Mapping[str, Floats], *, record: bool = False) -> TorchNetwork:
+    """Return the network of a ``.snn`` file with copies of ``parameters`` (PyTorch's layout)."""
+    tensors = {name: torch.tensor(value, requires_grad=True) for name, value in parameters.items()}
+    return TorchNetwork(read(path.read_text(encoding="utf-8"), str(path)), tensors, {} if record else None)
+
+
+def _folded(value: Tensor, over_time: bool, function: Callable[[Tensor], Tensor]) -> Tensor:
+    if not over_time:
+        return function(value)
+    return function(value.flatten(0, 1)).unflatten(0, value.shape[:2])
+
+
+def _read_out(value: Tensor, layer: Readout) -> Tensor:
+    return value[-1] if layer.kind == "membrane_last" else value.mean(0)
