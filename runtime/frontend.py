@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from h2learn.backends.h2learn.encoder import Decoded
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.isa import (
     ADDRESS_REGISTERS,
@@ -28,10 +29,11 @@ from h2learn.backends.h2learn.isa import (
 from .loader import INIT_NEVER, LoadedProgram
 from .operation import Operand, Operation
 
-CFG, ADDR, LOOP, ENDL, FENCE, HALT, WORK, SIGNAL, WAIT, NOP = range(10)
+CFG, ADDR, SETUP, LOOP, ENDL, FENCE, HALT, WORK, SIGNAL, WAIT, NOP = range(11)
 _CODES = {
     "cfg": CFG,
     "addr": ADDR,
+    "setup": SETUP,
     "loop": LOOP,
     "endl": ENDL,
     "fence": FENCE,
@@ -60,6 +62,7 @@ class Template:
     init_mask: int = INIT_NEVER
     fields: dict[str, int] = field(default_factory=dict)
     match: int = -1
+    words: tuple[Template, ...] = ()
     sem: int = 0
     count: int = 0
     kept: dict[tuple[int, ...], object] = field(default_factory=dict)
@@ -197,7 +200,7 @@ class FrontEnd:
             if code >= WORK and len(self.queues[template.engine]) >= self.depth:
                 self.blocked_on = template.engine
                 return
-            if self.executed == self.limit:
+            if self.limit is not None and self.executed >= self.limit:
                 raise H2LearnError(
                     f"the program executed {self.limit} instructions without reaching halt",
                     location=self.program.describe(pc, self.iterations[: len(self.levels)]),
@@ -216,10 +219,12 @@ class FrontEnd:
             elif code == LOOP:
                 self._open(template)
             elif code == ADDR:
-                register = template.fields
-                self.registers[register["reg"]] = AddressRegister(
-                    MEMORIES[register["mem"]], register["base"], configured=True
-                )
+                self._address(template)
+            elif code == SETUP:
+                for word in template.words:
+                    (self._address if word.code == ADDR else self._configure)(word)
+                self.cycle += len(template.words)
+                self.executed += len(template.words)
             elif code == FENCE:
                 self.fenced = True
                 return
@@ -269,6 +274,10 @@ class FrontEnd:
         names = [name for name, number in template.registers if not self.registers[number].configured]
         return tuple(names if contents.configured else ["desc", *names])
 
+    def _address(self, template: Template) -> None:
+        register = template.fields
+        self.registers[register["reg"]] = AddressRegister(MEMORIES[register["mem"]], register["base"], configured=True)
+
     def _configure(self, template: Template) -> None:
         kind, index = template.descriptor
         row = DESCRIPTORS[kind]
@@ -306,10 +315,13 @@ def _binary32(bits: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", bits))[0])
 
 
-def _template(program: LoadedProgram, pc: int) -> Template:
-    item = program.code[pc]
+def _template(program: LoadedProgram, pc: int, word: Decoded | None = None) -> Template:
+    """Take apart the instruction at ``pc``, or one ``word`` of its table."""
+    item = word or program.code[pc]
     row, values = BY_MNEMONIC[item.mnemonic], item.fields
     template = Template(pc, _CODES.get(item.mnemonic, WORK), item.mnemonic, match=program.matches[pc])
+    if word is None:
+        template.words = tuple(_template(program, pc, inner) for inner in program.tables.get(pc, ()))
     if item.mnemonic in ("cfg", "addr"):
         template.descriptor = (values.get("kind", -1), values.get("index", -1))
         template.fields = dict(values)

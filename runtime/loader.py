@@ -12,7 +12,7 @@ import numpy as np
 
 from h2learn.backends.h2learn.encoder import Decoded, decode_program
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import ISA_VERSION, MAX_LOOP_DEPTH, MEMORIES, isa_hash
+from h2learn.backends.h2learn.isa import ISA_VERSION, MAX_LOOP_DEPTH, MEMORIES, SETUP_WORDS, WORD_BYTES, isa_hash
 from h2learn.backends.h2learn.machine import Machine, from_dict
 from h2learn.backends.h2learn.object_file import DATA_SECTIONS, DRAM_BASE, ObjectFile, Symbol, read_object
 
@@ -34,7 +34,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class LoadedProgram:
-    """A checked program. ``matches[pc]`` is the pc of the other end of a loop, ``depths[pc]`` the loops open there."""
+    """A checked program.
+
+    ``matches[pc]`` is the pc of the other end of a loop, ``depths[pc]`` the loops open there, ``tables[pc]`` the words
+    that a ``setup`` executes.
+    """
 
     code: list[Decoded]
     machine: Machine
@@ -45,6 +49,7 @@ class LoadedProgram:
     name: str = "program"
     matches: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
+    tables: dict[int, list[Decoded]] = field(default_factory=dict)
 
     def source(self, pc: int) -> str:
         """Return where the instruction came from, as the location table says; empty when it does not say."""
@@ -52,10 +57,11 @@ class LoadedProgram:
         return entry[2] if entry else ""
 
     def describe(self, pc: int, iterations: Sequence[int] = ()) -> str:
-        """Return ``pc 17 (layer2, t=3, tile=5)`` for messages; ``iterations`` are those of the open loops."""
+        """Return ``pc 17 (net.snn:3:1, forward c1, t=3)`` for messages; ``iterations`` are those of the open loops."""
         entry = self._location(pc)
-        parts = [entry[2]] if entry and entry[2] else []
-        names = [name.strip() for name in entry[3].split(",")] if entry and entry[3] else []
+        stage, _, loops = entry[3].rpartition(":") if entry else ("", "", "")
+        parts = [part for part in (entry[2] if entry else "", stage) if part]
+        names = [name.strip() for name in loops.split(",")] if loops.strip() else []
         for level, iteration in enumerate(iterations):
             parts.append(f"{names[level] if level < len(names) else f'loop {level}'}={iteration}")
         return f"pc {pc} ({', '.join(parts)})" if parts else f"pc {pc}"
@@ -141,8 +147,11 @@ def program_of(
                 location=name,
             )
     matches, depths = _loops(code, name)
+    tables = {
+        pc: _table(item, segments, f"{name}: pc {pc}") for pc, item in enumerate(code) if item.mnemonic == "setup"
+    }
     return LoadedProgram(
-        code, machine, list(segments), symbols or {}, note or {}, list(locations), name, matches, depths
+        code, machine, list(segments), symbols or {}, note or {}, list(locations), name, matches, depths, tables
     )
 
 
@@ -155,6 +164,21 @@ def _check_isa(note: dict[str, Any], where: str) -> None:
             location=where,
             hint="compile the model again",
         )
+
+
+def _table(item: Decoded, segments: Sequence[Segment], where: str) -> list[Decoded]:
+    """Return the words that a ``setup`` executes; they must lie in constant data and be ``addr`` or ``cfg``."""
+    first, size = item.fields["address"], item.fields["count"] * WORD_BYTES
+    home = next(
+        (s for s in segments if not s.writable and s.address <= first and first + size <= s.address + s.size), None
+    )
+    if home is None:
+        raise H2LearnError(f"setup reads {size} bytes at {first:#x}, which do not lie in constant data", location=where)
+    words = decode_program(bytes(home.contents[first - home.address :][:size]))
+    for word in words:
+        if word.mnemonic not in SETUP_WORDS:
+            raise H2LearnError(f"setup cannot execute {word.mnemonic}", location=where)
+    return words
 
 
 def _loops(code: list[Decoded], where: str) -> tuple[list[int], list[int]]:

@@ -28,18 +28,18 @@ from typing import Any
 
 import numpy as np
 
-from .encoder import configured, decode_program, encode
+from .encoder import Decoded, configured, decode_program, encode
 from .errors import H2LearnError, Location
 from .isa import BY_MNEMONIC, DESCRIPTORS, WORD_BYTES, Field, Kind
 from .machine import load_machine
 from .object_file import DATA_SECTIONS, DRAM_BASE, ObjectFile, Symbol, check_object, new_note, parse_json
 
-POSITIONAL = frozenset({"cfg", "addr", "loop", "signal", "wait", "nop"})
+POSITIONAL = frozenset({"cfg", "addr", "setup", "loop", "signal", "wait", "nop"})
 """Instructions whose operands are printed as bare values."""
 
 _BY_PREFIX = {descriptor.prefix: descriptor for descriptor in DESCRIPTORS}
 _PREFIX = {descriptor.name: descriptor.prefix for descriptor in DESCRIPTORS}
-_HEXADECIMAL = frozenset({"init", "base"})
+_HEXADECIMAL = frozenset({"init", "base", "address"})
 _BYTES_PER_LINE = 96
 _MAX_DATA_BYTES = 1 << 32
 _STATEMENT = re.compile(r"\s*(?P<head>\.?[A-Za-z_][\w.]*)?")
@@ -474,8 +474,21 @@ def _code_lines(obj: ObjectFile, *, directives: bool) -> list[str]:
         depth = max(0, depth - (item.mnemonic == "endl"))
         text = "  " * (depth + 1) + format_instruction(item.mnemonic, item.fields)
         lines.append(f"{text:<72} ; {pc}" if directives else f"{pc:>6}{text}")
+        lines += [f";{' ' * (2 * depth + 3)}{word}" for word in _table(obj, item)]
         depth += item.mnemonic == "loop"
     return lines
+
+
+def _table(obj: ObjectFile, item: Decoded) -> list[str]:
+    """Return the words that a ``setup`` executes, as text; nothing for other instructions and illegal tables."""
+    if item.mnemonic != "setup":
+        return []
+    start = item.fields["address"] - obj.bases["rodata"]
+    raw = obj.rodata[start : start + item.fields["count"] * WORD_BYTES] if start >= 0 else b""
+    try:
+        return [format_instruction(word.mnemonic, word.fields) for word in decode_program(raw)]
+    except H2LearnError:
+        return []
 
 
 def _one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from xdsl.dialects import builtin
 
 from h2learn.dialects.common import IoEntry, get_io, precision, source_of
 from h2learn.dialects.h2 import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, program_ops, verify_program
-from h2learn.dialects.h2.ops import LOOPS_ATTRIBUTE
+from h2learn.dialects.h2.ops import LOOPS_ATTRIBUTE, setup_words
 
 from .encoder import encode
 from .errors import H2LearnError
@@ -51,6 +51,11 @@ def emit(
             raise H2LearnError(f"symbol {name!r} is in .{symbol.section} and cannot have initial contents")
         offset = symbol.address - ranges[symbol.section][0]
         contents[symbol.section][offset : offset + symbol.size] = raw
+    for op in ops:
+        if op.mnemonic == "setup":
+            raw = b"".join(encode(mnemonic, fields) for mnemonic, fields in setup_words(op))
+            offset = op.field("address") - ranges["rodata"][0]
+            contents["rodata"][offset : offset + len(raw)] = raw
     derived = {
         "precision": "fp16" if precision(module) == "f16" else "fp32",
         "batch": batch,

@@ -330,6 +330,17 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "Tokens are consumed in the order they were posted.",
     ),
     Instruction(
+        "setup",
+        0x09,
+        CONTROL,
+        (_u("address", 48, "first word, in .rodata"), _u("count", 16, "how many words")),
+        (),
+        (),
+        "execute `count` words (addr or cfg only) that lie at DRAM[address]",
+        "count",
+        "Sets up the registers and descriptors of a stage from a table of constant words.",
+    ),
+    Instruction(
         "fence", 0x08, CONTROL, (), (), (), "wait for all queues", "drain", "Dispatch stops until all is done."
     ),
     Instruction(
@@ -568,6 +579,9 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "Optimizer step on n parameters.",
     ),
 )
+
+SETUP_WORDS = ("addr", "cfg")
+"""What a table of ``setup`` may hold."""
 
 BY_MNEMONIC: dict[str, Instruction] = {row.mnemonic: row for row in INSTRUCTIONS}
 BY_OPCODE: dict[int, Instruction] = {row.opcode: row for row in INSTRUCTIONS}

@@ -8,7 +8,7 @@ from .encoder import Decoded
 from .isa import BY_MNEMONIC, CONTROL, DESCRIPTORS, INSTRUCTIONS, MAX_LOOP_DEPTH, Field, Instruction, Kind
 
 _NEVER_INIT = 1 << 8
-_BODY = tuple(row for row in INSTRUCTIONS if row.mnemonic not in ("halt", "loop", "endl", "addr", "cfg"))
+_BODY = tuple(row for row in INSTRUCTIONS if row.mnemonic not in ("halt", "loop", "endl", "addr", "cfg", "setup"))
 _KIND_OF = {descriptor.name: number for number, descriptor in enumerate(DESCRIPTORS)}
 
 

@@ -7,7 +7,7 @@ set up in front of each stage; whatever still holds the right contents is not wr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import UnionType
 from typing import ClassVar
@@ -22,8 +22,9 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.object_file import DRAM_BASE, align_page
 from h2learn.compiler.mapping.placement import aligned
-from h2learn.compiler.mapping.registers import ContentCache, SemaphorePlan, TokenUse, assign_semaphores
+from h2learn.compiler.mapping.registers import SemaphorePlan, TokenUse, assign_semaphores
 from h2learn.compiler.passes.h2_encoding import ENCODINGS
+from h2learn.compiler.passes.h2_setup import NO_REGISTER, Ring, SetupTable, Word
 from h2learn.compiler.passes.h2_transfer import Linear, linear, transfer
 from h2learn.compiler.passes.tile_layout import (
     buffer_of,
@@ -33,12 +34,12 @@ from h2learn.compiler.passes.tile_layout import (
     root_tensor,
     slot_stride,
 )
+from h2learn.dialects import tile
 from h2learn.dialects.common import get_io
 from h2learn.dialects.h2 import ops as h2
-from h2learn.dialects.tile import ops as tile
 
+SETUP_SYMBOL = "setup"
 _SECTION_OF_ROLE = {"parameter": "data"}
-_NO_ADDRESS = 0
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,14 @@ class TileToH2Pass(ModulePass):
         assert isinstance(returned, func.ReturnOp)
         results = [names[root_tensor(value)] for value in returned.arguments]
         arguments = [names[argument] for argument in main.body.block.args]
-        addresses = {value: symbols[name].address for value, name in names.items()}
         plan = assign_semaphores(_token_uses(main.body.block), isa.SEMAPHORES)
-        writer = _Writer(addresses, plan)
+        writer = _Writer({value: symbols[name] for value, name in names.items()}, plan)
         writer.program(main.body.block, main.location)
+        symbols = _place_table(writer, symbols)
         replacement = func.FuncOp("main", ((), ()), Region(Block(writer.ops)))
         replacement.location = main.location
         op.body.block.insert_op_before(replacement, main)
-        main.detach()
-        main.erase()
+        op.body.block.erase_op(main)
         h2.set_symbols(op, list(symbols.values()), arguments + results)
 
 
@@ -105,6 +105,31 @@ def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue
             )
             top += aligned(size)
     return names, symbols
+
+
+def _place_table(writer: _Writer, symbols: dict[str, h2.TensorSymbol]) -> dict[str, h2.TensorSymbol]:
+    """Insert the ``setup`` of each stage; its words lie behind the constants, and all other tensors move up."""
+    constants = [s.address + s.size for s in symbols.values() if s.section == "rodata"]
+    start = aligned(max(constants, default=DRAM_BASE))
+    size = writer.table.total * isa.WORD_BYTES
+    move = align_page(start + size) - align_page(max(constants, default=DRAM_BASE))
+    address = start
+    inserted: list[tuple[int, Operation]] = []
+    for position, words, location, place in writer.setups:
+        for word in words:
+            if word.moves:
+                word.fields["base"] += move
+        op = h2.setup(address, [(word.mnemonic, word.fields) for word in words], location)
+        op.attributes[h2.LOOPS_ATTRIBUTE] = builtin.StringAttr(place)
+        inserted.append((position, op))
+        address += len(words) * isa.WORD_BYTES
+    for position, op in reversed(inserted):
+        writer.ops.insert(position, op)
+    moved = {name: s if s.section == "rodata" else replace(s, address=s.address + move) for name, s in symbols.items()}
+    if size:
+        name = next(n for n in (f"{SETUP_SYMBOL}{'_' * k}" for k in range(len(symbols) + 1)) if n not in symbols)
+        moved[name] = h2.TensorSymbol(name, start, size, "rodata", "u8", (size,))
+    return moved
 
 
 def _rows(rows: tile.Rows, shape: Sequence[int]) -> bytes:
@@ -149,15 +174,13 @@ def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[t
 class _Writer:
     """Appends instructions; keeps what address registers and descriptors hold."""
 
-    def __init__(self, addresses: dict[SSAValue, int], plan: SemaphorePlan) -> None:
+    def __init__(self, symbols: dict[SSAValue, h2.TensorSymbol], plan: SemaphorePlan) -> None:
         self.ops: list[Operation] = []
-        self._addresses = addresses
+        self.setups: list[tuple[int, list[Word], LocationAttr, str]] = []
+        self.table = SetupTable()
+        self._symbols = symbols
         self._plan = plan
-        self._registers = ContentCache(1, isa.ADDRESS_REGISTERS - 1, "address registers")
-        self._caches = {d.name: ContentCache(0, d.count, f"{d.name} descriptors") for d in isa.DESCRIPTORS[1:]}
-        self._held: dict[tuple[str, int], dict[str, int | float | str]] = {}
         self._place = ""
-        self._depth = 0
 
     def program(self, block: Block, location: LocationAttr) -> None:
         """Write all stages, drain what is left, halt."""
@@ -195,24 +218,25 @@ class _Writer:
 
     def _stage(self, stage: tile.StageOp) -> None:
         """Set up the registers of a stage, then write its loops and jobs."""
-        self._registers.new_stage()
-        for cache in self._caches.values():
-            cache.new_stage()
-        self._place = stage.label.data
+        self.table.new_stage()
+        self._place = f"{stage.label.data}:"
         body: dict[Operation, dict[str, int | str]] = {}
         for op in stage.walk():
             if isinstance(op, tile.LoadOp | tile.StoreOp):
                 body[op] = self._copy(op)
             elif isinstance(op, tile.JobOp):
                 body[op] = self._job(op)
+        if self.table.words:
+            self.setups.append((len(self.ops), self.table.words, stage.location, self._place))
         self._block(stage.body.block, body)
+        self._place = ""
 
     def _block(self, block: Block, body: dict[Operation, dict[str, int | str]]) -> None:
         for op in block.ops:
             if isinstance(op, tile.ForOp):
                 outer = self._place
                 self._add("loop", op.location, count=op.trips.data)
-                self._place = f"{outer} {op.label.data}"
+                self._place = f"{outer}{'' if outer.endswith(':') else ','} {op.label.data}"
                 self._block(op.body.block, body)
                 self._place = outer
                 self._add("endl", op.location)
@@ -224,12 +248,13 @@ class _Writer:
     def _copy(self, op: tile.LoadOp | tile.StoreOp) -> dict[str, int | str]:
         """Set up a copy and return its instruction fields."""
         plan = transfer(op)
-        dram = Linear(plan.dram.offset + self._addresses[root_tensor(op.tensor)], plan.dram.coeffs)
-        there = self._register("DRAM", dram, (), op.location)
+        symbol = self._symbols[root_tensor(op.tensor)]
+        dram = Linear(plan.dram.offset + symbol.address, plan.dram.coeffs)
+        there = self.table.register("DRAM", dram, moves=symbol.section != "rodata")
         here = self._buffer(op.buffer, op.at.data[0] if op.at is not None else None, op)
-        y, x = (self._coordinate(c, op.location) for c in (plan.y, plan.x))
+        y, x = self.table.coordinate(plan.y), self.table.coordinate(plan.x)
         source, target = (there, here) if isinstance(op, tile.LoadOp) else (here, there)
-        descriptor = self._descriptor("xfer", dict(plan.fields), op.location)
+        descriptor = self.table.descriptor("xfer", dict(plan.fields))
         return {"dst": target, "src": source, "y": y, "x": x, "desc": descriptor}
 
     def _job(self, op: tile.JobOp) -> dict[str, int | str]:
@@ -239,11 +264,11 @@ class _Writer:
         unused = tile.unused_roles(op)
         fields: dict[str, int | str] = {}
         for role in op.facts.roles:
-            fields[role] = _NO_ADDRESS if role in unused else self._buffer(op.buffer(role), op.index(role), op)
+            fields[role] = NO_REGISTER if role in unused else self._buffer(op.buffer(role), op.index(role), op)
         for name, index in zip(encoding.coords, op.coords.data, strict=True):
-            fields[name] = self._coordinate(linear(index, op), op.location)
+            fields[name] = self.table.coordinate(linear(index, op))
         described = {field: params[name] for field, name in encoding.fields}
-        fields["desc"] = self._descriptor(encoding.desc, described, op.location)
+        fields["desc"] = self.table.descriptor(encoding.desc, described)
         for name in encoding.extra:
             value = params[name]
             assert not isinstance(value, float)
@@ -260,56 +285,12 @@ class _Writer:
         step = dimension_bytes(placed)[0] if index is not None else 0
         place = linear(index or (0, ()), op)
         address = Linear(alloc.address.data + place.offset * step, tuple(c * step for c in place.coeffs))
-        ring = ()
+        ring: Ring = ()
         if alloc.slots.data > 1:
             trips = [loop.trips.data for loop in enclosing_loops(alloc)]
             steps = tuple(prod(trips[n + 1 :]) % alloc.slots.data for n in range(len(trips)))
             ring = (alloc.slots.data, slot_stride(alloc), steps)
-        return self._register(alloc.memory.data, address, ring, op.location)
-
-    def _coordinate(self, value: Linear, location: LocationAttr) -> int:
-        if value.offset == 0 and not any(value.coeffs):
-            return _NO_ADDRESS
-        return self._register("DRAM", value, (), location)
-
-    def _register(
-        self,
-        memory: str,
-        value: Linear,
-        ring: tuple[()] | tuple[int, int, tuple[int, ...]],
-        location: LocationAttr,
-    ) -> int:
-        strides = tuple((level, c) for level, c in enumerate(value.coeffs) if c)
-        register, known = self._registers.get((memory, value.offset, strides, ring))
-        if known:
-            return register
-        self._add("addr", location, reg=register, mem=memory, base=value.offset)
-        for level, stride in strides:
-            self._append(h2.configure("areg", register, f"stride{level}", stride, location))
-        if ring:
-            slots, slot_bytes, steps = ring
-            self._append(h2.configure("areg", register, "ring", slots, location))
-            self._append(h2.configure("areg", register, "rbytes", slot_bytes, location))
-            for level, step in enumerate(steps):
-                if step:
-                    self._append(h2.configure("areg", register, f"step{level}", step, location))
-        return register
-
-    def _descriptor(self, kind: str, wanted: dict[str, int | float | str], location: LocationAttr) -> int:
-        """Return a descriptor that holds ``wanted`` (other fields 0), writing only the fields that differ."""
-        index, known = self._caches[kind].get(tuple(sorted(wanted.items())))
-        if known:
-            return index
-        held = self._held.get((kind, index))
-        first = held is None
-        held = held or {}
-        for field in isa.DESCRIPTOR_BY_NAME[kind].fields:
-            zero: int | str = field.values[0] if field.kind is isa.Kind.ENUM else 0
-            value = wanted.get(field.name, zero)
-            if value != held.get(field.name, zero) or (first and field.name == next(iter(wanted))):
-                self._append(h2.configure(kind, index, field.name, value, location))
-        self._held[kind, index] = dict(wanted)
-        return index
+        return self.table.register(alloc.memory.data, address, ring)
 
 
 def _mnemonic(op: Operation) -> str:

@@ -23,12 +23,12 @@ from .layouts import (
     write_numbers,
     write_real,
 )
-from .ops import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, program_ops, verify_program
+from .ops import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, program_ops, setup_words, verify_program
 from .semantics import SEMANTICS, Job, Value
 
 _CHIP_BYTES = 1 << 32
 _ORDER_ONLY = frozenset({"nop", "signal", "wait", "fence"})
-_FRONT_END = frozenset({"halt", "cfg", "addr", "loop", "endl"})
+_FRONT_END = frozenset({"halt", "cfg", "addr", "setup", "loop", "endl"})
 _NEVER_INIT = 1 << 8
 
 if set(isa.BY_MNEMONIC) != set(SEMANTICS) | _ORDER_ONLY | _FRONT_END:
@@ -66,11 +66,14 @@ def run_program(ops: Sequence[InstructionOp], dram: Memory) -> dict[str, Memory]
     front_end = _FrontEnd(memories)
     closers = _matching_loops(ops)
     program = [(op.mnemonic, op.named_fields()) for op in ops]
+    tables = {pc: setup_words(op) for pc, op in enumerate(ops) if op.mnemonic == "setup"}
     pc = 0
     with np.errstate(all="ignore"):
         while pc < len(program) and program[pc][0] != "halt":
             mnemonic, fields = program[pc]
             try:
+                for word, values in tables.get(pc, ()):
+                    front_end.step(pc, word, values, closers)
                 pc = front_end.step(pc, mnemonic, fields, closers)
             except H2LearnError as error:
                 source = source_of(ops[pc])
@@ -127,7 +130,7 @@ class _FrontEnd:
             self.registers[fields["reg"]] = _Register(isa.MEMORIES[fields["mem"]], fields["base"])
         elif mnemonic == "cfg":
             self.configure(isa.DESCRIPTORS[fields["kind"]], fields["index"], fields["field"], fields["value"])
-        elif mnemonic not in _ORDER_ONLY:
+        elif mnemonic not in _ORDER_ONLY and mnemonic != "setup":
             SEMANTICS[mnemonic](self.dispatch(isa.BY_MNEMONIC[mnemonic], fields))
         return pc + 1
 

@@ -33,6 +33,7 @@ from ..common import source_of
 SYMBOLS_ATTRIBUTE = "h2.symbols"
 IO_SYMBOLS_ATTRIBUTE = "h2.io"
 LOOPS_ATTRIBUTE = "loops"
+WORDS_ATTRIBUTE = "words"
 _NEVER_INIT = 8
 _PREFIX = "h2."
 
@@ -180,10 +181,8 @@ def build(mnemonic: str, location: LocationAttr, /, **fields: int | str) -> Inst
     return OPS[mnemonic](values, location)
 
 
-def configure(
-    descriptor: str, index: int, field: str, value: int | float | str, location: LocationAttr
-) -> InstructionOp:
-    """Return the ``h2.cfg`` that sets one descriptor field: floats for F32 fields, names or numbers for ENUM fields."""
+def configuration(descriptor: str, index: int, field: str, value: int | float | str) -> dict[str, int]:
+    """Return the fields of the ``cfg`` that sets one descriptor field: floats for F32 fields, names for ENUM fields."""
     described = isa.DESCRIPTOR_BY_NAME[descriptor]
     number = described.field_index(field)
     target = described.fields[number]
@@ -191,7 +190,39 @@ def configure(
         raw = int(np.float32(value).view(np.uint32))
     else:
         raw = _number(target, value if isinstance(value, str) else int(value))
-    return OPS["cfg"]((isa.DESCRIPTORS.index(described), index, number, raw), location)
+    return {"kind": isa.DESCRIPTORS.index(described), "index": index, "field": number, "value": raw}
+
+
+def configure(
+    descriptor: str, index: int, field: str, value: int | float | str, location: LocationAttr
+) -> InstructionOp:
+    """Return the ``h2.cfg`` that sets one descriptor field: floats for F32 fields, names or numbers for ENUM fields."""
+    return OPS["cfg"](tuple(configuration(descriptor, index, field, value).values()), location)
+
+
+def setup(address: int, words: Sequence[tuple[str, dict[str, int]]], location: LocationAttr) -> InstructionOp:
+    """Return the ``h2.setup`` that executes ``words``, (mnemonic, fields) each; they will lie at ``address``."""
+    op = build("setup", location, address=address, count=len(words))
+    texts = (f"{mnemonic} {', '.join(format_operands(mnemonic, fields))}" for mnemonic, fields in words)
+    op.attributes[WORDS_ATTRIBUTE] = builtin.ArrayAttr(builtin.StringAttr(text) for text in texts)
+    return op
+
+
+def setup_words(op: InstructionOp) -> list[tuple[str, dict[str, int]]]:
+    """Return (mnemonic, fields) of the words of an ``h2.setup``; raises VerifyException when they are not legal."""
+    words = op.attributes.get(WORDS_ATTRIBUTE)
+    found: list[tuple[str, dict[str, int]]] = []
+    for text in words if isinstance(words, builtin.ArrayAttr) else ():
+        mnemonic, _, operands = text.data.partition(" ") if isinstance(text, builtin.StringAttr) else ("", "", "")
+        if mnemonic not in isa.SETUP_WORDS:
+            raise VerifyException(f"{op.name} holds {' and '.join(isa.SETUP_WORDS)} only, found {mnemonic!r}")
+        try:
+            found.append((mnemonic, parse_operands(mnemonic, [part.strip() for part in operands.split(",")])))
+        except OperandError as error:
+            raise VerifyException(f"{op.name}: {error.message} in {operands!r}") from error
+    if len(found) != op.field("count"):
+        raise VerifyException(f"{op.name} expects {op.field('count')} words, found {len(found)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -296,14 +327,13 @@ def verify_block(block: Block) -> None:
 
 def _verify_uses(pc: int, op: InstructionOp, depth: int, configured: set[tuple[str, int]]) -> None:
     """Check one instruction against the loops that are open and what is configured; note what it configures."""
-    fields = op.named_fields()
-    if op.mnemonic == "addr":
-        configured.add(("areg", fields["reg"]))
+    if op.mnemonic == "setup":
+        for mnemonic, values in setup_words(op):
+            _note_configured(mnemonic, values, configured)
         return
-    if op.mnemonic == "cfg":
-        kind = fields["kind"]
-        if 0 <= kind < len(isa.DESCRIPTORS) and isa.DESCRIPTORS[kind].name != "areg":
-            configured.add((isa.DESCRIPTORS[kind].name, fields["index"]))
+    fields = op.named_fields()
+    if op.mnemonic in isa.SETUP_WORDS:
+        _note_configured(op.mnemonic, fields, configured)
         return
     for field in op.row.fields:
         value = fields[field.name]
@@ -313,6 +343,16 @@ def _verify_uses(pc: int, op: InstructionOp, depth: int, configured: set[tuple[s
             raise VerifyException(f"{_place(pc, op)} uses {field.of} descriptor {value}, which no cfg has set")
         if field.name == "init" and value & ((1 << _NEVER_INIT) - 1) >> depth << depth:
             raise VerifyException(f"{_place(pc, op)} has init={value:#x}, but only {depth} loops are open")
+
+
+def _note_configured(mnemonic: str, fields: dict[str, int], configured: set[tuple[str, int]]) -> None:
+    """Note the register or descriptor that ``addr`` or ``cfg`` makes usable."""
+    if mnemonic == "addr":
+        configured.add(("areg", fields["reg"]))
+        return
+    kind = fields["kind"]
+    if 0 <= kind < len(isa.DESCRIPTORS) and isa.DESCRIPTORS[kind].name != "areg":
+        configured.add((isa.DESCRIPTORS[kind].name, fields["index"]))
 
 
 def _instructions(block: Block) -> Iterator[InstructionOp]:
