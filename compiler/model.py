@@ -40,7 +40,8 @@ class Model:
 
     ``inputs`` and ``outputs`` are in source order (``[N,C,H,W]``, or ``[T,N,C,H,W]`` without an encoder), parameters
     float32 in PyTorch layout (convolution ``[K,C,kh,kw]``, linear ``[out,in]``), named ``layer.weight``.
-    ``train`` is the recipe that the file states, if any. ``build`` makes the network for a batch size.
+    ``train`` is the recipe that the file states, if any. ``build`` makes the network for a batch size. ``notes`` say
+    what the front end assumed because the file does not say it. ``source`` is what an exporter needs of the file.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Model:
     parameters: Parameters
     train: Train | None
     build: Callable[[int], Network]
+    notes: tuple[str, ...] = ()
+    source: object = None
 
     @property
     def module(self) -> builtin.ModuleOp:

@@ -1,8 +1,8 @@
 """What all dialects share: the io table of a module, locations, and the signature of an interpreter.
 
 Every dialect package has ``interpreter.py`` with ``interpret(module, arguments) -> results``: positional lists in the
-order of the io table, dense NumPy arrays in device shape (spikes and masks ``bool``, winners ``uint8``, labels ``int32``,
-run scalars ``int32[8]``, everything real ``float32`` — already rounded to storage where the type says so).
+order of the io table, dense NumPy arrays in device shape (spikes and masks ``bool``, winners ``uint8``, labels
+``int32``, run scalars ``int32[8]``, everything real ``float32`` — already rounded to storage where the type says so).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ IO_ATTRIBUTE = "h2learn.io"
 PRECISION_ATTRIBUTE = "h2learn.precision"
 GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
 """Training programs: the float64 factor that results with role ``gradient`` carry (the loss scale)."""
+POTENTIAL_SCALE_ATTRIBUTE = "h2learn.potential_scale"
+"""On ``spike.lif`` of an imported model: the float64 factor from the potentials of the file to those of the op."""
 
 ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
 RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")

@@ -10,7 +10,15 @@ from xdsl.dialects.builtin import TensorType, f32, i1, i32
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.dialects.common import GRADIENT_SCALE_ATTRIBUTE, IoEntry, get_io, precision, set_io, source_of
+from h2learn.dialects.common import (
+    GRADIENT_SCALE_ATTRIBUTE,
+    POTENTIAL_SCALE_ATTRIBUTE,
+    IoEntry,
+    get_io,
+    precision,
+    set_io,
+    source_of,
+)
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import SCALARS, neuron_of, neuron_properties, tensor_type
@@ -114,9 +122,14 @@ def _set_surrogates(block: Block, spec: Train) -> None:
     for op in block.ops:
         if isinstance(op, spike.LifOp):
             neuron = neuron_of(op)
-            chosen = spec.surrogate.apply(neuron) if spec.surrogate else neuron
+            chosen = spec.surrogate.apply(neuron, _potential_scale(op)) if spec.surrogate else neuron
             detached = replace(chosen, detach_reset=neuron.detach_reset or spec.detach_reset)
             op.properties.update(neuron_properties(detached))
+
+
+def _potential_scale(op: spike.LifOp) -> float:
+    scale = op.attributes.get(POTENTIAL_SCALE_ATTRIBUTE)
+    return float(scale.value.data) if isinstance(scale, builtin.FloatAttr) else 1.0
 
 
 def _logits(block: Block, outputs: Sequence[SSAValue]) -> SSAValue:

@@ -46,10 +46,11 @@ class Surrogate:
             if not (math.isfinite(value) and value > 0):
                 raise H2LearnError(f"expected a positive surrogate {name}, found {value}")
 
-    def apply(self, neuron: Neuron) -> Neuron:
-        """Return ``neuron`` with this surrogate."""
+    def apply(self, neuron: Neuron, potential_scale: float = 1.0) -> Neuron:
+        """Return ``neuron`` with this surrogate; the neuron counts potentials ``potential_scale`` times as large."""
         kind = type(self).__name__.lower()
-        return replace(neuron, surrogate=kind, width=self.half_width, height=self.height)
+        width, height = self.half_width * potential_scale, self.height / potential_scale
+        return replace(neuron, surrogate=kind, width=width, height=height)
 
 
 @dataclass(frozen=True)

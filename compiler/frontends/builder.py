@@ -161,10 +161,11 @@ class NetworkBuilder:
         _expect_currents(x, f"lif {name}".rstrip(), location)
         return replace(self._add(spike.LifOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
 
-    def li(self, x: Signal, alpha: float, location: Location, name: str = "") -> Signal:
-        """Add leaky integrators and return their membrane potentials."""
+    def li(self, x: Signal, alpha: float | Sequence[float], location: Location, name: str = "") -> Signal:
+        """Add leaky integrators, of one decay or one per channel, and return their membrane potentials."""
         _expect_currents(x, f"li {name}".rstrip(), location)
-        return replace(self._add(spike.LiOp(x.value, [alpha], location=_mark(location)), location, name), maps=x.maps)
+        decays = [alpha] if isinstance(alpha, float | int) else alpha
+        return replace(self._add(spike.LiOp(x.value, decays, location=_mark(location)), location, name), maps=x.maps)
 
     def readout(self, x: Signal, kind: str, location: Location) -> Signal:
         """Reduce features over time to logits ``[N,K]``."""
