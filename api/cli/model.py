@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +21,7 @@ from h2learn.compiler.pipeline import parse_passes, phase_names, pipeline_text
 from h2learn.files import check_writable, write_atomic
 from h2learn.models import limits_text, load_model, recipe_of
 
-from .options import Command, PassOptions, pass_options
+from .options import Command, PassOptions, import_options, pass_options
 
 SUFFIXES = {"mlir": ".mlir", "asm": ".s", "bin": ".h2x"}
 
@@ -52,9 +53,10 @@ def target_options(command: Command) -> Command:
 @click.option("-o", "--output", default="-", help="Where to write the program (default: standard output).")
 @click.option("--batch", type=int, help="Samples per run (default: the model's).")
 @click.option("--check", is_flag=True, help="Only say whether everything in the model is supported.")
-def import_(model: str, output: str, batch: int | None, check: bool) -> None:
+@import_options
+def import_(model: str, output: str, batch: int | None, check: bool, reading: dict[str, Any]) -> None:
     """Read MODEL and print its spike-level program, with locations."""
-    loaded = read_model(model, batch, None)
+    loaded = read_model(model, batch, None, reading)
     if check:
         click.echo(_summary(loaded))
         return
@@ -72,6 +74,7 @@ def import_(model: str, output: str, batch: int | None, check: bool) -> None:
 @click.option("--emit", metavar="KINDS", help="Write these kinds of files: mlir,asm,bin (default: bin).")
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline as -p takes it, and exit.")
 @target_options
+@import_options
 @pass_options
 def compile_(
     model: str,
@@ -84,6 +87,7 @@ def compile_(
     emit: str | None,
     print_pipeline: bool,
     target: Target,
+    reading: dict[str, Any],
     passes: PassOptions,
 ) -> None:
     """Compile MODEL to a program for the accelerator."""
@@ -92,7 +96,7 @@ def compile_(
     files = _outputs(Path(model).stem, output, emit) if to_binary else {}
     for file in files.values():
         check_writable(file)
-    loaded = read_model(model, batch, params)
+    loaded = read_model(model, batch, params, reading)
     recipe = Recipe(target.arch, target.precision, recipe_of(loaded, method), target.mapping)
     chosen = recipe.passes(last) if pipeline is None else parse_passes(pipeline)
     if print_pipeline:
@@ -109,9 +113,11 @@ def compile_(
     click.echo(f"{', '.join(str(file) for file in files.values())}: {len(program.text) // 16} instructions", err=True)
 
 
-def read_model(path: str, batch: int | None, parameters: str | None) -> Model:
-    """Return the model of a file, for a batch and with parameters where they are given."""
-    model = load_model(path)
+def read_model(path: str, batch: int | None, parameters: str | None, reading: dict[str, Any]) -> Model:
+    """Return the model of a file, for a batch and with parameters where they are given; print what was assumed."""
+    model = load_model(path, **reading)
+    for note in model.notes:
+        click.echo(f"note: {note}", err=True)
     if batch is not None:
         model = model.with_batch(batch)
     return model if parameters is None else model.with_parameters(read_parameters(parameters))

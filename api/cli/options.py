@@ -94,6 +94,39 @@ def pass_options(command: Command) -> Command:
     return wrapped
 
 
+def import_options(command: Command) -> Command:
+    """Add what a model file may leave open; a command receives the options that were given as ``reading``."""
+
+    @click.option("--time-steps", type=int, metavar="T", help="Time steps, for a file that does not say how many.")
+    @click.option("--encode", metavar="direct|bernoulli", help="Present an input without time as this.")
+    @click.option("--dt", type=float, metavar="SECONDS", help="Time step, for neurons in continuous time.")
+    @click.option("--discretisation", metavar="forward-euler|exponential", help="How continuous time becomes steps.")
+    @click.option("--reset", metavar="hard|soft|soft-delayed", help="Reset of the neurons, where the file is silent.")
+    @click.option("--producer", metavar="NAME", help="Framework that wrote the file: presets for what it cannot say.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: object,
+        time_steps: int | None,
+        encode: str | None,
+        dt: float | None,
+        discretisation: str | None,
+        reset: str | None,
+        producer: str | None,
+        **rest: object,
+    ) -> object:
+        every = {
+            "time_steps": time_steps,
+            "encode": encode,
+            "dt": dt,
+            "discretisation": discretisation,
+            "reset": reset,
+            "producer": producer,
+        }
+        return command(*args, reading={name: value for name, value in every.items() if value is not None}, **rest)
+
+    return wrapped
+
+
 def read_text(file: str) -> str:
     """Return the text of a file, or of the standard input for ``-``; raises H2LearnError when that is not possible."""
     name = "<stdin>" if file == "-" else file

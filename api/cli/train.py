@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +19,7 @@ from h2learn.training import Interrupted
 from h2learn.training import train as train_model
 
 from .model import Target, read_model, target_options
+from .options import import_options
 from .progress import EpochBars, epoch_text
 
 
@@ -39,6 +41,7 @@ from .progress import EpochBars, epoch_text
 @click.option("-o", "--output", metavar="FILE", help="Write the trained parameters here (.safetensors).")
 @click.option("--json", "as_json", is_flag=True, help="Print the history as JSON.")
 @target_options
+@import_options
 def train(
     model: str,
     data: str,
@@ -57,13 +60,14 @@ def train(
     output: str | None,
     as_json: bool,
     target: Target,
+    reading: dict[str, Any],
 ) -> int:
     """Train MODEL by running its compiled program on the simulator."""
     if resume and checkpoint is None:
         raise H2LearnError("--resume needs --checkpoint FILE")
     if output is not None:
         check_writable(output)
-    loaded = read_model(model, None, params)
+    loaded = read_model(model, None, params, reading)
     samples: DataSet | str = load_digits() if data == "digits" else data
     with EpochBars(epochs, epoch_text, quiet=as_json) as bars:
         try:
