@@ -33,7 +33,7 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
 
     ``@main`` gains the label after the inputs, momentum buffers after the parameters and the run scalars at the end;
     its results are the loss, the outputs, the gradients (with ``keep_gradients``; they carry the loss scale), the new
-    parameters and the new momentum buffers. The loss reads the first output; spikes are read out as rates.
+    parameters and the new momentum buffers. The loss reads the first output, averaged over its time steps if any.
     Raises H2LearnError when an op has no gradient rule or the output cannot be classified.
     """
     graph = module.clone()
@@ -137,13 +137,14 @@ def _logits(block: Block, outputs: Sequence[SSAValue]) -> SSAValue:
         raise H2LearnError("expected a model with an output to train, found none")
     output = outputs[0]
     kind = tensor_type(output.type)
-    if len(kind.get_shape()) == 3 and kind.element_type == i1:
-        rate = spike.ReadoutOp(output, "rate", location=_location(output))
-        block.add_op(rate)
-        return rate.result
+    if len(kind.get_shape()) == 3 and kind.element_type in (i1, f32):
+        mean = "rate" if kind.element_type == i1 else "membrane_mean"
+        readout = spike.ReadoutOp(output, mean, location=_location(output))
+        block.add_op(readout)
+        return readout.result
     if len(kind.get_shape()) != 2 or kind.element_type != f32:
         raise H2LearnError(
-            f"expected logits [N, K] or spikes [T, N, K] as output to train on, found {kind}",
+            f"expected logits [N, K] or [T, N, K] as output to train on, found {kind}",
             location=source_of(output.owner) if isinstance(output.owner, Operation) else None,
             hint="end the network with a readout",
         )
