@@ -20,6 +20,7 @@ from h2learn.compiler.frontends.builder import initial_parameters
 from h2learn.compiler.frontends.dsl.reader import read
 
 MODEL = Path(__file__).parents[1] / "examples" / "mnist.snn"
+Figures = dict[str, str | int | float]
 
 
 @click.command()
@@ -63,7 +64,7 @@ def main(
     seconds = time.perf_counter() - started
     last, trained = history.epochs[-1], sum(epoch.samples for epoch in history.epochs)
     accuracy = history.test_accuracy or 0.0
-    figures = {
+    figures: Figures = {
         "model": network.name,
         "machine": arch,
         "precision": precision,
@@ -81,7 +82,7 @@ def main(
         sys.exit(f"test accuracy {accuracy:.2%} is below {require:.2%}")
 
 
-def _text(figures: dict[str, str | int | float]) -> str:
+def _text(figures: Figures) -> str:
     return (
         f"{figures['model']} {figures['precision']} on {figures['machine']}, seed {figures['seed']},"
         f" {figures['training_images']:,} training images: test accuracy {figures['test_accuracy']:.2%}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +101,14 @@ class TorchNetwork:
             if isinstance(layer, Lif | Li) and not over_time:
                 value, over_time = value.expand(self.description.time_steps, *value.shape), True
             if isinstance(layer, Conv):
-                weights = self._weights(layer.name)
-                value = _folded(
-                    value, over_time, lambda v, w=weights, c=layer: functional.conv2d(v, *w, c.stride, c.padding)
-                )
+                weight, bias = self._weights(layer.name)
+                conv = partial(functional.conv2d, weight=weight, bias=bias, stride=layer.stride, padding=layer.padding)
+                value = _folded(value, over_time, conv)
             elif isinstance(layer, Linear):
                 value = functional.linear(value, *self._weights(layer.name))
             elif isinstance(layer, Pool):
                 pool = functional.max_pool2d if layer.kind == "max" else functional.avg_pool2d
-                value = _folded(value, over_time, lambda v, f=pool, p=layer: f(v, p.kernel, p.stride))
+                value = _folded(value, over_time, partial(pool, kernel_size=layer.kernel, stride=layer.stride))
             elif isinstance(layer, Flatten):
                 value = value.flatten(2 if over_time else 1)
             elif isinstance(layer, Lif):
@@ -151,7 +151,8 @@ def torch_network(path: Path, parameters: Mapping[str, Floats], *, record: bool 
 def _folded(value: Tensor, over_time: bool, function: Callable[[Tensor], Tensor]) -> Tensor:
     if not over_time:
         return function(value)
-    return function(value.flatten(0, 1)).unflatten(0, value.shape[:2])
+    folded = function(value.flatten(0, 1))
+    return folded.reshape(*value.shape[:2], *folded.shape[1:])
 
 
 def _read_out(value: Tensor, layer: Readout) -> Tensor:

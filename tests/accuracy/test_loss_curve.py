@@ -1,0 +1,53 @@
+"""Training on the simulator follows PyTorch's loss, with the same initial weights and order of samples."""
+
+from pathlib import Path
+
+import pytest
+
+import h2learn
+
+pytest.importorskip("torch", reason="compares with training in PyTorch")
+from loss_curve import loss_curve, medians
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STEPS = 5
+
+
+def curves(path, count_flips):
+    data = h2learn.load_digits()
+    return [loss_curve(path, data, seed=seed, steps=STEPS, batch=16, count_flips=count_flips) for seed in (0, 1)]
+
+
+def variant(tmp_path, **changes):
+    text = (EXAMPLES / "digits.snn").read_text(encoding="utf-8")
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "net.snn"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_digits_follow_pytorch():
+    found = curves(EXAMPLES / "digits.snn", count_flips=True)
+    assert max(medians(found)) <= 1e-3
+    assert found[0].expected[-1] != found[0].expected[0]
+    for curve in found:
+        (first,) = curve.flips[0]
+        assert first.margin < 1e-5 and first.flips <= first.neurons * 1e-5
+
+
+def test_soft_reset_triangular_window_and_average_pooling_follow_pytorch(tmp_path):
+    path = variant(
+        tmp_path,
+        reset=("reset hard", "reset soft"),
+        window=("rectangular", "triangular"),
+        pool=("max 2 x 2", "avg 2 x 2"),
+    )
+    assert max(medians(curves(path, count_flips=False))) <= 1e-3
+
+
+def test_another_learning_rate_is_another_curve(tmp_path):
+    (usual,) = curves(EXAMPLES / "digits.snn", count_flips=False)[:1]
+    (other,) = curves(variant(tmp_path, rate=("lr 0.05", "lr 0.045")), count_flips=False)[:1]
+    assert max(abs(a - b) / b for a, b in zip(usual.found, other.expected, strict=True)) > 1e-3
