@@ -17,7 +17,7 @@ DIALECTS: dict[str, str] = {
     "spike": "h2learn.dialects.spike.ops:Spike",
     "sgrad": "h2learn.dialects.sgrad.ops:Sgrad",
     "lut": "h2learn.dialects.lut:Lut",
-    "tile": "h2learn.dialects.tile.ops:Tile",
+    "tile": "h2learn.dialects.tile:Tile",
     "h2": "h2learn.dialects.h2:H2",
 }
 """Every dialect: name -> ``module:object``, imported when one of its operations is first met."""

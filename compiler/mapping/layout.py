@@ -38,7 +38,7 @@ def tensor_bytes(form: str, shape: Sequence[int], gblk: int = 0) -> int:
 
 
 def slot_channels(channels: int, cap: int | None = None) -> int:
-    """Return the channels per gradient slot of a tensor: the largest legal divisor of ``channels`` up to 64 and ``cap``.
+    """Return the channels per gradient slot: the largest legal divisor of ``channels`` up to 64 and ``cap``.
 
     Legal are the channel count itself and multiples of 8; a count above 64 without such a divisor takes 64, and then
     cannot be tiled.

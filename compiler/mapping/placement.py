@@ -41,7 +41,8 @@ def place(
         for memory, size in need.items():
             if size > capacity[memory]:
                 raise H2LearnError(
-                    f"stage {labels[number] if labels else number} needs {size} bytes of memory {memory}, which has {capacity[memory]}",
+                    f"stage {labels[number] if labels else number} needs {size} bytes of memory {memory}, which has"
+                    f" {capacity[memory]}",
                     hint="set smaller tile limits or use a machine with more SRAM",
                 )
             if top[memory] + size > capacity[memory]:

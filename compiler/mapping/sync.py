@@ -1,7 +1,8 @@
 """Dependency analysis: which tokens order the engines, and no more than needed.
 
-Engines run decoupled and each in order. The program is a list of stages, each a tree of loops and jobs; its meaning is the
-sequential one. Two jobs on different engines that touch the same bytes, at least one writing, must be ordered by tokens.
+Engines run decoupled and each in order. The program is a list of stages, each a tree of loops and jobs; its meaning is
+the sequential one. Two jobs on different engines that touch the same bytes, at least one writing, must be ordered by
+tokens.
 
 Every stage is unrolled a little (enough that every buffer ring wraps) and walked in program order with one vector clock
 per engine. A dependence that the clocks do not cover yet becomes an :class:`Edge` between the two places in the loop
@@ -64,6 +65,11 @@ class Edge:
     producer: int
     consumer: int
     credits: int
+
+    def joins_as(self, other: Edge) -> bool:
+        """Whether both edges join the same places of the same engines."""
+        engines = (self.producer, self.consumer) == (other.producer, other.consumer)
+        return self.source is other.source and self.target is other.target and engines
 
 
 @dataclass
@@ -206,7 +212,7 @@ class _Analysis:
         *,
         commit: bool = False,
     ) -> None:
-        """Move vector clocks along the trace; ``miss(event, needs not covered)`` is told of gaps, which count as closed."""
+        """Move vector clocks along the trace; ``miss(event, uncovered needs)`` hears of gaps, which count as closed."""
         clocks = [list(clock) for clock in self.clocks]
         waits: dict[Loop | Job, list[Edge]] = {}
         posts: dict[Loop | Job, list[Edge]] = {}
@@ -260,6 +266,8 @@ def _replaces(new: _Record, old: _Record) -> bool:
 
 def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
     """Add (or tighten) the edge from ``needed`` to ``event``; return whether anything changed."""
+    source: Loop | Job
+    target: Loop | Job
     if needed.stage is not event.stage:
         source, target, distance = needed.stage, event.stage, 0
     else:
@@ -270,21 +278,14 @@ def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
         distance = event.path[common][1] - needed.path[common][1]
         source = needed.path[depth][0] if depth < len(needed.path) else needed.job
         target = event.path[depth][0] if depth < len(event.path) else event.job
-    for edge in edges:
-        if (
-            edge.source is source
-            and edge.target is target
-            and (edge.producer, edge.consumer)
-            == (
-                needed.job.engine,
-                event.job.engine,
-            )
-        ):
-            if edge.credits <= distance:
-                return False
-            edge.credits = distance
-            return True
-    edges.append(Edge(source, target, needed.job.engine, event.job.engine, distance))
+    wanted = Edge(source, target, needed.job.engine, event.job.engine, distance)
+    known = next((edge for edge in edges if edge.joins_as(wanted)), None)
+    if known is None:
+        edges.append(wanted)
+        return True
+    if known.credits <= distance:
+        return False
+    known.credits = distance
     return True
 
 

@@ -33,9 +33,9 @@ from h2learn.compiler.passes.tile_context import (
     trips,
     used,
 )
+from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import shape_of
-from h2learn.dialects.tile import ops as tile
 
 LANE_SHAPES = ((16, 128), (32, 64), (64, 32), (128, 16), (256, 8))
 LANES_OF_SHAPES = 2048

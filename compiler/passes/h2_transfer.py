@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.mapping.layout import item_bytes, slot_bytes
 from h2learn.compiler.passes.tile_layout import channel_bytes, dimension_bytes, enclosing_loops
+from h2learn.dialects import tile
 from h2learn.dialects.common import source_of
-from h2learn.dialects.tile import ops as tile
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Transfer:
     x: Linear
 
 
-@dataclass
+@dataclass(eq=False)
 class _Dimension:
     count: int
     dram: int
@@ -81,8 +81,8 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     slots: list[_Dimension | None] = [None] * 4
     slots[2 : 2 + len(bounded)] = bounded
     places = [n for n in (3, 2, 1, 0) if slots[n] is None]
-    for dimension, place in zip(reversed(free), places, strict=False):
-        slots[place] = dimension
+    for place, unbounded in zip(places, reversed(free), strict=False):
+        slots[place] = unbounded
     source, target = ("dram", "chip") if isinstance(op, tile.LoadOp) else ("chip", "dram")
     fields: list[tuple[str, int | str]] = [("mode", "slots" if placed.gblk else "plain"), ("run", run)]
     if placed.gblk:

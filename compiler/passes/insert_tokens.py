@@ -21,7 +21,7 @@ from h2learn.compiler.passes.tile_layout import (
     root_tensor,
     slot_stride,
 )
-from h2learn.dialects.tile import ops as tile
+from h2learn.dialects import tile
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """``h2l-lut-to-tile``: every ``lut`` op becomes a stage of loops over tiles with buffers in named memories.
 
-Decided here: tile sizes, loop order, what is fused into one stage (a convolution and the neurons that alone read it), what
-is loaded where and kept for how long. Optimizer stages come last, because they overwrite the parameters in place.
+Decided here: tile sizes, loop order, what is fused into one stage (a convolution and the neurons that alone read it),
+what is loaded where and kept for how long. Optimizer stages come last, because they overwrite the parameters in place.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, vector_stages
 from h2learn.compiler.passes.stage_builder import StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
+from h2learn.dialects import tile
 from h2learn.dialects.common import get_io, precision, source_of
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.tile import ops as tile
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LutToTilePass(ModulePass):
         for argument in body.args:
             value = block.insert_arg(tile.tensor_type(*context.form_of(argument.type)), len(block.args))
             value.location = argument.location
+            value.name_hint = tile.name_hint(context.names.get(argument, ""))
             context.values[argument] = value
         _lower_all(context, list(body.ops))
         returned = body.last_op
@@ -63,8 +64,7 @@ class LutToTilePass(ModulePass):
         )
         replacement.location = main.location
         op.body.block.insert_op_before(replacement, main)
-        main.detach()
-        main.erase()
+        op.body.block.erase_op(main)
 
 
 def _lower_all(ctx: TileContext, ops: list[Operation]) -> None:

@@ -12,7 +12,7 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.placement import Request, place
 from h2learn.compiler.passes.tile_layout import slot_stride
-from h2learn.dialects.tile import ops as tile
+from h2learn.dialects import tile
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PlaceBuffersPass(ModulePass):
         stages = [[alloc for alloc in nest.walk() if isinstance(alloc, tile.AllocOp)] for nest in nests]
         requests = [[Request(a.memory.data, a.slots.data * slot_stride(a)) for a in stage] for stage in stages]
         capacity = {memory: machine.memory_bytes(memory) for memory in tile.MEMORIES}
-        for allocs, addresses in zip(stages, place(requests, capacity, [nest.label.data for nest in nests]), strict=True):
+        labels = [nest.label.data for nest in nests]
+        for allocs, addresses in zip(stages, place(requests, capacity, labels), strict=True):
             for alloc, address in zip(allocs, addresses, strict=True):
                 alloc.address = builtin.IntAttr(address)

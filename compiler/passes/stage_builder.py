@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from h2learn.dialects.tile import ops as tile
+from h2learn.dialects import tile
 
 
 @dataclass(frozen=True)
@@ -122,21 +122,18 @@ class StageBuilder:
     def job(
         self,
         kind: type[tile.JobOp],
-        buffers: dict[str, Place],
+        buffers: Mapping[str, Place],
         params: dict[str, tile.Param],
         *,
         first: Sequence[Affine] = (),
         coords: Sequence[Start] = (),
     ) -> None:
-        """Append a job: ``buffers`` by role; a role without an entry repeats the first buffer (it is unused)."""
-        roles = tile.FACTS[kind.name].roles
-        places = [buffers.get(role, next(iter(buffers.values()))) for role in roles]
-        indexed = {role: place[1] for role, place in zip(roles, places, strict=True) if isinstance(place, tuple)}
+        """Append a job: ``buffers`` by role, without the roles that the parameters switch off."""
+        indexed = {role: place[1] for role, place in buffers.items() if isinstance(place, tuple)}
         counters, (at, extra) = _number_counters([list(indexed.values()), list(coords)])
-        values = [place[0] if isinstance(place, tuple) else place for place in places]
         self.add(
             kind(
-                values,
+                {role: place[0] if isinstance(place, tuple) else place for role, place in buffers.items()},
                 params,
                 ivs=counters,
                 at=dict(zip(indexed, at, strict=True)),

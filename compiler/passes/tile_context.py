@@ -12,8 +12,9 @@ from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.tiling import Tile, TileLimits, slot_cap
 from h2learn.compiler.passes.stage_builder import StageBuilder, Start
+from h2learn.dialects import tile
 from h2learn.dialects.lut import attributes as lut_types
-from h2learn.dialects.tile import ops as tile
+from h2learn.dialects.lut import ops as lut
 
 Neuron = lut_types.Neuron
 
@@ -56,8 +57,10 @@ class TileContext:
         return self.values[value]
 
     def label(self, kind: str, op: Operation) -> str:
-        """Return a unique label ``kind layer`` for a stage; the layer is that of the parameter the op uses."""
-        layers = (self.names[o].rpartition(".")[0] for o in op.operands if o in self.names)
+        """Return a unique label ``kind layer`` for a stage; the layer is that of a parameter used or updated."""
+        updates = (use.operation for result in op.results for use in result.uses)
+        values = [*op.operands, *(update.p for update in updates if isinstance(update, lut.SgdOp))]
+        layers = (self.names[value].rpartition(".")[0] for value in values if value in self.names)
         layer = next(filter(None, layers), "")
         text = f"{kind} {layer}".strip()
         count = self.labels.get(text, 0)

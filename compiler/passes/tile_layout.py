@@ -9,7 +9,7 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.layout import row_bytes, tensor_bytes
 from h2learn.compiler.mapping.placement import aligned
-from h2learn.dialects.tile import ops as tile
+from h2learn.dialects import tile
 
 
 def base_form(placed: tile.Placed) -> str:

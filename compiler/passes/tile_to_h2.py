@@ -1,7 +1,7 @@
 """``h2l-tile-to-h2``: one op per machine instruction.
 
-Decided here: DRAM addresses, address registers and their strides, descriptors, semaphores. Registers and descriptors are
-set up in front of each stage; whatever still holds the right contents is not written again.
+Decided here: DRAM addresses, address registers and their strides, descriptors, semaphores. Registers and descriptors
+are set up in front of each stage; whatever still holds the right contents is not written again.
 """
 
 from __future__ import annotations

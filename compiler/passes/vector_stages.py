@@ -19,11 +19,11 @@ from h2learn.compiler.mapping.tiling import (
     plan_weights,
 )
 from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep
-from h2learn.compiler.passes.stage_builder import Affine
+from h2learn.compiler.passes.stage_builder import Affine, Start
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, leading, trips
+from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import GradsType, SpikesType, shape_of
-from h2learn.dialects.tile import ops as tile
 
 
 def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
@@ -344,9 +344,9 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
         "gblk": 0,
     }
     with b.stage(label, op.location), b.loop("n", trips(batch, t.samples)) as n:
-        window = [0, n * t.samples, 0, 0, 0], (steps, t.samples, 1, 1, classes)
-        inputs = b.alloc("inputs", memory, form, window[1])
-        b.load(source, inputs, *window)
+        sizes = (steps, t.samples, 1, 1, classes)
+        inputs = b.alloc("inputs", memory, form, sizes)
+        b.load(source, inputs, [0, n * t.samples, 0, 0, 0], sizes)
         logits = b.alloc("logits", "A", "f32", (t.samples, 1, 1, classes))
         b.job(tile.ReduceOp, {"dst": logits, "src": inputs}, params)
         b.store(result, logits, [n * t.samples, 0, 0, 0], (t.samples, 1, 1, classes))
@@ -393,7 +393,7 @@ def lower_sgd(ctx: TileContext, op: lut.SgdOp) -> None:
     shape = shape_of(op.p.type)
     count = prod(shape)
     per_row, rows = plan_rows(shape, 12, ctx.machine.memory_bytes("A") - 4096, ctx.limits)
-    b, label = ctx.builder, ctx.label("optimizer", op)
+    b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
     places = {"p": op.p, "g": op.g, **({"mom": op.m} if op.m is not None else {})}
     tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
     memories = {"p": ("A", "f32"), "g": ("A", "f32"), "mom": ("A", "f32"), "w": ("W", "f16")}
@@ -409,16 +409,17 @@ def lower_sgd(ctx: TileContext, op: lut.SgdOp) -> None:
     with b.stage(label, op.location):
         scal = _load_scalars(ctx, ctx.values[op.scalars])
         with b.loop("e", trips(count // per_row, rows)) as e:
-            window = [e * rows, 0], (rows, per_row)
+            starts: list[Start] = [e * rows, 0]
+            sizes = (rows, per_row)
             buffers: dict[str, SSAValue] = {}
             for role, tensor in tensors.items():
-                buffers[role] = b.alloc(role, *memories[role], (rows, per_row))
+                buffers[role] = b.alloc(role, *memories[role], sizes)
                 if role != "w":
-                    b.load(tensor, buffers[role], *window)
+                    b.load(tensor, buffers[role], starts, sizes)
             b.job(tile.OptOp, {**buffers, "scal": scal}, params)
             for role, tensor in tensors.items():
                 if role != "g":
-                    b.store(tensor, buffers[role], *window)
+                    b.store(tensor, buffers[role], starts, sizes)
 
 
 def _load_scalars(ctx: TileContext, scalars: SSAValue) -> SSAValue:

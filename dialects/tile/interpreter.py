@@ -7,6 +7,7 @@ poison (NaN, all ones), so that a read of something never written shows. The ari
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,12 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Block, Operation, SSAValue
 
 from h2learn.backends.h2learn import numerics
+from h2learn.dialects import tile
 from h2learn.dialects.common import Array, get_io
-from h2learn.dialects.tile import ops as tile
 
 F32 = npt.NDArray[np.float32]
-Buffers = dict[str, Array]
+Values = npt.NDArray[Any]
+Buffers = dict[str, Values]
 Params = dict[str, tile.Param]
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
@@ -127,11 +129,8 @@ class _Machine:
     def job(self, op: tile.JobOp) -> None:
         counts = self.counts(op.ivs)
         buffers: Buffers = {}
-        for role in op.facts.roles:
-            if role in tile.unused_roles(op):
-                continue
-            index = op.index(role)
-            whole = self.values[op.buffer(role)]
+        for role, (buffer, index) in op.places().items():
+            whole = self.values[buffer]
             buffers[role] = whole if index is None else whole[tile.evaluate(index, counts)]
         params = op.parameters()
         for name, index in zip(op.facts.coords, op.coords.data, strict=True):
@@ -164,12 +163,12 @@ def _taps(params: Params) -> Iterator[tuple[int, int, int]]:
         yield tap, tap // kw, tap % kw
 
 
-def _input_tile(buffer: Array, params: Params, channels: str) -> Array:
+def _input_tile(buffer: Values, params: Params, channels: str) -> Values:
     imgs, oh, ow, kh, kw, sh, sw, c = _int(params, "imgs", "oh", "ow", "kh", "kw", "sh", "sw", channels)
     return buffer.reshape(imgs, (oh - 1) * sh + kh, (ow - 1) * sw + kw, c)
 
 
-def _shifted(inputs: Array, params: Params, ky: int, kx: int) -> Array:
+def _shifted(inputs: Values, params: Params, ky: int, kx: int) -> Values:
     """Return the inputs under tap (ky, kx) of every position, ``[imgs, oh, ow, c]``."""
     oh, ow, sh, sw = _int(params, "oh", "ow", "sh", "sw")
     return inputs[:, ky : ky + (oh - 1) * sh + 1 : sh, kx : kx + (ow - 1) * sw + 1 : sw]
@@ -197,7 +196,7 @@ def _fe_run(b: Buffers, p: Params, fresh: bool) -> None:
         under = _shifted(spikes, p, ky, kx)
         for group in range(-(-c // fan)):
             bits = under[..., group * fan : min(c, group * fan + fan)]
-            pattern = (bits << np.arange(bits.shape[-1])).sum(axis=-1).reshape(acc.shape[:-1])
+            pattern = (bits.astype(np.int64) << np.arange(bits.shape[-1])).sum(axis=-1).reshape(acc.shape[:-1])
             summed = total + b["lut"][tap, group][pattern]
             total = np.where((pattern != 0)[..., None], summed, total)
     acc[...] = total
@@ -274,7 +273,7 @@ def _wu_run(b: Buffers, p: Params, fresh: bool) -> None:
             member = members[(pattern ^ rest).bit_length() - 1]
             table[pattern] = numerics.round_to_storage(table[rest] + member, str(p["dtype"]))
         bits = under[:, start : start + fan]
-        pattern_of = (bits << np.arange(bits.shape[1])[:, None]).sum(axis=1)
+        pattern_of = (bits.astype(np.int64) << np.arange(bits.shape[1])[:, None]).sum(axis=1)
         total = np.where((pattern_of != 0)[..., None], total + table[pattern_of], total)
     b["acc"][...] = total
 

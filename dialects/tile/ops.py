@@ -1,21 +1,22 @@
-"""The ``tile`` dialect: loops over tiles, buffers in named memories, copies between DRAM and chip, one op per engine job.
+"""Ops of the ``tile`` dialect: loops over tiles, buffers in named memories, copies between DRAM and chip, engine jobs.
 
-A buffer is allocated where its contents start to live: each time ``tile.alloc`` runs it names fresh, undefined contents,
-and ``slots`` says over how many physical copies successive allocations rotate. All other ops refer to tensors and
-buffers by :class:`Ref`: an affine function of loop counters picks a window of a tensor or the leading index of a buffer.
+A buffer is allocated where its contents start to live: each time ``tile.alloc`` runs it names fresh, undefined
+contents, and ``slots`` says over how many physical copies successive allocations rotate. All other ops refer to tensors
+and buffers by affine functions of loop counters, which pick a window of a tensor or the leading index of a buffer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Self, TypeVar
 
 from xdsl.dialects.builtin import IndexType, IntAttr, StringAttr
-from xdsl.ir import Block, Data, Dialect, Operation, ParametrizedAttribute, Region, SSAValue, TypeAttribute
+from xdsl.ir import Block, Dialect, Operation, Region, SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
     IRDLOperation,
-    irdl_attr_definition,
     irdl_op_definition,
     operand_def,
     opt_prop_def,
@@ -25,194 +26,77 @@ from xdsl.irdl import (
     traits_def,
     var_operand_def,
 )
-from xdsl.parser import AttrParser
+from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.traits import NoTerminator
 from xdsl.utils.exceptions import VerifyException
 
-Index = tuple[int, tuple[int, ...]]
-"""Affine index: a constant and one coefficient per loop counter among the op's ``ivs`` operands."""
+from h2learn.backends.h2learn import isa
 
-Param = int | float | str
+from .attributes import (
+    BufferType,
+    Index,
+    IndicesAttr,
+    Param,
+    ParamsAttr,
+    Placed,
+    PlacesAttr,
+    Rows,
+    RowsAttr,
+    ShapeAttr,
+    TensorType,
+    parse_params,
+    parse_placed,
+    tensor_type,
+)
+from .syntax import (
+    Terms,
+    in_scope,
+    name_hint,
+    number_counters,
+    parse_expression,
+    parse_expressions,
+    parse_optional_index,
+    parse_optional_values,
+    parse_value,
+    print_body,
+    print_index,
+    print_indices,
+)
 
-FORMATS = ("bits", "u8", "i32", "f16", "f32", "slots.f16", "slots.f32", "lut.f16", "lut.f32")
-MEMORIES = ("W", "S", "U", "G", "M", "A", "L")
+MEMORIES = isa.MEMORIES[1:]
 
-
-@irdl_attr_definition
-class ShapeAttr(Data[tuple[int, ...]]):
-    """A tuple of positive sizes, printed ``<2x3>``; the empty tuple is a scalar."""
-
-    name = "tile.shape"
-
-    @classmethod
-    def parse_parameter(cls, parser: AttrParser) -> tuple[int, ...]:
-        """Parse ``<"2x3">``."""
-        with parser.in_angle_brackets():
-            text = parser.parse_str_literal()
-        return tuple(int(n) for n in text.split("x")) if text else ()
-
-    def print_parameter(self, printer: Printer) -> None:
-        """Print ``<"2x3">``."""
-        printer.print_string(f'<"{"x".join(map(str, self.data))}">')
-
-
-@dataclass(frozen=True)
-class Placed:
-    """What tensor and buffer types have in common: format, shape and channels per gradient slot."""
-
-    form: str
-    shape: tuple[int, ...]
-    gblk: int
-
-
-class _PlacedType(ParametrizedAttribute, TypeAttribute):
-    form: StringAttr
-    dims: ShapeAttr
-    slot_channels: IntAttr
-
-    @property
-    def placed(self) -> Placed:
-        """Format, shape and channels per slot as plain data."""
-        return Placed(self.form.data, self.dims.data, self.slot_channels.data)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Logical sizes."""
-        return self.dims.data
-
-
-@irdl_attr_definition
-class TensorType(_PlacedType):
-    """A tensor in DRAM, contiguous in its format."""
-
-    name = "tile.tensor"
-
-
-@irdl_attr_definition
-class BufferType(_PlacedType):
-    """A buffer in an on-chip memory."""
-
-    name = "tile.buffer"
-
-
-def tensor_type(form: str, shape: Sequence[int], gblk: int = 0) -> TensorType:
-    """Return the type of a DRAM tensor."""
-    return TensorType(StringAttr(form), ShapeAttr(tuple(shape)), IntAttr(gblk))
-
-
-def buffer_type(form: str, shape: Sequence[int], gblk: int = 0) -> BufferType:
-    """Return the type of an on-chip buffer."""
-    return BufferType(StringAttr(form), ShapeAttr(tuple(shape)), IntAttr(gblk))
-
-
-@irdl_attr_definition
-class IndicesAttr(Data[tuple[Index, ...]]):
-    """Affine indices, printed as ``<"4*i0+1*i2-1, 0">`` (``iN``: the op's N-th loop counter operand)."""
-
-    name = "tile.indices"
-
-    @classmethod
-    def parse_parameter(cls, parser: AttrParser) -> tuple[Index, ...]:
-        """Parse what ``print_parameter`` prints; the number of counters is taken from the widest index."""
-        with parser.in_angle_brackets():
-            text = parser.parse_str_literal()
-        return tuple(_parse_index(part) for part in text.split(",")) if text else ()
-
-    def print_parameter(self, printer: Printer) -> None:
-        """Print the indices in quotes."""
-        printer.print_string(f'<"{", ".join(_print_index(index) for index in self.data)}">')
-
-
-@irdl_attr_definition
-class ParamsAttr(Data[tuple[tuple[str, Param], ...]]):
-    """Named integers, floats and words, printed ``<"imgs=4, dtype='f32'">``, sorted by name."""
-
-    name = "tile.params"
-
-    @classmethod
-    def parse_parameter(cls, parser: AttrParser) -> tuple[tuple[str, Param], ...]:
-        """Parse what ``print_parameter`` prints."""
-        with parser.in_angle_brackets():
-            text = parser.parse_str_literal()
-        pairs = (part.strip().split("=") for part in text.split(",")) if text else ()
-        return tuple((name, _parse_param(value)) for name, value in pairs)
-
-    def print_parameter(self, printer: Printer) -> None:
-        """Print the parameters in quotes."""
-        printer.print_string(f'<"{", ".join(f"{name}={value!r}" for name, value in self.data)}">')
-
-
-Rows = tuple[tuple[float, ...], ...]
-
-
-@irdl_attr_definition
-class RowsAttr(Data[Rows]):
-    """Constant rows of a parameter tensor; a row of one value stands for all channels."""
-
-    name = "tile.rows"
-
-    @classmethod
-    def parse_parameter(cls, parser: AttrParser) -> Rows:
-        """Parse ``<"0.5; 1.0; 0.0">``."""
-        with parser.in_angle_brackets():
-            text = parser.parse_str_literal()
-        return tuple(tuple(float(v) for v in row.split()) for row in text.split(";"))
-
-    def print_parameter(self, printer: Printer) -> None:
-        """Print the rows separated by semicolons."""
-        printer.print_string(f'<"{"; ".join(" ".join(map(repr, row)) for row in self.data)}">')
-
-
-def _print_index(index: Index) -> str:
-    offset, coeffs = index
-    terms = [f"{coeff}*i{n}" for n, coeff in enumerate(coeffs) if coeff]
-    return " + ".join([*terms, str(offset)] if offset or not terms else terms)
-
-
-def _parse_index(text: str) -> Index:
-    offset = 0
-    coeffs: dict[int, int] = {}
-    for term in text.split("+"):
-        value, star, counter = term.strip().partition("*i")
-        if star:
-            coeffs[int(counter)] = int(value)
-        else:
-            offset = int(value)
-    return offset, tuple(coeffs.get(n, 0) for n in range(max(coeffs, default=-1) + 1))
-
-
-def _parse_param(text: str) -> Param:
-    if text.startswith("'"):
-        return text.strip("'")
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def evaluate(index: Index, counters: Sequence[int]) -> int:
-    """Return the value of an affine index for given loop counters."""
-    return index[0] + sum(coeff * counter for coeff, counter in zip(index[1], counters, strict=False))
+Op = TypeVar("Op", bound=Operation)
 
 
 @irdl_op_definition
 class StageOp(IRDLOperation):
-    """One loop nest with buffers of its own; stages run one after the other."""
+    """One loop nest with buffers of its own; stages run one after another. Text: ``tile.stage "forward c1" {...}``."""
 
     name = "tile.stage"
     label = prop_def(StringAttr)
     body = region_def("single_block")
     traits = traits_def(NoTerminator())
-    assembly_format = "$label $body attr-dict"
 
     def __init__(self, label: str, body: Region) -> None:
         super().__init__(regions=[body], properties={"label": StringAttr(label)})
 
+    def print(self, printer: Printer) -> None:
+        """Print label and body."""
+        printer.print_string(" ")
+        printer.print_string_literal(self.label.data)
+        in_scope(printer, lambda: print_body(printer, self.body))
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> StageOp:
+        """Parse label and body."""
+        return _with_attributes(cls(parser.parse_str_literal(), _with_block(parser.parse_region())), parser)
+
 
 @irdl_op_definition
 class ForOp(IRDLOperation):
-    """Run the body ``trips`` times; the block argument counts from 0."""
+    """Run the body ``trips`` times; the counter counts from 0. Text: ``tile.for "t" %t to 8 { ... }``."""
 
     name = "tile.for"
     label = prop_def(StringAttr)
@@ -221,8 +105,10 @@ class ForOp(IRDLOperation):
     traits = traits_def(NoTerminator())
 
     def __init__(self, label: str, trips: int, body: Region | None = None) -> None:
-        region = body if body is not None else Region(Block(arg_types=[IndexType()]))
-        super().__init__(regions=[region], properties={"label": StringAttr(label), "trips": IntAttr(trips)})
+        if body is None:
+            body = Region(Block(arg_types=[IndexType()]))
+            body.block.args[0].name_hint = name_hint(label)
+        super().__init__(regions=[body], properties={"label": StringAttr(label), "trips": IntAttr(trips)})
 
     @property
     def counter(self) -> SSAValue:
@@ -236,10 +122,33 @@ class ForOp(IRDLOperation):
         if self.trips.data < 1:
             raise VerifyException(f"tile.for expects at least one trip, found {self.trips.data}")
 
+    def print(self, printer: Printer) -> None:
+        """Print label, counter, trips and body."""
+        printer.print_string(" ")
+        printer.print_string_literal(self.label.data)
+
+        def scoped() -> None:
+            printer.print_string(" ")
+            printer.print_ssa_value(self.counter)
+            printer.print_string(f" to {self.trips.data}")
+            print_body(printer, self.body)
+
+        in_scope(printer, scoped)
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> ForOp:
+        """Parse label, counter, trips and body."""
+        label = parser.parse_str_literal()
+        counter = parser.parse_argument(expect_type=False).resolve(IndexType())
+        parser.parse_keyword("to")
+        trips = parser.parse_integer(allow_boolean=False)
+        return _with_attributes(cls(label, trips, parser.parse_region([counter])), parser)
+
 
 @irdl_op_definition
 class TensorOp(IRDLOperation):
-    """A DRAM tensor that belongs to the program: constant ``rows``, the storage copy of argument ``shadow``, or zeros."""
+    """A DRAM tensor of the program itself: constant ``rows``, the storage copy of argument ``shadow``, or zeros."""
 
     name = "tile.dram"
     label = prop_def(StringAttr)
@@ -257,6 +166,17 @@ class TensorOp(IRDLOperation):
             },
             result_types=[kind],
         )
+        self.result.name_hint = name_hint(label)
+
+    def verify_(self) -> None:
+        """Check that constant rows fill the tensor."""
+        if self.rows is None:
+            return
+        placed = placed_of(self.result)
+        if placed.form != "f32" or len(placed.shape) != 2 or len(self.rows.data) != placed.shape[0]:
+            raise VerifyException(f"tile.dram expects f32 with {len(self.rows.data)} rows, found {placed}")
+        if any(len(row) not in (1, placed.shape[1]) for row in self.rows.data):
+            raise VerifyException(f"tile.dram expects rows of 1 or {placed.shape[1]} values")
 
 
 @irdl_op_definition
@@ -269,22 +189,24 @@ class ViewOp(IRDLOperation):
     assembly_format = "$source `:` type($source) `to` type($result) attr-dict"
 
     def __init__(self, source: SSAValue, shape: Sequence[int]) -> None:
-        assert isinstance(source.type, TensorType)
-        super().__init__(operands=[source], result_types=[tensor_type(source.type.placed.form, shape)])
+        super().__init__(operands=[source], result_types=[tensor_type(placed_of(source).form, shape)])
+        self.result.name_hint = source.name_hint
 
     def verify_(self) -> None:
         """Check that the volume stays and that channels are not packed."""
-        before, after = self.source.type, self.result.type
-        assert isinstance(before, TensorType) and isinstance(after, TensorType)
-        if before.placed.form != after.placed.form or before.placed.form not in ("f32", "f16", "i32"):
-            raise VerifyException(f"tile.view expects plain numbers, found {before.placed.form}")
-        if _volume(before.shape) != _volume(after.shape):
-            raise VerifyException(f"tile.view expects equal volumes, found {before.shape} and {after.shape}")
+        before, after = placed_of(self.source), placed_of(self.result)
+        if before.form != after.form or before.form not in ("f32", "f16", "i32"):
+            raise VerifyException(f"tile.view expects plain numbers, found {before.form} and {after.form}")
+        if prod(before.shape) != prod(after.shape):
+            raise VerifyException(f"tile.view expects equal volumes, found {before} and {after}")
 
 
 @irdl_op_definition
 class AllocOp(IRDLOperation):
-    """A buffer with fresh contents in memory ``memory``, rotating over ``slots`` physical copies."""
+    """A buffer with fresh contents in memory ``memory``, rotating over ``slots`` physical copies.
+
+    Text: ``%inputs = tile.alloc "inputs" in S : 2 x bits[8x16x16x32] at 0x400``; placement sets the address.
+    """
 
     name = "tile.alloc"
     label = prop_def(StringAttr)
@@ -292,40 +214,61 @@ class AllocOp(IRDLOperation):
     slots = prop_def(IntAttr)
     address = opt_prop_def(IntAttr)
     result = result_def(BufferType)
-    assembly_format = "$label `in` $memory `slots` $slots (`at` $address^)? `:` type($result) attr-dict"
 
     def __init__(self, label: str, memory: str, slots: int, kind: BufferType) -> None:
         super().__init__(
             properties={"label": StringAttr(label), "memory": StringAttr(memory), "slots": IntAttr(slots)},
             result_types=[kind],
         )
+        self.result.name_hint = name_hint(label)
 
     def verify_(self) -> None:
         """Check the memory's name and the slots."""
         if self.memory.data not in MEMORIES:
-            raise VerifyException(f"tile.alloc expects a memory of {MEMORIES}, found {self.memory.data!r}")
+            raise VerifyException(f"tile.alloc expects a memory of {', '.join(MEMORIES)}, found {self.memory.data!r}")
         if self.slots.data < 1:
             raise VerifyException(f"tile.alloc expects at least one slot, found {self.slots.data}")
+        if self.address is not None and self.address.data < 0:
+            raise VerifyException(f"tile.alloc expects an address from 0, found {self.address.data}")
+
+    def print(self, printer: Printer) -> None:
+        """Print label, memory, slots, format and address."""
+        printer.print_string(" ")
+        printer.print_string_literal(self.label.data)
+        at = f" at {self.address.data:#x}" if self.address is not None else ""
+        printer.print_string(f" in {self.memory.data} : {self.slots.data} x {placed_of(self.result)}{at}")
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> AllocOp:
+        """Parse label, memory, slots, format and address."""
+        label = parser.parse_str_literal()
+        parser.parse_keyword("in")
+        memory = parser.parse_identifier()
+        parser.parse_punctuation(":")
+        slots = parser.parse_integer(allow_boolean=False)
+        parser.parse_keyword("x")
+        op = cls(label, memory, slots, BufferType(parse_placed(parser)))
+        if parser.parse_optional_keyword("at") is not None:
+            op.address = IntAttr(parser.parse_integer(allow_boolean=False))
+        return _with_attributes(op, parser)
 
 
-class _CopyOp(IRDLOperation):
+class CopyOp(IRDLOperation):
     """Copy between a window of a DRAM tensor and (part of) a buffer.
 
-    ``window`` has one index per tensor dimension (where it starts) and ``sizes`` its extent; ``at`` is the leading index
-    of the buffer (``whole`` = 1: the window is the whole buffer). Parts of the window that lie outside the tensor read
-    as zero and are not written.
+    ``window`` has one index per tensor dimension (where it starts) and ``sizes`` its extent; ``at`` is the leading
+    index of the buffer (none: the window is the whole buffer). Parts of the window that lie outside the tensor read as
+    zero and are not written. Text: ``tile.load %x[8*%t, %n, %y - 1, 0] sizes 8x1x3x32 to %inputs``.
     """
 
+    WORD: ClassVar[str]
     tensor = operand_def(TensorType)
     buffer = operand_def(BufferType)
     ivs = var_operand_def(IndexType())
     window = prop_def(IndicesAttr)
     sizes = prop_def(ShapeAttr)
     at = opt_prop_def(IndicesAttr)
-    assembly_format = (
-        "$tensor `window` $window `sizes` $sizes `buffer` $buffer (`at` $at^)? `(` $ivs `)` `:` "
-        "type($tensor) `,` type($buffer) attr-dict"
-    )
 
     def __init__(
         self,
@@ -348,36 +291,69 @@ class _CopyOp(IRDLOperation):
     @property
     def placed(self) -> tuple[Placed, Placed]:
         """Format and shape of tensor and buffer."""
-        tensor, buffer = self.tensor.type, self.buffer.type
-        assert isinstance(tensor, TensorType) and isinstance(buffer, BufferType)
-        return tensor.placed, buffer.placed
+        return placed_of(self.tensor), placed_of(self.buffer)
+
+    @property
+    def index(self) -> Index | None:
+        """The leading index of the buffer, None for the whole buffer."""
+        return None if self.at is None else self.at.data[0]
 
     def verify_(self) -> None:
-        """Check that window, tensor and buffer have one shape and format."""
+        """Check that window, tensor and buffer have one shape and format, and that all counters are used."""
         tensor, buffer = self.placed
-        inner = buffer.shape[1:] if self.at is not None else buffer.shape
-        if len(self.window.data) != len(tensor.shape) or len(self.sizes.data) != len(tensor.shape):
-            raise VerifyException(f"expected {len(tensor.shape)} window dimensions, found {len(self.window.data)}")
+        inner = buffer.shape if self.at is None else buffer.shape[1:]
+        sizes = self.sizes.data
+        for what, found in (("starts", self.window.data), ("sizes", sizes)):
+            if len(found) != len(tensor.shape):
+                raise VerifyException(f"{self.name} expects {len(tensor.shape)} window {what}, found {len(found)}")
         if (tensor.form, tensor.gblk) != (buffer.form, buffer.gblk):
-            raise VerifyException(f"expected a buffer of format {tensor.form}, found {buffer.form}")
-        if _volume(self.sizes.data) != _volume(inner) or self.sizes.data[-1:] != inner[-1:]:
-            raise VerifyException(f"expected a buffer of shape {self.sizes.data}, found {inner}")
-        if any(len(index[1]) > len(self.ivs) for index in self.window.data):
-            raise VerifyException("an index uses a loop counter that is not an operand")
+            raise VerifyException(f"{self.name} expects the format of its tensor, {tensor}, found {buffer}")
+        if prod(sizes) != prod(inner) or sizes[-1:] != inner[-1:]:
+            raise VerifyException(f"{self.name} expects a buffer of shape {sizes}, found {inner}")
+        if self.at is not None and len(self.at.data) != 1:
+            raise VerifyException(f"{self.name} expects one leading index, found {len(self.at.data)}")
+        _check_counters(self, len(self.ivs), (*self.window.data, *(self.at.data if self.at is not None else ())))
+
+    def print(self, printer: Printer) -> None:
+        """Print tensor, window and buffer."""
+        printer.print_string(" ")
+        printer.print_ssa_value(self.tensor)
+        print_indices(printer, self.window.data, self.ivs)
+        printer.print_string(f" sizes {'x'.join(map(str, self.sizes.data))} {self.WORD} ")
+        printer.print_ssa_value(self.buffer)
+        if self.at is not None:
+            print_indices(printer, self.at.data, self.ivs)
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> Self:
+        """Parse tensor, window and buffer."""
+        tensor = parse_value(parser, TensorType)
+        window = parse_expressions(parser)
+        parser.parse_keyword("sizes")
+        sizes = parser.parse_dimension_list()
+        parser.parse_keyword(cls.WORD)
+        buffer = parse_value(parser, BufferType)
+        place = parse_optional_index(parser)
+        counters, indices = number_counters([*window, *([] if place is None else [place])])
+        at = None if place is None else indices[-1]
+        return _with_attributes(cls(tensor, buffer, counters, indices[: len(window)], sizes, at), parser)
 
 
 @irdl_op_definition
-class LoadOp(_CopyOp):
+class LoadOp(CopyOp):
     """DRAM to chip (engine DMAIN)."""
 
     name = "tile.load"
+    WORD: ClassVar[str] = "to"
 
 
 @irdl_op_definition
-class StoreOp(_CopyOp):
+class StoreOp(CopyOp):
     """Chip to DRAM (engine DMAOUT)."""
 
     name = "tile.store"
+    WORD: ClassVar[str] = "from"
 
 
 @dataclass(frozen=True)
@@ -458,27 +434,24 @@ FACTS: dict[str, JobFacts] = {
 class JobOp(IRDLOperation):
     """One job of a compute engine on buffers.
 
-    ``buffers`` follow the roles in :data:`FACTS`; ``at`` holds, per buffer, the leading index as a one-element tuple or nothing when the
-    whole buffer is meant. ``first`` are the loop counters that must all be 0 for a fresh start (none: always fresh).
-    ``coords`` are further indices (sample, neuron, tick coordinates).
+    ``buffers`` follow the roles in :data:`FACTS`, without those that the parameters switch off; ``at`` holds, per
+    buffer, the leading index or nothing when the whole buffer is meant. ``coords`` are further indices (sample, neuron,
+    tick coordinates). ``first`` are the loop counters that must all be 0 for a fresh start (none: always fresh).
+    Text: ``tile.lif acc=%current[%step], par=%par, ... first(%t, %step) {k=32, ...}``; coordinates stand before
+    ``first``: ``coords(pos=16*%n, neu=0, tick=%t)``.
     """
 
     buffers = var_operand_def(BufferType)
     ivs = var_operand_def(IndexType())
     first = var_operand_def(IndexType())
-    at = prop_def(IndicesAttr)
-    whole = prop_def(ShapeAttr)
+    at = prop_def(PlacesAttr)
     coords = prop_def(IndicesAttr)
     params = prop_def(ParamsAttr)
     irdl_options = (AttrSizedOperandSegments(as_property=True),)
-    assembly_format = (
-        "`(` $buffers `)` `at` $at `whole` $whole `coords` $coords `ivs` `(` $ivs `)` `first` `(` $first `)` "
-        "$params `:` type($buffers) attr-dict"
-    )
 
     def __init__(
         self,
-        buffers: Sequence[SSAValue],
+        buffers: dict[str, SSAValue],
         params: dict[str, Param],
         *,
         ivs: Sequence[SSAValue] = (),
@@ -486,12 +459,12 @@ class JobOp(IRDLOperation):
         first: Sequence[SSAValue] = (),
         coords: Sequence[Index] = (),
     ) -> None:
+        roles = [role for role in FACTS[self.name].roles if role in buffers]
         places = at or {}
         super().__init__(
-            operands=[list(buffers), list(ivs), list(first)],
+            operands=[[buffers[role] for role in roles], list(ivs), list(first)],
             properties={
-                "at": IndicesAttr(tuple(places.get(role, (0, ())) for role in self.facts.roles)),
-                "whole": ShapeAttr(tuple(int(role not in places) for role in self.facts.roles)),
+                "at": PlacesAttr(tuple(places.get(role) for role in roles)),
                 "coords": IndicesAttr(tuple(coords)),
                 "params": ParamsAttr(tuple(sorted(params.items()))),
             },
@@ -506,24 +479,95 @@ class JobOp(IRDLOperation):
         """Return the named parameters."""
         return dict(self.params.data)
 
+    def roles(self) -> tuple[str, ...]:
+        """Return the roles of the buffers: those of the facts that the parameters do not switch off."""
+        unused = _unused_roles(self.name, self.parameters())
+        return tuple(role for role in self.facts.roles if role not in unused)
+
     def buffer(self, role: str) -> SSAValue:
         """Return the buffer in ``role``."""
-        return self.buffers[self.facts.roles.index(role)]
+        return self.buffers[self.roles().index(role)]
 
     def index(self, role: str) -> Index | None:
         """Return the leading index of the buffer in ``role``, None for the whole buffer."""
-        n = self.facts.roles.index(role)
-        return None if self.whole.data[n] else self.at.data[n]
+        return self.at.data[self.roles().index(role)]
+
+    def places(self) -> dict[str, tuple[SSAValue, Index | None]]:
+        """Return role -> (buffer, leading index or None for the whole buffer)."""
+        return dict(zip(self.roles(), zip(self.buffers, self.at.data, strict=True), strict=True))
 
     def verify_(self) -> None:
-        """Check roles, coordinates and parameters."""
-        if len(self.buffers) != len(self.facts.roles):
-            raise VerifyException(f"{self.name} expects buffers {self.facts.roles}, found {len(self.buffers)}")
-        if len(self.coords.data) != len(self.facts.coords):
-            raise VerifyException(f"{self.name} expects coordinates {self.facts.coords}, found {len(self.coords.data)}")
+        """Check parameters, buffers, coordinates and counters."""
         names = {name for name, _ in self.params.data}
         if names != set(self.facts.params):
             raise VerifyException(f"{self.name} expects parameters {sorted(self.facts.params)}, found {sorted(names)}")
+        roles = self.roles()
+        if len(self.buffers) != len(roles) or len(self.at.data) != len(roles):
+            raise VerifyException(f"{self.name} expects buffers {', '.join(roles)}, found {len(self.buffers)}")
+        if len(self.coords.data) != len(self.facts.coords):
+            raise VerifyException(f"{self.name} expects coordinates {self.facts.coords}, found {len(self.coords.data)}")
+        at = [index for index in self.at.data if index is not None]
+        _check_counters(self, len(self.ivs), (*at, *self.coords.data))
+
+    def print(self, printer: Printer) -> None:
+        """Print buffers by role, coordinates, counters of the fresh start, parameters."""
+
+        def place(named: tuple[str, tuple[SSAValue, Index | None]]) -> None:
+            role, (buffer, index) = named
+            printer.print_string(f"{role}=")
+            printer.print_ssa_value(buffer)
+            if index is not None:
+                print_indices(printer, [index], self.ivs)
+
+        def coordinate(named: tuple[str, Index]) -> None:
+            printer.print_string(f"{named[0]}=")
+            print_index(printer, named[1], self.ivs)
+
+        printer.print_string(" ")
+        printer.print_list(self.places().items(), place)
+        if self.coords.data:
+            printer.print_string(" coords")
+            with printer.in_parens():
+                printer.print_list(zip(self.facts.coords, self.coords.data, strict=True), coordinate)
+        if self.first:
+            printer.print_string(" first")
+            with printer.in_parens():
+                printer.print_list(self.first, printer.print_ssa_value)
+        printer.print_string(f" {self.params}")
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> Self:
+        """Parse what ``print`` prints."""
+
+        def place() -> tuple[str, SSAValue, Terms | None]:
+            role = parser.parse_keyword_in(FACTS[cls.name].roles, " as role of a buffer")
+            parser.parse_punctuation("=")
+            return role, parse_value(parser, BufferType), parse_optional_index(parser)
+
+        def coordinate(name: str) -> Terms:
+            parser.parse_keyword(name)
+            parser.parse_punctuation("=")
+            return parse_expression(parser)
+
+        places = parser.parse_comma_separated_list(parser.Delimiter.NONE, place)
+        coords: list[Terms] = []
+        if FACTS[cls.name].coords:
+            parser.parse_keyword("coords")
+            names = iter(FACTS[cls.name].coords)
+            coords = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: coordinate(next(names)))
+        first = parse_optional_values(parser, "first", IndexType)
+        indexed = {role: index for role, _, index in places if index is not None}
+        counters, indices = number_counters([*indexed.values(), *coords])
+        op = cls(
+            {role: buffer for role, buffer, _ in places},
+            dict(parse_params(parser)),
+            ivs=counters,
+            at=dict(zip(indexed, indices, strict=False)),
+            first=first,
+            coords=indices[len(indexed) :],
+        )
+        return _with_attributes(op, parser)
 
 
 @irdl_op_definition
@@ -549,7 +593,7 @@ class BeFwdOp(JobOp):
 
 @irdl_op_definition
 class BeRunOp(JobOp):
-    """Input gradient; role ``m`` repeats ``g`` when ``masked`` is ``no``."""
+    """Input gradient; no role ``m`` when ``masked`` is ``no``."""
 
     name = "tile.be_run"
 
@@ -570,28 +614,28 @@ class WuRunOp(JobOp):
 
 @irdl_op_definition
 class LifOp(JobOp):
-    """One time step of a neuron tile; roles ``uo``/``mo`` repeat ``us``/``ss`` when nothing is saved."""
+    """One time step of a neuron tile; no role ``uo``, ``mo`` when not saved, no ``ss``, ``so`` without spikes."""
 
     name = "tile.lif"
 
 
 @irdl_op_definition
 class GradOp(JobOp):
-    """One time step, backwards, of a neuron tile."""
+    """One time step, backwards, of a neuron tile; no roles ``u``, ``s`` without spikes."""
 
     name = "tile.grad"
 
 
 @irdl_op_definition
 class PoolOp(JobOp):
-    """Pooling; role ``idx`` repeats ``dst`` when ``kind`` is ``avg``."""
+    """Pooling; no role ``idx`` when ``kind`` is ``avg``."""
 
     name = "tile.pool"
 
 
 @irdl_op_definition
 class UnpoolOp(JobOp):
-    """Gradient of pooling; role ``idx`` repeats ``src`` when ``kind`` is ``avg``."""
+    """Gradient of pooling; no role ``idx`` when ``kind`` is ``avg``."""
 
     name = "tile.unpool"
 
@@ -619,37 +663,58 @@ class LossOp(JobOp):
 
 @irdl_op_definition
 class OptOp(JobOp):
-    """Optimizer step; roles ``mom``/``w`` repeat ``g`` where there is no momentum or no storage copy."""
+    """Optimizer step; no role ``mom`` without momentum, no ``w`` without a storage copy."""
 
     name = "tile.opt"
 
 
+class TokenOp(IRDLOperation):
+    """What an engine does with the tokens of one dependence. Text: ``tile.wait VEC, 3`` (``count 2`` when not one)."""
+
+    engine = prop_def(StringAttr)
+    token = prop_def(IntAttr)
+    count = prop_def(IntAttr)
+
+    def __init__(self, engine: str, token: int, count: int = 1) -> None:
+        super().__init__(properties={"engine": StringAttr(engine), "token": IntAttr(token), "count": IntAttr(count)})
+
+    def verify_(self) -> None:
+        """Check engine, token and count."""
+        if self.engine.data not in isa.ENGINES:
+            raise VerifyException(
+                f"{self.name} expects an engine of {', '.join(isa.ENGINES)}, found {self.engine.data!r}"
+            )
+        if self.token.data < 0 or self.count.data < 1:
+            raise VerifyException(f"{self.name} expects a token from 0 and a count from 1")
+
+    def print(self, printer: Printer) -> None:
+        """Print engine, token and count."""
+        count = f" count {self.count.data}" if self.count.data != 1 else ""
+        printer.print_string(f" {self.engine.data}, {self.token.data}{count}")
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> Self:
+        """Parse engine, token and count."""
+        engine = parser.parse_identifier()
+        parser.parse_punctuation(",")
+        token = parser.parse_integer(allow_boolean=False)
+        count = parser.parse_integer(allow_boolean=False) if parser.parse_optional_keyword("count") else 1
+        return _with_attributes(cls(engine, token, count), parser)
+
+
 @irdl_op_definition
-class SignalOp(IRDLOperation):
+class SignalOp(TokenOp):
     """Post ``count`` tokens of ``token`` when all earlier work of ``engine`` is done."""
 
     name = "tile.signal"
-    engine = prop_def(StringAttr)
-    token = prop_def(IntAttr)
-    count = prop_def(IntAttr)
-    assembly_format = "$engine `token` $token `count` $count attr-dict"
-
-    def __init__(self, engine: str, token: int, count: int = 1) -> None:
-        super().__init__(properties={"engine": StringAttr(engine), "token": IntAttr(token), "count": IntAttr(count)})
 
 
 @irdl_op_definition
-class WaitOp(IRDLOperation):
+class WaitOp(TokenOp):
     """Hold ``engine`` until ``count`` tokens of ``token`` are there, and take them."""
 
     name = "tile.wait"
-    engine = prop_def(StringAttr)
-    token = prop_def(IntAttr)
-    count = prop_def(IntAttr)
-    assembly_format = "$engine `token` $token `count` $count attr-dict"
-
-    def __init__(self, engine: str, token: int, count: int = 1) -> None:
-        super().__init__(properties={"engine": StringAttr(engine), "token": IntAttr(token), "count": IntAttr(count)})
 
 
 JOBS: tuple[type[JobOp], ...] = (
@@ -672,7 +737,7 @@ JOBS: tuple[type[JobOp], ...] = (
 Tile = Dialect(
     "tile",
     [StageOp, ForOp, TensorOp, ViewOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
-    [ShapeAttr, IndicesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
+    [ShapeAttr, IndicesAttr, PlacesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
 )
 
 
@@ -682,7 +747,7 @@ def engine_of(op: Operation) -> str | None:
         return "DMAIN"
     if isinstance(op, StoreOp):
         return "DMAOUT"
-    if isinstance(op, SignalOp | WaitOp):
+    if isinstance(op, TokenOp):
         return op.engine.data
     return op.facts.engine if isinstance(op, JobOp) else None
 
@@ -692,42 +757,63 @@ def touched(op: Operation) -> list[tuple[SSAValue, Index | None, bool, bool]]:
 
     For the tensor of a copy the index is None; the copy's own window says which part.
     """
-    if isinstance(op, LoadOp | StoreOp):
+    if isinstance(op, CopyOp):
         load = isinstance(op, LoadOp)
-        at = op.at.data[0] if op.at is not None else None
-        return [(op.tensor, None, load, not load), (op.buffer, at, not load, load)]
+        return [(op.tensor, None, load, not load), (op.buffer, op.index, not load, load)]
     if not isinstance(op, JobOp):
         return []
-    result: list[tuple[SSAValue, Index | None, bool, bool]] = []
-    for role in op.facts.roles:
-        if role in unused_roles(op):
-            continue
-        result.append((op.buffer(role), op.index(role), role in op.facts.reads, role in op.facts.writes))
-    return result
+    facts = op.facts
+    return [(buffer, index, role in facts.reads, role in facts.writes) for role, (buffer, index) in op.places().items()]
 
 
 def unused_roles(op: JobOp) -> frozenset[str]:
     """Return the roles that the parameters of a job switch off."""
-    p = op.parameters()
+    return _unused_roles(op.name, op.parameters())
+
+
+def placed_of(value: SSAValue) -> Placed:
+    """Return format and shape of a tensor or buffer value."""
+    assert isinstance(value.type, TensorType | BufferType)
+    return value.type.placed
+
+
+def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
+    """Return the roles that the parameters of a job switch off."""
     unused: set[str] = set()
-    if isinstance(op, LifOp):
+    if name == "tile.lif":
         unused |= {"uo"} if p["save_u"] == "no" else set()
         unused |= {"mo"} if p["save_m"] == "no" else set()
         unused |= {"ss", "so"} if p["spike"] == "never" else set()
-    elif isinstance(op, GradOp) and p["spike"] == "never":
-        unused |= {"u", "s"}
-    elif isinstance(op, BeRunOp) and p["masked"] == "no":
-        unused |= {"m"}
-    elif isinstance(op, PoolOp | UnpoolOp) and p["kind"] == "avg":
-        unused |= {"idx"}
-    elif isinstance(op, OptOp):
+    elif name == "tile.grad":
+        unused |= {"u", "s"} if p["spike"] == "never" else set()
+    elif name == "tile.be_run":
+        unused |= {"m"} if p["masked"] == "no" else set()
+    elif name in ("tile.pool", "tile.unpool"):
+        unused |= {"idx"} if p["kind"] == "avg" else set()
+    elif name == "tile.opt":
         unused |= {"mom"} if p["momentum"] == 0 else set()
         unused |= {"w"} if p["dtype"] == "f32" else set()
     return frozenset(unused)
 
 
-def _volume(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+def _check_counters(op: Operation, count: int, indices: Sequence[Index]) -> None:
+    """Check that the coefficients of the indices belong to counters, and every counter to an index."""
+    if any(len(coeffs) > count for _, coeffs in indices):
+        raise VerifyException(f"{op.name} has an index over more than its {count} loop counters")
+    if any(not any(coeffs[n : n + 1] != (0,) for _, coeffs in indices if len(coeffs) > n) for n in range(count)):
+        raise VerifyException(f"{op.name} has a loop counter that no index uses")
+
+
+def _with_attributes(op: Op, parser: Parser) -> Op:
+    """Add the attributes that follow in the text."""
+    attributes = parser.parse_optional_attr_dict_with_keyword()
+    if attributes is not None:
+        op.attributes.update(attributes.data)
+    return op
+
+
+def _with_block(region: Region) -> Region:
+    """Give an empty region the block that its text leaves out."""
+    if region.first_block is None:
+        region.add_block(Block())
+    return region
