@@ -205,7 +205,7 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(H2LearnError, match="model with parameters"):
         differentiate(builder.finish("n", HERE).module, Train())
     builder = NetworkBuilder(1)
-    x = builder.linear(builder.input("x", (3,), HERE, time_steps=2), "f1", 4, HERE)
+    x = builder.conv(builder.input("x", (1, 3, 3), HERE, time_steps=2), "c1", 4, HERE, kernel=(2, 2))
     builder.output("y", builder.li(x, 0.5, HERE))
     with pytest.raises(H2LearnError, match="logits"):
         differentiate(builder.finish("n", HERE).module, Train())
