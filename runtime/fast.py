@@ -249,18 +249,18 @@ def v_unpool(op: Operation, buffers: Buffers) -> Work:
 
 def v_rng(op: Operation, buffers: Buffers) -> Work:
     """``v.rng``: spike where a counter-based uniform lies below the rate."""
-    n, k, word = op.number("n"), op.number("k"), 0xFFFFFFFF
+    n, steps, k, word = op.number("n"), op.number("steps"), op.number("k"), 0xFFFFFFFF
     seed, first = (int(v) for v in buffers["scal"].view(np.uint64)[2:4])
     sample, neuron, tick = (op.operands[name].address & word for name in ("pos", "neu", "tick"))
     (fired,) = _run(
         vector.bernoulli,
-        n,
-        16 * n * k,
-        *(buffers["src"].view(np.float32), buffers["dst"], k, (seed & word, seed >> 32), op.number("stream")),
+        n * steps,
+        16 * n * steps * k,
+        *(buffers["src"].view(np.float32), buffers["dst"], steps, k, (seed & word, seed >> 32), op.number("stream")),
         *((first + sample) & word, neuron, tick),
         counters=1,
     )
-    return Work({"elements": n * k, "spikes": fired})
+    return Work({"elements": n * steps * k, "spikes": fired})
 
 
 def v_reduce(op: Operation, buffers: Buffers) -> Work:

@@ -307,9 +307,9 @@ def _winners(op: Operation, positions: int) -> dict[str, int]:
 
 
 def _v_rng(op: Operation) -> dict[str, int]:
-    require(op, k=_EXTENT)
-    n, k = op.number("n"), op.number("k")
-    return {"dst": n * _packed(k), "src": n * k * 4, "scal": SCALARS_BYTES}
+    require(op, k=_EXTENT, steps=(1, (1 << 32) - 1))
+    positions, k = op.number("n") * op.number("steps"), op.number("k")
+    return {"dst": positions * _packed(k), "src": positions * k * 4, "scal": SCALARS_BYTES}
 
 
 def _v_reduce(op: Operation) -> dict[str, int]:

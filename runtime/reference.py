@@ -299,15 +299,15 @@ def v_unpool(op: Operation, buffers: Buffers) -> Work:
 
 def v_rng(op: Operation, buffers: Buffers) -> Work:
     """``v.rng``: spike where a counter-based uniform lies below the rate."""
-    n, k, word = op.number("n"), op.number("k"), 0xFFFFFFFF
+    n, steps, k, word = op.number("n"), op.number("steps"), op.number("k"), 0xFFFFFFFF
     seed, first = (int(v) for v in buffers["scal"][16:32].copy().view(np.uint64))
     sample = np.array([(first + op.operands["pos"].address + i) & word for i in range(n)], np.uint64)
-    neuron = np.array([(op.operands["neu"].address + ch) & word for ch in range(k)], np.uint64)
+    neuron = np.array([(op.operands["neu"].address + i) & word for i in range(steps * k)], np.uint64)
     tick = op.operands["tick"].address & word
     uniforms = numerics.uniform(seed, op.number("stream"), sample[:, None], neuron[None, :], tick)
-    spikes = uniforms < _load(buffers["src"], "f32").reshape(n, k)
+    spikes = uniforms.reshape(n * steps, k) < _load(buffers["src"], "f32").reshape(n * steps, k)
     _pack(buffers["dst"], spikes)
-    return Work({"elements": n * k, "spikes": int(spikes.sum())})
+    return Work({"elements": n * steps * k, "spikes": int(spikes.sum())})
 
 
 def v_reduce(op: Operation, buffers: Buffers) -> Work:

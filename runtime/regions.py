@@ -271,9 +271,9 @@ def _v_unpool(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]
 
 
 def _v_rng(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
-    n, k = int(desc["n"]), int(desc["k"])
+    positions, k = int(desc["n"]) * int(desc["steps"]), int(desc["k"])
     offset, size = RNG_SCALARS
-    return [_read("src", n * k * 4), _read("scal", size, offset), _write("dst", n * _spikes(k))]
+    return [_read("src", positions * k * 4), _read("scal", size, offset), _write("dst", positions * _spikes(k))]
 
 
 def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:

@@ -12,7 +12,7 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
   be.*      the busiest processing element: ``pe_cycles`` counted from the actual bitmaps by the execution, for the
             mode of the instruction
   wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
-  v.*       ceil(elements / lanes), elements = n*k (v.opt: n; v.reduce: steps*n*k; pools: results * window),
+  v.*       ceil(elements / lanes), elements = n*k (v.opt: n; v.reduce, v.rng: steps*n*k; pools: results * window),
             v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
   ld, st    latency + bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel
   ========  ================================================================================================
@@ -129,6 +129,6 @@ def _vector_elements(mnemonic: str, desc: Desc) -> int:
     if mnemonic == "v.opt":
         return int(desc["n"])
     elements = int(desc["n"]) * int(desc["k"])
-    if mnemonic == "v.reduce":
+    if mnemonic in ("v.reduce", "v.rng"):
         return elements * max(1, int(desc["steps"]))
     return elements

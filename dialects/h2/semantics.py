@@ -320,13 +320,14 @@ def unpool(job: Job) -> None:
 
 def rng(job: Job) -> None:
     """Bernoulli spikes."""
-    n, k = job.size("n", "k")
+    n, steps, k = job.size("n", "steps", "k")
     seed, first = (int(word) for word in read_numbers(job["scal"].offset(16), (2,), "u8"))
     sample = (first + job.coordinate("pos") + np.arange(n, dtype=object)) & 0xFFFFFFFF
-    neuron = (job.coordinate("neu") + np.arange(k)) & 0xFFFFFFFF
+    neuron = (job.coordinate("neu") + np.arange(steps * k)) & 0xFFFFFFFF
     tick = job.coordinate("tick") & 0xFFFFFFFF
     draw = uniform(seed, job.integer("stream"), sample.astype(np.uint64)[:, None], neuron[None, :], tick)
-    write_bits(job["dst"], draw < read_real(job["src"], (n, k), "f32"))
+    spikes = draw.reshape(n * steps, k) < read_real(job["src"], (n * steps, k), "f32")
+    write_bits(job["dst"], spikes)
 
 
 def reduce(job: Job) -> None:

@@ -436,6 +436,7 @@ def philox(c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.ui
 def bernoulli(
     rates: F32,
     dst: U8,
+    steps: int,
     k: int,
     key: Pair,
     stream: int,
@@ -446,14 +447,18 @@ def bernoulli(
     low: int,
     high: int,
 ) -> None:
-    """Draw spikes for the positions ``low .. high-1``; ``work`` += spikes. ``key`` holds the halves of the seed."""
+    """Draw spikes for the rows ``low .. high-1``, ``steps`` of each sample; ``work`` += spikes.
+
+    ``key`` holds the halves of the seed.
+    """
     width = np.uint64(k)
     lanes = lanes_for(1, k)
     fired = np.uint64(0)
     for position in range(np.uint64(low), np.uint64(high)):
-        word = np.uint32(np.uint64(sample) + position)
+        word = np.uint32(np.uint64(sample) + position // np.uint64(steps))
+        start = np.uint64(neuron) + position % np.uint64(steps) * width
         for ch in range(width):
-            counter = np.uint32(np.uint64(neuron) + ch), np.uint32(tick), word, np.uint32(stream)
+            counter = np.uint32(start + ch), np.uint32(tick), word, np.uint32(stream)
             bits = philox(counter[0], counter[1], counter[2], counter[3], np.uint32(key[0]), np.uint32(key[1]))
             uniform = np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)
             lanes[ch] = np.uint8(uniform < rates[position * width + ch])

@@ -453,19 +453,19 @@ def test_v_unpool_scatters_the_gradient(kind: str, form: str, dtype: str) -> Non
 
 def test_v_rng_draws_by_coordinates() -> None:
     bench = Bench(15)
-    probability = bench.rng.random((3, 10)).astype(np.float32)
+    probability = bench.rng.random((3, 2, 10)).astype(np.float32)
     seed, first = 0x123456789ABCDEF0, 0xFFFFFFFE
     bench.put("dst", b"")
     bench.put("src", probability.tobytes())
     bench.put("scal", bytes(16) + seed.to_bytes(8, "little") + first.to_bytes(8, "little"))
     bench.coordinates = {"pos": 1, "neu": 20, "tick": 7}
-    bench.run("v.rng", {"n": 3, "k": 10, "stream": 5}, "v")
-    expected = np.zeros((3, 10), bool)
-    for i, ch in np.ndindex(3, 10):
+    bench.run("v.rng", {"n": 3, "steps": 2, "k": 10, "stream": 5}, "v")
+    expected = np.zeros((3, 2, 10), bool)
+    for i, j, ch in np.ndindex(3, 2, 10):
         sample = (first + 1 + i) % 2**32
-        expected[i, ch] = numerics.uniform(seed, 5, sample, 20 + ch, 7) < probability[i, ch]
-    assert bench.raw("dst", 6) == pack_bits(expected)
-    assert 0 < expected.sum() < 30
+        expected[i, j, ch] = numerics.uniform(seed, 5, sample, 20 + 10 * j + ch, 7) < probability[i, j, ch]
+    assert bench.raw("dst", 12) == pack_bits(expected)
+    assert 0 < expected.sum() < 60
 
 
 def test_v_reduce_over_time() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn import isa, numerics
 from h2learn.runtime import reference
 from h2learn.runtime.operation import Memories, Operand, Operation, Work, slot_bytes, spans
 
@@ -345,7 +345,7 @@ def test_random_spikes_follow_their_rates_and_their_counter() -> None:
     rates = np.tile(np.linspace(0, 1, k, dtype=np.float32), (n, 1))
     scalars = np.zeros(32, np.uint8)
     scalars[16:24] = np.uint64([1 << 40 | 77]).view(np.uint8)
-    desc: dict[str, int | float | str] = {"n": n, "k": k, "stream": 3}
+    desc: dict[str, int | float | str] = {"n": n, "steps": 1, "k": k, "stream": 3}
 
     def draw(rows: slice, **coordinates: int) -> Array:
         inputs = {"src": rates[rows], "scal": scalars, **{name: np.int64(v) for name, v in coordinates.items()}}
@@ -357,6 +357,19 @@ def test_random_spikes_follow_their_rates_and_their_counter() -> None:
     assert not spikes[:, 0].any() and spikes[:, -1].all()
     np.testing.assert_array_equal(draw(slice(50, 60), pos=50, tick=5), spikes[50:60])
     assert not np.array_equal(draw(slice(0, n), tick=6), spikes)
+
+
+def test_random_spikes_of_several_positions_number_their_neurons_on() -> None:
+    samples, steps, k = 3, 4, 5
+    scalars = np.zeros(32, np.uint8)
+    desc: dict[str, int | float | str] = {"n": samples, "steps": steps, "k": k, "stream": 3}
+    rates = np.full((samples, steps, k), 0.5, np.float32)
+    result, work = run("v.rng", desc, {"src": rates, "scal": scalars, "neu": np.int64(7)})
+    spikes = np.unpackbits(result["dst"].reshape(samples, steps, 1), axis=2, count=k, bitorder="little")
+    sample, neuron = np.arange(samples)[:, None], 7 + np.arange(steps * k)
+    expected = (numerics.uniform(0, 3, sample, neuron, 0) < 0.5).reshape(samples, steps, k)
+    np.testing.assert_array_equal(spikes, expected)
+    assert work.counts["spikes"] == expected.sum()
 
 
 def test_strided_load_with_zero_fill_pads_an_image() -> None:
