@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from xdsl.context import Context
 from xdsl.dialects import builtin, func
@@ -98,96 +98,39 @@ def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:
     return ctx.shadows[parameter]
 
 
-def _cast(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.CastOp)
+def _cast(ctx: TileContext, op: lut.CastOp) -> None:
     ctx.values[op.w] = _shadow(ctx, op.p)
 
 
-def _forward(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.FeConvOp | lut.BeConvOp)
-    convolution_stages.lower_forward(ctx, op)
-
-
-def _backward(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.BeGradOp)
-    convolution_stages.lower_backward(ctx, op)
-
-
-def _weights(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.WuOp | lut.BeWgtOp)
-    convolution_stages.lower_weights(ctx, op)
-
-
-def _neuron(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.LifOp | lut.LiOp)
+def _neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
     producer = op.current.owner
     fused = isinstance(producer, lut.FeConvOp | lut.BeConvOp) and only_user(op.current, type(op)) is op
     if not fused:
         vector_stages.lower_neuron(ctx, op)
 
 
-def _gradient(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.GradOp)
-    if not (isinstance(op.gs.owner, lut.BeGradOp) and only_user(op.gs, lut.GradOp) is op):
+def _gradient(ctx: TileContext, op: lut.GradOp) -> None:
+    if op.gs in ctx.values:  # not there when it joined the stage of its input gradient
         vector_stages.lower_gradient(ctx, op)
 
 
-def _pool(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.PoolOp)
-    vector_stages.lower_pool(ctx, op)
-
-
-def _unpool(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.UnpoolOp)
-    vector_stages.lower_unpool(ctx, op)
-
-
-def _time_sum(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.TimeSumOp)
-    vector_stages.lower_time_sum(ctx, op)
-
-
-def _bias(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.BiasGradOp)
-    vector_stages.lower_bias(ctx, op)
-
-
-def _rng(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.RngOp)
-    vector_stages.lower_rng(ctx, op)
-
-
-def _readout(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.ReadoutOp)
-    vector_stages.lower_readout(ctx, op)
-
-
-def _loss(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.LossOp)
-    vector_stages.lower_loss(ctx, op)
-
-
-def _sgd(ctx: TileContext, op: Operation) -> None:
-    assert isinstance(op, lut.SgdOp)
-    vector_stages.lower_sgd(ctx, op)
-
-
-STAGES: dict[type[Operation], Callable[[TileContext, Operation], None]] = {
-    lut.FeConvOp: _forward,
-    lut.BeConvOp: _forward,
+STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
+    lut.FeConvOp: convolution_stages.lower_forward,
+    lut.BeConvOp: convolution_stages.lower_forward,
     lut.LifOp: _neuron,
     lut.LiOp: _neuron,
-    lut.PoolOp: _pool,
-    lut.UnpoolOp: _unpool,
-    lut.RngOp: _rng,
+    lut.PoolOp: vector_stages.lower_pool,
+    lut.UnpoolOp: vector_stages.lower_unpool,
+    lut.RngOp: vector_stages.lower_rng,
     lut.CastOp: _cast,
-    lut.ReadoutOp: _readout,
-    lut.LossOp: _loss,
+    lut.ReadoutOp: vector_stages.lower_readout,
+    lut.LossOp: vector_stages.lower_loss,
     lut.GradOp: _gradient,
-    lut.BeGradOp: _backward,
-    lut.TimeSumOp: _time_sum,
-    lut.WuOp: _weights,
-    lut.BeWgtOp: _weights,
-    lut.BiasGradOp: _bias,
-    lut.SgdOp: _sgd,
+    lut.BeGradOp: convolution_stages.lower_backward,
+    lut.TimeSumOp: vector_stages.lower_time_sum,
+    lut.WuOp: convolution_stages.lower_weights,
+    lut.BeWgtOp: convolution_stages.lower_weights,
+    lut.BiasGradOp: vector_stages.lower_bias,
+    lut.SgdOp: vector_stages.lower_sgd,
 }
+"""The lowering of each op; every function takes the op of its key."""
