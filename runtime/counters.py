@@ -20,16 +20,27 @@ class NonFinite:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PcCounters:
-    """One instruction of the program: how often it was dispatched or executed, and the cycles its engine was busy."""
+    """One instruction of the program, over all its executions.
+
+    ``busy``: cycles of its engine; ``channel_busy``: cycles of the DRAM channel; ``stalls``: cause -> cycles in which
+    its engine did nothing before it; ``first_cycle`` (-1: never) and ``last_cycle``: first start and last end.
+    """
 
     pc: int
     mnemonic: str
     engine: str
     source: str
-    executed: int
-    busy: int
+    executed: int = 0
+    busy: int = 0
+    channel_busy: int = 0
+    first_cycle: int = -1
+    last_cycle: int = -1
+    stalls: dict[str, int] = field(default_factory=dict)
+    bytes_read: dict[str, int] = field(default_factory=dict)
+    bytes_written: dict[str, int] = field(default_factory=dict)
+    work: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

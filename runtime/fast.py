@@ -107,7 +107,7 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
         counters=2,
     )
     total = positions * taps * groups
-    return lookup_work(total, total - adds, k, spikes, int(bits.count_nonfinite(acc)))
+    return lookup_work(total, total - adds, k, spikes, positions * taps * c, int(bits.count_nonfinite(acc)))
 
 
 def be_fwd(op: Operation, buffers: Buffers) -> Work:
@@ -165,9 +165,9 @@ def wu_run(op: Operation, buffers: Buffers) -> Work:
         counters=2,
     )
     total = groups * taps * c
-    work = lookup_work(total, total - adds, k, spikes, int(bits.count_nonfinite(acc)))
+    work = lookup_work(total, total - adds, k, spikes, starts.size * taps * c, int(bits.count_nonfinite(acc)))
     table_adds = groups * ((1 << fan) - 1 - fan) * k
-    work.counts |= {"groups": groups, "table_adds": table_adds, "live_inputs": live}
+    work.counts |= {"groups": groups, "table_adds": table_adds, "live_inputs": live, "dense_inputs": starts.size * k}
     return work
 
 

@@ -67,7 +67,6 @@ class Template:
     count: int = 0
     kept: dict[tuple[int, ...], object] = field(default_factory=dict)
     executed: int = 0
-    busy: int = 0
 
 
 class Entry(NamedTuple):
@@ -169,7 +168,7 @@ class FrontEnd:
         for queue in self.queues:
             queue.clear()
         for template in self.templates:
-            template.executed = template.busy = 0
+            template.executed = 0
 
     def resume(self, cycle: int, cause: str) -> None:
         """Go on after a stop, not before ``cycle``; the cycles lost are booked under ``cause``."""

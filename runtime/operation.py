@@ -79,11 +79,13 @@ class Work:
     * ``ld st``: ``rows`` that exist, ``zero_rows`` that do not, DRAM ``bytes`` moved (slots: live bytes only)
     * ``fe.fill``: ``tables`` (one per tap, group, output channel), ``adds``
     * ``fe.run wu.run``: ``patterns`` (fe: positions*taps*groups; wu: groups*taps*c), ``zero_patterns`` among them,
-      ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part; wu also ``groups``,
-      ``table_adds`` and ``live_inputs`` (live gradients)
+      ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part of ``inputs`` bits,
+      ``synaptic_operations`` = spikes*k, ``dense_products`` = inputs*k; wu also ``groups``, ``table_adds`` and
+      ``live_inputs`` (live gradients) of ``dense_inputs``
     * ``be.fwd be.run be.wgt``: ``positions``, ``live_inputs`` (live (tap, channel) inputs summed over positions),
-      ``live_outputs``, ``products`` (live inputs x live outputs), ``dense_products``, and for the mode of the
-      instruction ``macs`` (products not skipped), ``issue_cycles``, ``pe_cycles``; be.run also ``pe_cycles_<mode>``
+      ``live_outputs`` (of ``dense_inputs`` and ``dense_outputs``), ``products`` (live inputs x live outputs),
+      ``dense_products``, and for the mode of the instruction ``macs`` (products not skipped), ``issue_cycles``,
+      ``pe_cycles``; be.run also ``pe_cycles_<mode>``
     * ``v.*``: ``elements``; v.lif ``spikes``, ``masked_in``; whatever writes slots ``live_outputs``, whatever reads
       slots ``live_inputs``
     """

@@ -100,7 +100,8 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
             spikes += int(np.bitwise_count(p).sum())
     _save(buffers["acc"], acc, "f32")
     total = int(np.prod(_positions_shape(op))) * taps * groups
-    return lookup_work(total, total - nonzero, k, spikes, nonfinite(acc))
+    inputs = int(np.prod(_positions_shape(op))) * taps * op.number("c")
+    return lookup_work(total, total - nonzero, k, spikes, inputs, nonfinite(acc))
 
 
 def be_fwd(op: Operation, buffers: Buffers) -> Work:
@@ -185,9 +186,14 @@ def wu_run(op: Operation, buffers: Buffers) -> Work:
         nonzero += int(np.count_nonzero(pattern))
     _save(buffers["acc"], acc, "f32")
     total = groups * taps * c
-    work = lookup_work(total, total - nonzero, k, int(windows.sum()), nonfinite(acc))
+    work = lookup_work(total, total - nonzero, k, int(windows.sum()), windows.size, nonfinite(acc))
     table_adds = groups * ((1 << fan) - 1 - fan) * k
-    work.counts |= {"groups": groups, "table_adds": table_adds, "live_inputs": int(bitmap.sum())}
+    work.counts |= {
+        "groups": groups,
+        "table_adds": table_adds,
+        "live_inputs": int(bitmap.sum()),
+        "dense_inputs": positions * k,
+    }
     return work
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.isa import CONTROL, ENGINES, SEMAPHORE_MAX, SEMAPHORES
 
 from . import timing
 from .counters import NonFinite, PcCounters, RunReport, add_counts
-from .energy import energy_of
+from .energy import energy_of, profile_for
 from .frontend import SIGNAL, WAIT, Entry, FrontEnd, Template
 from .loader import LoadedProgram
 from .operation import Memories, Operation, Work
@@ -49,12 +50,11 @@ class Engine:
     tables: tuple[str, int, int, int] = ("", 0, 0, 0)
     awake: bool = False
     waits_since: int = -1
-    stalls: dict[str, int] = field(default_factory=dict)
 
-    def lose(self, cause: str, until: int) -> None:
-        """Book the cycles up to ``until`` in which the engine did nothing."""
+    def lose(self, cause: str, until: int, counters: PcCounters) -> None:
+        """Book the cycles up to ``until`` in which the engine did nothing before an instruction."""
         if until > self.mark:
-            self.stalls[cause] = self.stalls.get(cause, 0) + until - self.mark
+            counters.stalls[cause] = counters.stalls.get(cause, 0) + until - self.mark
             self.mark = until
 
 
@@ -82,6 +82,7 @@ class Simulator:
     takes one cycle (functional runs). ``sanitize``: any of ``race uninit bounds``. ``trace``: keep
     a timeline in ``spans``.
     ``max_instructions``: fault when the front end has executed that many. ``break_at``: stop before this pc.
+    ``profile``: energies per operation (default: the machine's).
     """
 
     def __init__(
@@ -94,9 +95,11 @@ class Simulator:
         trace: bool = False,
         max_instructions: int | None = None,
         break_at: int | None = None,
+        profile: EnergyProfile | None = None,
     ) -> None:
         self.program = program
         self.machine = program.machine
+        self.profile = profile or profile_for(program.machine)
         self.memories = program.new_memories()
         self.spans: list[Span] = []
         self._execute = _execution(execute)
@@ -105,6 +108,7 @@ class Simulator:
         self._trace = trace
         self._front = FrontEnd(program, self._dispatched, max_instructions, break_at)
         self._item_bytes = 2 if program.note.get("precision") == "fp16" else 4
+        self._sources = [program.source(template.pc) for template in self._front.templates]
         self._reset()
 
     def run(self) -> RunReport:
@@ -143,9 +147,10 @@ class Simulator:
         self._posted = 0
         self._channel_free = 0
         self._channel_busy = 0
-        self._work: dict[str, dict[str, int]] = {}
-        self._read: dict[str, int] = {}
-        self._written: dict[str, int] = {}
+        self._counters = [
+            PcCounters(template.pc, template.mnemonic, _engine_name(template), source)
+            for template, source in zip(self._front.templates, self._sources, strict=True)
+        ]
         self._nonfinite: dict[int, NonFinite] = {}
         self.spans = []
 
@@ -183,7 +188,7 @@ class Simulator:
                 engine.awake = True
                 heappush(self._events, (start, engine.number + 1, 0))
                 return
-            engine.lose("queue empty", entry.ready)
+            engine.lose("queue empty", entry.ready, self._counters[template.pc])
             if template.code == SIGNAL:
                 self._signal(engine, template, now)
             elif template.code != WAIT:
@@ -211,12 +216,16 @@ class Simulator:
 
     def _start(self, engine: Engine, entry: Entry, kept: Kept | None, now: int) -> None:
         template = entry.template
+        counters = self._counters[template.pc]
         cycles = timing.NOP_CYCLES
         end = now + cycles
         if kept is not None and entry.operation is not None:
-            work = self._perform(engine, entry, entry.operation, kept)
-            cycles, end = self._duration(template, entry.operation, kept, work, now)
-        template.busy += cycles
+            work = self._perform(engine, entry, entry.operation, kept, counters)
+            cycles, end = self._duration(counters, entry.operation, kept, work, now)
+        counters.busy += cycles
+        counters.last_cycle = max(counters.last_cycle, end)
+        if counters.first_cycle < 0:
+            counters.first_cycle = now
         if template.mnemonic == "fe.fill":
             engine.builder_free = end
             engine.builder_busy += cycles
@@ -224,7 +233,7 @@ class Simulator:
             engine.free = end
             engine.busy += cycles
             if end - now > cycles:
-                engine.stalls["DRAM channel"] = engine.stalls.get("DRAM channel", 0) + end - now - cycles
+                counters.stalls["DRAM channel"] = counters.stalls.get("DRAM channel", 0) + end - now - cycles
         if template.mnemonic == "fe.run" and kept is not None and entry.operation is not None:
             engine.tables = _tables(entry.operation, kept.accesses, end)
         engine.done = max(engine.done, end)
@@ -233,9 +242,9 @@ class Simulator:
             track = "FE.fill" if template.mnemonic == "fe.fill" else ENGINES[engine.number]
             self.spans.append(Span(track, now, end, template.pc, entry.iterations))
 
-    def _perform(self, engine: Engine, entry: Entry, operation: Operation, kept: Kept) -> Work:
+    def _perform(self, engine: Engine, entry: Entry, operation: Operation, kept: Kept, counters: PcCounters) -> Work:
         """Execute an instruction and book its traffic and work; faults get their place in the program."""
-        read, written, operands = self._read, self._written, operation.operands
+        read, written, operands = counters.bytes_read, counters.bytes_written, operation.operands
         try:
             if operation.mnemonic in ("ld", "st"):
                 _check_rows(operation)
@@ -254,37 +263,32 @@ class Simulator:
             hint = f"the program never set {' and '.join(entry.unset)}" if entry.unset else error.hint
             raise H2LearnError(f"{operation.mnemonic}: {error.message}", location=where, hint=hint) from error
         if operation.mnemonic in ("ld", "st") and operation.desc["mode"] == SLOTS_MODE:
-            self._correct_slot_traffic(operation, kept, work)
-        add_counts(self._work.setdefault(operation.mnemonic, {}), work.counts)
+            _correct_slot_traffic(operation, kept, work, counters)
+        add_counts(counters.work, work.counts)
         if work.counts.get("nonfinite"):
             self._book_nonfinite(entry, operation, work.counts["nonfinite"])
         return work
 
-    def _duration(self, template: Template, operation: Operation, kept: Kept, work: Work, now: int) -> tuple[int, int]:
+    def _duration(
+        self, counters: PcCounters, operation: Operation, kept: Kept, work: Work, now: int
+    ) -> tuple[int, int]:
         """Return the cycles an instruction needs by itself, and when it ends."""
         if not self._timed:
             return 1, now + 1
         if kept.cycles is not None:
             return kept.cycles, now + kept.cycles
-        if template.mnemonic not in ("ld", "st"):
+        if operation.mnemonic not in ("ld", "st"):
             cycles = timing.backward_cycles(work.counts)
             return cycles, now + cycles
         slots = operation.desc["mode"] == SLOTS_MODE
         moved = timing.slot_burst_bytes(operation, self.memories, self.machine) if slots else kept.burst_bytes
-        start_up = timing.transfer_start_up(template.mnemonic, self.machine)
+        start_up = timing.transfer_start_up(operation.mnemonic, self.machine)
         on_channel = timing.channel_cycles(moved, self.machine)
         end = max(now + start_up, self._channel_free) + on_channel
         self._channel_free = end
         self._channel_busy += on_channel
+        counters.channel_busy += on_channel
         return start_up + on_channel, end
-
-    def _correct_slot_traffic(self, operation: Operation, kept: Kept, work: Work) -> None:
-        """Count only the live bytes of gradient slots as moved, on both sides."""
-        in_dram = next((a for a in kept.accesses if a.write == (operation.mnemonic == "st")), None)
-        dead = in_dram.size - work.counts["bytes"] if in_dram is not None else 0
-        for access in kept.accesses:
-            total = self._written if access.write else self._read
-            total[operation.operands[access.operand].memory] -= dead
 
     def _kept(self, entry: Entry) -> Kept:
         template, operation = entry.template, entry.operation
@@ -340,8 +344,9 @@ class Simulator:
                 semaphore.waiting.append(engine.number)
             return False
         if engine.waits_since >= 0:
-            engine.lose("queue empty", entry.ready)
-            engine.lose(f"semaphore {template.sem}", now)
+            counters = self._counters[template.pc]
+            engine.lose("queue empty", entry.ready, counters)
+            engine.lose(f"semaphore {template.sem}", now, counters)
             engine.waits_since = -1
             semaphore.waiting.remove(engine.number)
         semaphore.tokens -= template.count
@@ -391,37 +396,40 @@ class Simulator:
         front, engines = self._front, self._engines
         cycles = max(front.cycle, *(engine.done for engine in engines))
         executed: dict[str, int] = {}
-        for template in front.templates:
-            if template.executed:
-                executed[template.mnemonic] = executed.get(template.mnemonic, 0) + template.executed
+        stalls: dict[str, dict[str, int]] = {}
+        work: dict[str, dict[str, int]] = {}
+        read: dict[str, int] = {}
+        written: dict[str, int] = {}
+        for counters, template in zip(self._counters, front.templates, strict=True):
+            counters.executed = template.executed
+            if not template.executed:
+                continue
+            executed[counters.mnemonic] = executed.get(counters.mnemonic, 0) + template.executed
+            if counters.stalls:
+                add_counts(stalls.setdefault(ENGINES[template.engine], {}), counters.stalls)
+            if counters.work:
+                add_counts(work.setdefault(counters.mnemonic, {}), counters.work)
+            add_counts(read, counters.bytes_read)
+            add_counts(written, counters.bytes_written)
         busy = {name: engine.busy for name, engine in zip(ENGINES, engines, strict=True)}
         busy |= {"FE.fill": engines[_FE].builder_busy, "DRAM": self._channel_busy}
-        stalls = {name: dict(sorted(e.stalls.items())) for name, e in zip(ENGINES, engines, strict=True) if e.stalls}
         if front.stalls:
-            stalls["CTRL"] = dict(sorted(front.stalls.items()))
+            stalls[CONTROL] = front.stalls
         return RunReport(
             cycles=cycles,
             instructions=front.executed,
             dispatched=front.dispatches,
             executed=dict(sorted(executed.items())),
             busy=busy,
-            stalls=stalls,
-            bytes_read=dict(sorted(self._read.items())),
-            bytes_written=dict(sorted(self._written.items())),
-            work={name: self._work[name] for name in sorted(self._work)},
-            by_pc=[self._pc_counters(template) for template in front.templates],
-            energy=energy_of(self.machine, self._item_bytes, self._work, self._read, self._written),
+            stalls={name: dict(sorted(stalls[name].items())) for name in (*ENGINES, CONTROL) if name in stalls},
+            bytes_read=dict(sorted(read.items())),
+            bytes_written=dict(sorted(written.items())),
+            work={name: work[name] for name in sorted(work)},
+            by_pc=self._counters,
+            energy=energy_of(self.machine, self._item_bytes, work, read, written, self.profile),
             nonfinite=[self._nonfinite[pc] for pc in sorted(self._nonfinite)],
             findings=list(self._sanitizers.findings) if self._sanitizers is not None else [],
             stopped_at=front.stopped_at,
-        )
-
-    def _pc_counters(self, template: Template) -> PcCounters:
-        engine = ENGINES[template.engine] if template.engine >= 0 else CONTROL
-        if template.mnemonic == "fe.fill":
-            engine = "FE.fill"
-        return PcCounters(
-            template.pc, template.mnemonic, engine, self.program.source(template.pc), template.executed, template.busy
         )
 
 
@@ -429,6 +437,21 @@ def _check_rows(operation: Operation) -> None:
     rows = math.prod(max(1, int(operation.desc[f"n{d}"])) for d in range(4))
     if rows > MAX_ROWS:
         raise H2LearnError(f"a transfer of {rows} rows is too large", hint=f"the simulator takes up to {MAX_ROWS}")
+
+
+def _correct_slot_traffic(operation: Operation, kept: Kept, work: Work, counters: PcCounters) -> None:
+    """Count only the live bytes of gradient slots as moved, on both sides."""
+    in_dram = next((a for a in kept.accesses if a.write == (operation.mnemonic == "st")), None)
+    dead = in_dram.size - work.counts["bytes"] if in_dram is not None else 0
+    for access in kept.accesses:
+        total = counters.bytes_written if access.write else counters.bytes_read
+        total[operation.operands[access.operand].memory] -= dead
+
+
+def _engine_name(template: Template) -> str:
+    if template.mnemonic == "fe.fill":
+        return "FE.fill"
+    return ENGINES[template.engine] if template.engine >= 0 else CONTROL
 
 
 def _wrong_side(mnemonic: str, operand: str, memory: str) -> str:

@@ -45,6 +45,8 @@ def products_work(
     """
     names = ("live_inputs", "live_outputs", "products", "dense_products")
     counts = {"positions": positions, **dict(zip(names, totals, strict=True)), "nonfinite": not_finite}
+    width = op.number("c" if op.mnemonic == "be.run" else "k")
+    counts |= {"dense_inputs": totals[3] // width if width else 0, "dense_outputs": positions * width}
     counts |= dict(zip(("macs", "issue_cycles", "pe_cycles"), modes[BACKWARD_MODES.index(mode)], strict=True))
     if op.mnemonic == "be.run":
         counts |= {f"pe_cycles_{name}": work[2] for name, work in zip(BACKWARD_MODES, modes, strict=True)}
@@ -64,7 +66,9 @@ def weight_work(
         {
             "positions": positions,
             "live_inputs": int(live.sum()),
+            "dense_inputs": positions * live.size,
             "live_outputs": live_outputs,
+            "dense_outputs": positions * op.number("k"),
             "products": total,
             "dense_products": positions * live.size * op.number("k"),
             "macs": total,
@@ -75,8 +79,11 @@ def weight_work(
     )
 
 
-def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, not_finite: int) -> Work:
-    """Count look-ups: ``patterns`` rows of ``k`` outputs, of which the zero patterns are not added."""
+def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, inputs: int, not_finite: int) -> Work:
+    """Count look-ups: ``patterns`` rows of ``k`` outputs, of which the zero patterns are not added.
+
+    ``inputs``: how many bits the patterns hold, padding left out; ``spikes`` of them are 1.
+    """
     return Work(
         {
             "patterns": patterns,
@@ -84,6 +91,9 @@ def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, not_fini
             "lookups": patterns * k,
             "adds": (patterns - zero_patterns) * k,
             "spikes": spikes,
+            "inputs": inputs,
+            "synaptic_operations": spikes * k,
+            "dense_products": inputs * k,
             "nonfinite": not_finite,
         }
     )

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from h2learn.backends.h2learn.assembler import assemble
+from h2learn.backends.h2learn.energy_profile import load_profile
 from h2learn.backends.h2learn.machine import load_machine
-from h2learn.runtime.energy import HBM2_28_NM, LPDDR4_28_NM, energy_of, table_for
+from h2learn.runtime.energy import energy_of, profile_for
 from h2learn.runtime.loader import load
 from h2learn.runtime.simulator import Simulator
 from h2learn.runtime.timing import BUILDER_START_UP, START_UP, static_cycles
@@ -195,8 +196,8 @@ def test_busy_cycles_by_source_add_up():
 def test_energy_is_counts_times_the_table():
     work = {"fe.fill": {"adds": 10}, "fe.run": {"adds": 1000}, "be.run": {"macs": 100}}
     report = energy_of(V0, 2, work, {"DRAM": 1000, "W": 10}, {"DRAM": 24, "L": 100})
-    table = HBM2_28_NM
-    assert report.parts_pj["FE"] == pytest.approx(1010 * 0.459 + 1000 * 16 * table.table_read_per_bit)
+    table = load_profile("28nm-hbm2")
+    assert report.parts_pj["FE"] == pytest.approx(1010 * 0.459 + 1000 * 16 * table["table_read"])
     assert report.parts_pj["BE"] == pytest.approx(100 * (0.561 + 0.459))
     assert report.parts_pj["DRAM"] == pytest.approx(1024 * 8 * 3.92)
     assert report.parts_pj["W"] == pytest.approx(80 * 0.128) and report.parts_pj["WUE"] == 0
@@ -207,7 +208,7 @@ def test_energy_is_counts_times_the_table():
 
 
 def test_the_profile_follows_the_machine():
-    assert table_for(V0) is HBM2_28_NM and table_for(EDGE) is LPDDR4_28_NM
+    assert (profile_for(V0).name, profile_for(EDGE).name) == ("28nm-hbm2", "28nm-lpddr4")
     _, report = run(DMA + "cfg x0.run, 64\n" + LOAD + "halt\n")
     assert report.energy.parts_pj["DRAM"] == 64 * 8 * 8.0
     assert report.energy_pj == report.energy.total_pj > 0

@@ -1,0 +1,1 @@
+"""Energy profiles, one TOML file each; ``energy_profile.py`` reads them."""
