@@ -7,6 +7,7 @@ everything fits, so that the result is deterministic; :class:`TileLimits` caps e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -109,7 +110,12 @@ class ForwardTile(Tile):
 
 @dataclass(frozen=True)
 class BackwardTile(Tile):
-    """Tile of an input gradient: rows, columns and ``c`` describe the result."""
+    """Tile of an input gradient: rows, columns and ``c`` describe the result.
+
+    ``fused``: there is room for the neuron gradient that reads the result in the same stage.
+    """
+
+    fused: bool
 
     @property
     def reduce_block(self) -> int:
@@ -206,12 +212,22 @@ def plan_forward(
 
 
 def plan_backward(
-    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None = None
+    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None = None, *, neuron: bool
 ) -> BackwardTile:
-    """Choose the tile of an input gradient with the neuron gradient behind it; raises H2LearnError if nothing fits.
+    """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
-    ``reduce_block`` pins the output channels per block when they were chosen before.
+    ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: a neuron gradient
+    alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very many taps.
     """
+    if neuron:
+        with suppress(H2LearnError):
+            return _plan_backward(shape, machine, limits, reduce_block, fused=True)
+    return _plan_backward(shape, machine, limits, reduce_block, fused=False)
+
+
+def _plan_backward(
+    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None, *, fused: bool
+) -> BackwardTile:
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
     gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
 
@@ -221,22 +237,23 @@ def plan_backward(
         outs = t.steps * t.positions
         bits = row_bytes("bits", t.c)
         slots = f"slots.{shape.dtype}"
+        gradients = SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
         return Usage(
             W=SLOTS * shape.taps * t.c * t.k * shape.item,
-            S=SLOTS * outs * bits,
-            U=(SLOTS * outs + t.positions) * t.c * shape.item,
-            G=SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
-            + SLOTS * outs * row_bytes(slots, t.c, gblk_out),
+            S=SLOTS * outs * bits if fused else 0,
+            U=(SLOTS * outs + t.positions) * t.c * shape.item if fused else 0,
+            G=gradients + (SLOTS * outs * row_bytes(slots, t.c, gblk_out) if fused else 0),
             M=SLOTS * outs * bits,
-            A=SLOTS * outs * t.c * 4 + SLOTS * 16 * t.c,
+            A=SLOTS * outs * t.c * 4 + (SLOTS * 16 * t.c if fused else 0),
         )
 
     rows_unit, columns_unit = shape.stride
     whole = _whole(shape, shape.in_h, shape.in_w, limits)
-    choices = _restrict(whole, shape, max(8, gblk_out), max(8, gblk_in), rows_unit, columns_unit)
+    c_unit = max(8, gblk_out) if fused else 8
+    choices = _restrict(whole, shape, c_unit, max(8, gblk_in), rows_unit, columns_unit)
     if reduce_block is not None:
         choices["k"] = (reduce_block,)
-    return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"))
+    return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"), fused=fused)
 
 
 def plan_weights(

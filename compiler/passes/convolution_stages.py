@@ -114,11 +114,11 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
 
 
 def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
-    """Lower an input gradient; the neuron gradient that alone reads it joins the stage."""
-    grad = only_user(op.gs, lut.GradOp)
-    assert grad is None or isinstance(grad, lut.GradOp)
+    """Lower an input gradient; the neuron gradient that alone reads it joins the stage where there is room."""
+    reader = only_user(op.gs, lut.GradOp)
     shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False)
-    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block)
+    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=reader is not None)
+    grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
     label = ctx.label("backward", op)
     source, weights = ctx.values[op.gu], ctx.values[op.w]

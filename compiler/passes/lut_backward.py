@@ -88,7 +88,8 @@ def _input_gradient(
     gu, w = _gradients(context, op.gradient), context.weight(op.weight)
     target: Shape = (*shape(gu)[:-3], *maps)
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False)
-    block = plan_backward(planned, context.machine, context.limits).reduce_block
+    neuron = isinstance(_only_user(result), sgrad.LifOp | sgrad.LiOp)
+    block = plan_backward(planned, context.machine, context.limits, neuron=neuron).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
     grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location)

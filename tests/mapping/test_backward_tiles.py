@@ -1,0 +1,59 @@
+"""Input gradients of layers whose kernel is a whole map: their weight tiles are too large for wide gradient slots."""
+
+from importlib import resources
+
+import numpy as np
+import pytest
+
+import h2learn
+from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.frontends.dsl import parse_snn
+from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_backward
+
+NET = """
+network whole
+input x: 1 x 8 x 8
+time steps: 2
+encode direct
+neuron: lif(threshold 0.5)
+conv c1: 64 channels, kernel 3 x 3, padding 1
+lif
+{pool}
+flatten
+linear f1: 64 features
+lif
+linear f2: 4 features
+li: decay 0.5
+readout membrane mean
+init: normal gain 2.0 seed 3
+"""
+
+
+def whole_map(side, c, k):
+    return ConvShape(4, 8, side, side, c, 1, 1, k, (side, side), (1, 1), (0, 0), False, False, 4)
+
+
+@pytest.mark.parametrize(("side", "fused"), [(4, True), (8, False)])
+def test_a_neuron_gradient_joins_the_stage_only_where_its_slots_fit(side, fused):
+    tile = plan_backward(whole_map(side, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=True)
+    assert tile.fused is fused
+
+
+def test_without_a_neuron_behind_it_nothing_is_fused():
+    assert not plan_backward(whole_map(4, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=False).fused
+
+
+@pytest.mark.parametrize("pool", ["", "pool: max 2 x 2"])
+def test_gradients_of_a_whole_map_are_those_of_a_larger_machine(pool, tmp_path):
+    text = resources.files("h2learn.backends.h2learn.machines").joinpath("h2l-v0.toml").read_text(encoding="utf-8")
+    assert "W = 2048" in text
+    (tmp_path / "large.toml").write_text(text.replace("W = 2048", "W = 8192"), encoding="utf-8")
+    model = parse_snn(NET.format(pool=pool))
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.random((3, 1, 8, 8), dtype=np.float32), "label": np.array([0, 3, 1], np.int32)}
+    machines = (str(tmp_path / "large.toml"), "h2l-v0")
+    large, small = (h2learn.compile(model, arch, train=h2learn.Train(), batch=3).run(inputs) for arch in machines)
+    assert large.loss == pytest.approx(small.loss, rel=1e-6)
+    for name, expected in large.gradients.items():
+        assert np.abs(expected).max() > 0
+        np.testing.assert_allclose(small.gradients[name], expected, atol=1e-5 * np.abs(expected).max())
