@@ -7,6 +7,7 @@ that translate between the two layouts.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -240,7 +241,7 @@ class NetworkBuilder:
         roles = list(self._entries)[: list(self._entries).index(entry.role) + 1]
         position = sum(len(self._entries[role]) for role in roles)
         argument = self._block.insert_arg(kind, position, _mark(location))
-        argument.name_hint = entry.name.replace(".", "_")
+        argument.name_hint = _hint(entry.name)
         self._entries[entry.role].append(entry)
         return argument
 
@@ -248,7 +249,7 @@ class NetworkBuilder:
         self._block.add_op(op)
         result = op.results[0]
         if name:
-            result.name_hint = name
+            result.name_hint = _hint(name)
         signal = Signal(result)
         _check_size(name or op.name, signal.shape, location)
         return signal
@@ -267,6 +268,12 @@ def initial_parameters(
         generator = np.random.default_rng([seed, index])
         result[name] = (generator.standard_normal(spec.shape) * deviation).astype(np.float32)
     return result
+
+
+def _hint(name: str) -> str:
+    """Return a name that the IR's text allows."""
+    word = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"n{word}" if word[:1].isdigit() else word
 
 
 def _mark(location: Location) -> builtin.FileLineColLoc:
