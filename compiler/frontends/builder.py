@@ -273,7 +273,7 @@ def initial_parameters(
 def _hint(name: str) -> str:
     """Return a name that the IR's text allows."""
     word = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    return f"n{word}" if word[:1].isdigit() else word
+    return word if word[:1].isalpha() else f"n{word}"
 
 
 def _mark(location: Location) -> builtin.FileLineColLoc:
