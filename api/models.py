@@ -15,6 +15,10 @@ from h2learn.compiler.pipeline import load_object
 
 FRONT_ENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     ".snn": ("h2learn.compiler.frontends.dsl:load_snn", ()),
+    ".nir": (
+        "h2learn.compiler.frontends.nir:load_nir",
+        ("time_steps", "dt", "discretisation", "reset", "producer", "encode"),
+    ),
 }
 """File name suffix -> the reader, and the options it takes."""
 

@@ -1,0 +1,6 @@
+"""NIR graphs: files and graphs of the package ``nir`` to models, and back."""
+
+from .load import from_nir, load_nir
+from .options import NirOptions
+
+__all__ = ["NirOptions", "from_nir", "load_nir"]

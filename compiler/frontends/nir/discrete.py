@@ -1,0 +1,137 @@
+"""From the continuous equations of NIR to one time step.
+
+With the time step dt, forward Euler of ``tau dv/dt = (v_leak - v) + r i`` gives ``alpha = 1 - dt/tau`` and the gain
+``r dt/tau``; its exact solution for a current that is constant within a step ``alpha = exp(-dt/tau)`` and the gain
+``r (1 - alpha)``. The integrator ``dv/dt = r i`` gives 1 and ``r dt`` under both.
+
+Files hold rounded numbers: ``tau = dt / (1 - beta)`` in float32 gives the beta back only to some digits. So when a
+decimal number of up to four digits lies within that rounding, it is taken as the decay, or as the gain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..neuron_description import NeuronDescription, Values
+from .options import Preset
+from .record import Real, Record
+
+INTEGRATORS = ("I", "IF")
+NEURONS = ("I", "IF", "LI", "LIF")
+_FIRING = ("IF", "LIF")
+_ROUNDING = 2.0**-51
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """One number or one per channel, and the relative error with which the file holds them."""
+
+    values: Values
+    error: float = 0.0
+
+
+def describe(record: Record, shape: tuple[int, ...], rule: Preset, *, starts_at_reset: bool) -> NeuronDescription:
+    """Return the neuron of a node for one sample's ``shape`` (F) or (C, H, W).
+
+    Raises H2LearnError that names the field when its values make no neuron of the machine.
+    """
+    leaky = record.kind not in INTEGRATORS
+    fires = record.kind in _FIRING
+    tau = _per_channel(record, "tau", shape) if leaky else _Constant((math.inf,))
+    if min(tau.values) <= 0:
+        raise record.error(f"expected a positive time constant, found {min(tau.values):g}", "tau")
+    if rule.discretisation == "forward-euler" and min(tau.values) < rule.dt * (1 - 1e-6):
+        raise record.error(
+            f"forward Euler needs a time step up to tau, found dt {rule.dt:g} and tau {min(tau.values):g}",
+            "tau",
+            hint="give the dt of the exporter (norse: 1e-6), or discretisation exponential",
+        )
+    r = _per_channel(record, "r", shape)
+    alpha, gain = _decay_and_gain(tau, r, rule)
+    neuron = NeuronDescription(alpha=alpha, gain=gain, reset=rule.reset.replace("-", "_"), compare=rule.compare)
+    if leaky:
+        leak = _per_channel(record, "v_leak", shape).values
+        neuron = replace(neuron, v_leak=leak, initial=leak)
+    if not fires:
+        return replace(neuron, fires=False, reset="none")
+    theta = _per_channel(record, "v_threshold", shape).values
+    v_reset = _per_channel(record, "v_reset", shape).values if record.has("v_reset") else (0.0,)
+    initial = v_reset if starts_at_reset and not leaky else neuron.initial
+    return replace(neuron, theta=theta, v_reset=v_reset, initial=initial)
+
+
+def short_decimal(value: float, low: float, high: float) -> float:
+    """Return a number in [low, high] that has up to four decimal digits, the shortest, or else ``value``."""
+    for digits in range(4):
+        candidate = float(f"{value:.{digits}e}")
+        if low <= candidate <= high:
+            return candidate
+    return value
+
+
+def _decay_and_gain(tau: _Constant, r: _Constant, rule: Preset) -> tuple[Values, Values]:
+    taus, resistances = np.broadcast_arrays(np.asarray(tau.values), np.asarray(r.values))
+    pairs = list(zip(taus.tolist(), resistances.tolist(), strict=True))
+    found = {pair: _one_decay_and_gain(*pair, tau.error, r.error, rule) for pair in set(pairs)}
+    return tuple(found[pair][0] for pair in pairs), tuple(found[pair][1] for pair in pairs)
+
+
+def _one_decay_and_gain(tau: float, r: float, tau_error: float, r_error: float, rule: Preset) -> tuple[float, float]:
+    error = tau_error + r_error + _ROUNDING
+    if math.isinf(tau):
+        return 1.0, _short_near(r * rule.dt, error)
+    ratio = rule.dt / tau
+    if rule.discretisation == "exponential":
+        leak, slack = -math.expm1(-ratio), math.exp(-ratio) * ratio
+    else:
+        leak, slack = min(ratio, 1.0), ratio
+    slack = slack * (tau_error + _ROUNDING) + _ROUNDING
+    alpha = short_decimal(1 - leak, 1 - leak - slack, 1 - leak + slack)
+    return min(max(alpha, 0.0), 1.0), _short_near(r * leak, error)
+
+
+def _short_near(value: float, error: float) -> float:
+    slack = abs(value) * error
+    return short_decimal(value, value - slack, value + slack)
+
+
+def _per_channel(record: Record, field: str, shape: tuple[int, ...]) -> _Constant:
+    """Return a constant of a neuron; fields in float32 are taken to be right to 2**-23."""
+    values = record.real(field)
+    aligned = aligned_with(record, field, values, shape)
+    spread = aligned.reshape(aligned.shape[0], -1)
+    if not (spread == spread[:, :1]).all():
+        channel = int(np.argwhere((spread != spread[:, :1]).any(axis=1))[0, 0])
+        raise record.error(
+            f"expected one value per channel, found several in channel {channel}",
+            field,
+            hint="constants per neuron are supported for neurons without rows and columns",
+        )
+    numbers = tuple(float(v) for v in spread[:, 0])
+    single = np.array_equal(values.astype(np.float32).astype(np.float64), values.astype(np.float64))
+    return _Constant(numbers[:1] if len(set(numbers)) == 1 else numbers, 2.0**-23 if single else 0.0)
+
+
+def aligned_with(record: Record, field: str, values: Real, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Return values with one dimension per dimension of ``shape``, each as large or 1; raises H2LearnError."""
+    wide = values.astype(np.float64)
+    if wide.size == 1:
+        return wide.reshape((1,) * len(shape))
+    while wide.ndim > len(shape) and wide.shape[0] == 1:
+        wide = wide[0]
+    if wide.ndim != len(shape) or any(a not in (1, b) for a, b in zip(wide.shape, shape, strict=True)):
+        raise record.error(f"expected shape {list(shape)}, found {list(values.shape)}", field)
+    return wide
+
+
+def check_fields(record: Record) -> None:
+    """Raise H2LearnError when a field of a neuron is missing or holds no finite numbers, whatever its shape."""
+    fields = ["r", *(["tau", "v_leak"] if record.kind not in INTEGRATORS else [])]
+    if record.kind in _FIRING:
+        fields += ["v_threshold", *(["v_reset"] if record.has("v_reset") else [])]
+    for field in fields:
+        record.real(field)

@@ -1,0 +1,100 @@
+"""NIR graphs to models."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.model import Model, Network
+
+from ..builder import NetworkBuilder, Signal
+from ..neuron_description import add_neuron
+from .graph import Problems, in_order, read_graph
+from .layers import Conv, Flatten, Layer, Linear, Pool, read_layer
+from .options import NirOptions
+from .plan import Neurons, Output, Plan, Step, plan_chain
+from .record import Record
+from .tree import Tree, graph_tree, read_tree
+
+
+@dataclass(frozen=True)
+class NirSource:
+    """What an export needs of the imported graph: its nodes in order, and the plan they became."""
+
+    records: tuple[Record, ...]
+    plan: Plan
+
+
+def load_nir(path: str | PathLike[str], **options: Any) -> Model:
+    """Return the model of a NIR file, for one sample at a time; ``options`` are those of :class:`NirOptions`.
+
+    The model's notes say what was assumed. Raises H2LearnError when the file cannot be read, an option does not exist,
+    or the graph cannot be imported: then all reasons are listed, each with node and field.
+    """
+    chosen = NirOptions(**options)
+    return _model(read_tree(Path(path)), str(path), Path(path).stem, chosen)
+
+
+def from_nir(graph: object, name: str = "nir", **options: Any) -> Model:
+    """Return the model of a ``nir.NIRGraph``. Raises H2LearnError as :func:`load_nir` does."""
+    return _model(graph_tree(graph), name, name, NirOptions(**options))
+
+
+def build(plan: Plan, batch: int) -> Network:
+    """Return the network of a plan for ``batch`` samples; raises H2LearnError where it is too large."""
+    builder = NetworkBuilder(batch)
+    options, record = plan.options, plan.input
+    steps = options.steps
+    encode = options.encode
+    x = builder.input(record.name, plan.shape, record.location, time_steps=None if encode else steps)
+    if encode:
+        x = builder.encode(x, encode, steps, record.location)
+    for step in plan.steps:
+        x = _add(builder, x, step)
+    return builder.finish(plan.name, record.location)
+
+
+def _model(tree: Tree, file: str, name: str, options: NirOptions) -> Model:
+    problems = Problems(file)
+    records, edges = read_graph(tree, file, problems)
+    layers: dict[str, Layer] = {}
+    for record in records:
+        try:
+            layers[record.name] = read_layer(record)
+        except H2LearnError as error:
+            problems.add(error)
+    ordered = in_order(records, edges, file, problems)
+    problems.check()
+    plan = plan_chain(name, [layers[record.name] for record in ordered], options, problems)
+    problems.check()
+    assert plan is not None
+    network = build(plan, 1)
+    parameters = {name: fold.to_model() for name, fold in plan.folds.items()}
+    source = NirSource(tuple(ordered), plan)
+    return Model(name, network, parameters, None, functools.partial(build, plan), plan.notes, source)
+
+
+def _add(builder: NetworkBuilder, x: Signal, step: Step) -> Signal:
+    name, location = step.record.name, step.record.location
+    match step:
+        case Conv():
+            kernel = (step.weight.shape[2], step.weight.shape[3])
+            return builder.conv(
+                x, name, step.weight.shape[0], location, kernel=kernel, stride=step.stride, padding=step.padding
+            )
+        case Linear():
+            return builder.linear(x, name, step.weight.shape[0], location, bias=step.bias is not None)
+        case Pool():
+            return builder.pool(x, "avg", step.kernel, step.stride, location)
+        case Flatten():
+            return builder.flatten(x, location)
+        case Neurons():
+            return add_neuron(builder, x, step.form, location, name)
+        case Output():
+            out = builder.li(x, 0.0, location, name) if step.is_current else x
+            builder.output(name, out)
+            return out
