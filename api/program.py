@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile, load_profile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.h2learn.object_file import ObjectFile, read_object
@@ -187,27 +188,35 @@ class Program:
         lr: float | None = None,
         seed: int = 0,
         execution: Execution | None = None,
+        profile: str | Path | EnergyProfile | None = None,
     ) -> Result:
         """Run once from the program's initial data (with ``parameters``, if given, in place of its own).
 
         ``inputs``: arrays by name with 1 to ``batch`` samples; samples that are absent count nowhere. ``lr`` replaces
-        the recipe's learning rate; ``seed`` is that of random encodings.
+        the recipe's learning rate; ``seed`` is that of random encodings; ``profile``: the energies per operation, by
+        name, path of a TOML file, or as an EnergyProfile (default: the machine's).
         Raises H2LearnError for names, shapes, dtypes and values that do not fit, and for every fault of the program.
         """
-        with self.session(seed=seed, execution=execution) as session:
+        with self.session(seed=seed, execution=execution, profile=profile) as session:
             if parameters is not None:
                 session.set_parameters(parameters)
             return session.run(inputs, lr=lr)
 
-    def session(self, *, seed: int = 0, execution: Execution | None = None) -> Session:
+    def session(
+        self,
+        *,
+        seed: int = 0,
+        execution: Execution | None = None,
+        profile: str | Path | EnergyProfile | None = None,
+    ) -> Session:
         """Return a device that keeps parameters, optimizer state and sample counter from run to run."""
-        return Session(self, seed, execution or Execution())
+        return Session(self, seed, execution or Execution(), None if profile is None else load_profile(profile))
 
 
 class Session:
     """A device with a program; use it in a ``with`` statement. After the statement it cannot run any more."""
 
-    def __init__(self, program: Program, seed: int, execution: Execution) -> None:
+    def __init__(self, program: Program, seed: int, execution: Execution, profile: EnergyProfile | None = None) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise H2LearnError(f"expected a seed from 0 to 2**64 - 1, found {seed!r}")
         self.program = program
@@ -218,6 +227,7 @@ class Session:
             sanitize=execution.sanitize,
             trace=execution.trace,
             max_instructions=execution.max_instructions,
+            profile=profile,
         )
         self._next: dict[str, int] = {"seed": seed, "step": 0, "first_sample": 0}
         self._last: weakref.ref[Result] | None = None

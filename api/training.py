@@ -14,6 +14,7 @@ from types import FrameType
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile, load_profile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.checkpoints import Checkpoint, Progress, check_same_run, read_checkpoint, write_checkpoint
@@ -24,6 +25,7 @@ from h2learn.compiler.model import Model
 from h2learn.data import DataSet, load_npz
 from h2learn.files import check_writable
 from h2learn.program import Execution, Program, Result, Session, compile
+from h2learn.runtime.energy import profile_for
 
 Floats = npt.NDArray[np.float32]
 
@@ -104,13 +106,15 @@ def train(
     resume: bool = False,
     observe: Observer | None = None,
     execution: Execution | None = None,
+    profile: str | Path | EnergyProfile | None = None,
 ) -> History:
     """Train ``model`` on ``data`` by running its compiled training step on the simulator, sample order from ``seed``.
 
     ``data``: a data set, or the path of an ``.npz`` file. ``train``: the recipe (default: the model file's). ``lr``
     replaces the recipe's learning rate. ``limit``: use only that many training samples. With ``checkpoint`` the state
     is written after every epoch, every ``checkpoint_every`` steps, and when Ctrl-C stops training (Interrupted is
-    raised); ``resume`` continues from it bit for bit. ``observe`` is called after every step and epoch.
+    raised); ``resume`` continues from it bit for bit. ``observe`` is called after every step and epoch. ``profile``:
+    the energies per operation, as for ``Program.run``.
     Raises H2LearnError for arguments, data or a checkpoint that cannot be used.
     """
     _check_counts(epochs=epochs, batch=batch, checkpoint_every=checkpoint_every, limit=limit, seed=seed)
@@ -118,11 +122,12 @@ def train(
     target = None if checkpoint is None else check_writable(checkpoint)
     samples = _load(data, model, limit)
     program = compile(model, arch=arch, precision=precision, train=recipe, batch=batch, mapping=mapping)
+    energies = profile_for(program.machine) if profile is None else load_profile(profile)
     _check_labels(samples, program)
-    run = _description(model, program, recipe, samples, batch=batch, seed=seed, lr=lr)
+    run = _description(model, program, recipe, samples, energies, batch=batch, seed=seed, lr=lr)
     start = _resumed(target, run) if resume else None
     trainer = _Trainer(model, samples, program, run, epochs, lr, seed, target, checkpoint_every, observe, evaluate)
-    with program.session(seed=seed, execution=execution) as session:
+    with program.session(seed=seed, execution=execution, profile=energies) as session:
         return trainer.run(session, start)
 
 
@@ -272,7 +277,15 @@ def _check_labels(data: DataSet, program: Program) -> None:
 
 
 def _description(
-    model: Model, program: Program, recipe: Train, data: DataSet, *, batch: int, seed: int, lr: float | None
+    model: Model,
+    program: Program,
+    recipe: Train,
+    data: DataSet,
+    energies: EnergyProfile,
+    *,
+    batch: int,
+    seed: int,
+    lr: float | None,
 ) -> dict[str, object]:
     text = module_text(model.with_batch(1).module, locations=False)
     digest = hashlib.sha256(text.encode())
@@ -286,6 +299,7 @@ def _description(
         "training_recipe": repr(recipe),
         "mapping": program.mapping,
         "data": f"{data.name} {len(data.x_train)} {images[:16]}",
+        "energy_profile": energies.name,
         "batch": batch,
         "seed": seed,
         "learning_rate": recipe.optimizer.lr if lr is None else lr,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.object_file import Symbol
 
@@ -94,6 +95,7 @@ class Device:
         trace: bool = False,
         max_instructions: int | None = None,
         break_at: int | None = None,
+        profile: EnergyProfile | None = None,
     ) -> None:
         self.program = program
         self.simulator = Simulator(
@@ -104,6 +106,7 @@ class Device:
             trace=trace,
             max_instructions=max_instructions,
             break_at=break_at,
+            profile=profile,
         )
         self.memories = self.simulator.memories
         self.batch = int(program.note.get("batch", 1))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.checkpoints import write_parameters
 from h2learn.compiler.driver import Recipe, compile_to, emit_program
 from h2learn.compiler.manager import ManagerOptions
@@ -19,6 +20,7 @@ from h2learn.program import Execution, Program, Result
 from h2learn.training import History, train
 
 from .model import Target, target_options
+from .options import profile_option
 from .progress import EpochBars, epoch_text
 
 MODEL = "digits.snn"
@@ -33,7 +35,16 @@ BATCH = 32
 @click.option("--limit", type=int, help="Use only the first so many training images.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the sample order.")
 @target_options
-def demo(output_dir: str, epochs: int, batch: int, limit: int | None, seed: int, target: Target) -> None:
+@profile_option
+def demo(
+    output_dir: str,
+    epochs: int,
+    batch: int,
+    limit: int | None,
+    seed: int,
+    target: Target,
+    profile: EnergyProfile | None,
+) -> None:
     """Train a small convolutional spiking network on 8x8 handwritten digits.
 
     The network is compiled to accelerator instructions, and every training step executes them on the simulator. The
@@ -56,6 +67,7 @@ def demo(output_dir: str, epochs: int, batch: int, limit: int | None, seed: int,
             mapping=target.mapping,
             seed=seed,
             observe=bars,
+            profile=profile,
         )
     step = history.step
     step.save(folder / "digits.h2x")
@@ -64,16 +76,16 @@ def demo(output_dir: str, epochs: int, batch: int, limit: int | None, seed: int,
     module = compile_to(sized, recipe, options=ManagerOptions(dump_folder=folder / "ir"))
     assert emit_program(sized, module, recipe).text == step.object_file.text
     write_parameters(folder / "parameters.safetensors", history.parameters)
-    traced = _traced_step(step, history, data, folder / "trace.json")
+    traced = _traced_step(step, history, data, profile, folder / "trace.json")
     write_atomic(folder / "history.json", json.dumps([asdict(epoch) for epoch in history.epochs], indent=2) + "\n")
     click.echo(_report(history, traced, folder))
 
 
-def _traced_step(step: Program, history: History, data: DataSet, path: Path) -> Result:
+def _traced_step(step: Program, history: History, data: DataSet, profile: EnergyProfile | None, path: Path) -> Result:
     """Run one more training step from the trained parameters, with a timeline and all sanitizers."""
     name = next(name for name in step.inputs if name != "label")
     inputs = {name: data.x_train[: step.batch], "label": data.y_train[: step.batch]}
-    with step.session(execution=Execution(trace=True)) as session:
+    with step.session(execution=Execution(trace=True), profile=profile) as session:
         session.set_parameters(history.parameters)
         result = session.run(inputs)
         session.write_trace(path)
@@ -97,7 +109,7 @@ def _report(history: History, result: Result, folder: Path) -> str:
         " the machine's clock)",
         f"busy share           {busy}",
         f"makespan / bound     {report.cycles / max(report.bound, 1):.2f}",
-        f"energy per sample    {energy:.3f} uJ",
+        f"energy per sample    {energy:.3f} uJ, energy profile {report.energy.profile}:",
         *(f"                     {text}" for text in report.energy.assumptions),
         "",
         f"binary               {folder / 'digits.h2x'} (h2learn objdump shows it)",

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from h2learn.backends.h2learn.energy_profile import load_profile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.manager import ManagerOptions, PassCheck
 from h2learn.compiler.pipeline import PASSES
@@ -123,6 +124,17 @@ def import_options(command: Command) -> Command:
             "producer": producer,
         }
         return command(*args, reading={name: value for name, value in every.items() if value is not None}, **rest)
+
+    return wrapped
+
+
+def profile_option(command: Command) -> Command:
+    """Add ``--profile`` to a command, which receives an EnergyProfile (None: the machine's own) as ``profile``."""
+
+    @click.option("--profile", metavar="NAME|FILE", help="Energies per operation (default: the machine's).")
+    @functools.wraps(command)
+    def wrapped(*args: object, profile: str | None, **rest: object) -> object:
+        return command(*args, profile=None if profile is None else load_profile(profile), **rest)
 
     return wrapped
 

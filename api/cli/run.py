@@ -12,10 +12,13 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.checkpoints import read_parameters, write_parameters
 from h2learn.files import check_folder, check_writable, write_atomic
 from h2learn.program import Execution, Result, Session, load_program
+
+from .options import profile_option
 
 Array = npt.NDArray[np.generic]
 
@@ -38,6 +41,7 @@ Array = npt.NDArray[np.generic]
 @click.option("--output-dir", metavar="FOLDER", help="Write outputs, gradients and parameters here.")
 @click.option("--functional", is_flag=True, help="Only the numbers: no timing.")
 @click.option("--reference", is_flag=True, help="Plain instead of compiled kernels; slow, same bits.")
+@profile_option
 def run(
     program: str,
     inputs: tuple[str, ...],
@@ -54,6 +58,7 @@ def run(
     output_dir: str | None,
     functional: bool,
     reference: bool,
+    profile: EnergyProfile | None,
 ) -> int:
     """Run PROGRAM (.h2x) once on the simulator."""
     execution = Execution(
@@ -64,8 +69,8 @@ def run(
         max_instructions,
     )
     loaded = load_program(program)
-    given = _arrays(inputs, "--input")
-    wanted = _arrays(expected, "--expected")
+    given = named_arrays(inputs, "--input")
+    wanted = named_arrays(expected, "--expected")
     known = [*loaded.outputs, *(["loss"] if loaded.training else [])]
     for name in wanted:
         if name not in known:
@@ -74,7 +79,7 @@ def run(
         check_writable(trace)
     if output_dir is not None:
         check_folder(output_dir)
-    with loaded.session(seed=seed, execution=execution) as session:
+    with loaded.session(seed=seed, execution=execution, profile=profile) as session:
         if params is not None:
             session.set_parameters(read_parameters(params))
         result = session.run(given, lr=lr)
@@ -92,7 +97,8 @@ def run(
     return 1 if failed or result.report.findings else 0
 
 
-def _arrays(pairs: tuple[str, ...], option: str) -> dict[str, Array]:
+def named_arrays(pairs: tuple[str, ...], option: str) -> dict[str, Array]:
+    """Read ``NAME=@FILE`` pairs; raises H2LearnError for pairs of another form and files that cannot be read."""
     found: dict[str, Array] = {}
     for pair in pairs:
         name, separator, file = pair.partition("=@")
@@ -146,6 +152,7 @@ def _write_results(folder: Path, result: Result, session: Session) -> None:
 
 def _json(result: Result, stats: str | None) -> dict[str, Any]:
     data: dict[str, Any] = {"cycles": result.cycles, "energy_pj": result.energy_pj, "loss": result.loss}
+    data["energy"] = result.report.energy.to_dict()
     data["outputs"] = {name: np.asarray(value).tolist() for name, value in result.outputs.items()}
     return data if stats is None else data | {"stats": result.stats}
 
@@ -156,7 +163,7 @@ def _text(result: Result, stats: str | None) -> str:
         array = np.asarray(value)
         lines.append(f"output  {name} {list(array.shape)} {np.array2string(array.reshape(-1)[:10], precision=5)}")
     lines.append(f"cycles  {result.cycles}")
-    lines.append(f"energy  {result.energy_pj / 1e6:.3f} uJ ({'; '.join(result.report.energy.assumptions[-1:])})")
+    lines.append(f"energy  {result.energy_pj / 1e6:.3f} uJ ({result.report.energy.summary})")
     for item in result.report.nonfinite:
         lines.append(f"not finite: {item.count} results of {item.mnemonic} at {item.where}")
     return "\n".join(lines + (stats_lines(result) if stats else []))
@@ -176,4 +183,5 @@ def stats_lines(result: Result) -> list[str]:
         lines.append(f"executed      {mnemonic:<8} {count:>12}")
     for part, energy in report.energy.parts_pj.items():
         lines.append(f"energy        {part:<8} {energy / 1e6:>12.3f} uJ")
+    lines.append(f"profile       {report.energy.profile}")
     return lines + [f"assumption    {text}" for text in report.energy.assumptions]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.checkpoints import write_parameters
 from h2learn.data import DataSet, load_digits
@@ -19,7 +20,7 @@ from h2learn.training import Interrupted
 from h2learn.training import train as train_model
 
 from .model import Target, read_model, target_options
-from .options import import_options
+from .options import import_options, profile_option
 from .progress import EpochBars, epoch_text
 
 
@@ -42,6 +43,7 @@ from .progress import EpochBars, epoch_text
 @click.option("--json", "as_json", is_flag=True, help="Print the history as JSON.")
 @target_options
 @import_options
+@profile_option
 def train(
     model: str,
     data: str,
@@ -61,6 +63,7 @@ def train(
     as_json: bool,
     target: Target,
     reading: dict[str, Any],
+    profile: EnergyProfile | None,
 ) -> int:
     """Train MODEL by running its compiled program on the simulator."""
     if resume and checkpoint is None:
@@ -89,14 +92,19 @@ def train(
                 resume=resume,
                 observe=bars,
                 execution=Execution(timing=not functional),
+                profile=profile,
             )
         except Interrupted as stop:
             return _interrupted(stop.checkpoint)
     if output is not None:
         write_parameters(output, history.parameters)
+    energy = None if history.last is None else history.last.report.energy
     if as_json:
         data_of = {"epochs": [asdict(epoch) for epoch in history.epochs], "losses": history.losses}
-        click.echo(json.dumps(data_of, indent=2))
+        basis = {} if energy is None else {"profile": energy.profile, "assumptions": list(energy.assumptions)}
+        click.echo(json.dumps(data_of | {"energy": basis}, indent=2))
+    elif energy is not None:
+        click.echo(energy.summary)
     return 0
 
 
