@@ -56,6 +56,11 @@ class LoadedProgram:
         entry = self._location(pc)
         return entry[2] if entry else ""
 
+    def stage(self, pc: int) -> str:
+        """Return the stage that the instruction belongs to (``forward c1``); empty when the location table has none."""
+        entry = self._location(pc)
+        return entry[3].rpartition(":")[0] if entry else ""
+
     def describe(self, pc: int, iterations: Sequence[int] = ()) -> str:
         """Return ``pc 17 (net.snn:3:1, forward c1, t=3)`` for messages; ``iterations`` are those of the open loops."""
         entry = self._location(pc)

@@ -14,11 +14,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "Train a small network on handwritten digits, end to end."),
     "import": ("model:import_", "Read a model and print its spike-level program."),
     "compile": ("model:compile_", "Compile a model to a program for the accelerator."),
+    "export": ("model:export", "Write a model, for example a trained one, as a NIR file."),
     "opt": ("opt:opt", "Run passes on IR text, like mlir-opt."),
     "as": ("binary:assemble_", "Assemble text to a program."),
     "disasm": ("binary:disasm", "Print a program as assembly text that assembles to the same bytes."),
     "objdump": ("binary:objdump_", "Print a summary of a program: header, symbols, tensors, code."),
     "run": ("run:run", "Run a program on the simulator."),
+    "profile": ("profile:profile_", "Say where the cycles, bytes and energy of a program go."),
     "train": ("train:train", "Train a model by running its compiled program on the simulator."),
     "arch": ("arch:arch", "List and show machine descriptions."),
 }
