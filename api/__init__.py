@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from h2learn.backends.h2learn.errors import H2LearnError
     from h2learn.backends.h2learn.machine import Machine, load_machine
     from h2learn.compiler.autodiff.spec import BPTT, SGD, Rectangular, Train, Triangular
+    from h2learn.compiler.frontends.nir import from_nir, to_nir
     from h2learn.compiler.model import Model, TensorSpec
     from h2learn.data import DataSet, load_digits, load_npz
     from h2learn.models import load_model
@@ -32,6 +33,8 @@ _HOMES = {
     "Rectangular": "h2learn.compiler.autodiff.spec",
     "Train": "h2learn.compiler.autodiff.spec",
     "Triangular": "h2learn.compiler.autodiff.spec",
+    "from_nir": "h2learn.compiler.frontends.nir",
+    "to_nir": "h2learn.compiler.frontends.nir",
     "Model": "h2learn.compiler.model",
     "TensorSpec": "h2learn.compiler.model",
     "DataSet": "h2learn.data",
@@ -65,11 +68,13 @@ __all__ = [
     "Train",
     "Triangular",
     "compile",
+    "from_nir",
     "load_digits",
     "load_machine",
     "load_model",
     "load_npz",
     "load_program",
+    "to_nir",
     "train",
 ]
 

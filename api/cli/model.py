@@ -15,11 +15,12 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.object_file import ObjectFile, write_object
 from h2learn.checkpoints import read_parameters
 from h2learn.compiler.driver import Recipe, emit_program, run_passes
+from h2learn.compiler.frontends.nir import nir_file
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import parse_passes, phase_names, pipeline_text
 from h2learn.files import check_writable, write_atomic
-from h2learn.models import limits_text, load_model, recipe_of
+from h2learn.models import FRONT_ENDS, limits_text, load_model, recipe_of
 
 from .options import Command, PassOptions, import_options, pass_options
 
@@ -111,6 +112,24 @@ def compile_(
     for kind, file in files.items():
         write_atomic(file, _content(kind, module_text(module), program))
     click.echo(f"{', '.join(str(file) for file in files.values())}: {len(program.text) // 16} instructions", err=True)
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="FILE", help="File to write (.nir).")
+@click.option("--params", metavar="FILE", help="Parameters, for example trained ones (.safetensors).")
+@import_options
+def export(model: str, output: str, params: str | None, reading: dict[str, Any]) -> None:
+    """Write MODEL with its parameters as a file of another format, which its suffix names: .nir."""
+    if Path(output).suffix.lower() != ".nir":
+        raise H2LearnError(f"expected an output file ending in .nir, found {output}")
+    check_writable(output)
+    of_file = FRONT_ENDS.get(Path(model).suffix.lower(), ("", ()))[1]
+    dt = None if "dt" in of_file else reading.pop("dt", None)
+    content, notes = nir_file(read_model(model, None, params, reading), dt)
+    write_atomic(output, content)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def read_model(path: str, batch: int | None, parameters: str | None, reading: dict[str, Any]) -> Model:

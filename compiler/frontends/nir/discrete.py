@@ -128,10 +128,14 @@ def aligned_with(record: Record, field: str, values: Real, shape: tuple[int, ...
     return wide
 
 
+def constant_fields(record: Record) -> tuple[str, ...]:
+    """Return the names of a neuron's constants; only ``v_reset`` may be missing in a file."""
+    leaky = () if record.kind in INTEGRATORS else ("tau", "v_leak")
+    return ("r", *leaky, *(("v_threshold", "v_reset") if record.kind in _FIRING else ()))
+
+
 def check_fields(record: Record) -> None:
-    """Raise H2LearnError when a field of a neuron is missing or holds no finite numbers, whatever its shape."""
-    fields = ["r", *(["tau", "v_leak"] if record.kind not in INTEGRATORS else [])]
-    if record.kind in _FIRING:
-        fields += ["v_threshold", *(["v_reset"] if record.has("v_reset") else [])]
-    for field in fields:
-        record.real(field)
+    """Raise H2LearnError when a constant of a neuron is missing or holds no finite numbers, whatever its shape."""
+    for field in constant_fields(record):
+        if field != "v_reset" or record.has(field):
+            record.real(field)

@@ -70,10 +70,10 @@ def in_order(records: Sequence[Record], edges: Sequence[Edge], file: str, proble
     if len(inputs) != 1:
         return []
     following = dict(reversed(edges))
-    chain, name = [inputs[0]], following.get(inputs[0].name)
-    while name is not None and by_name[name] not in chain:
-        chain.append(by_name[name])
-        name = following.get(name)
+    chain, target = [inputs[0]], following.get(inputs[0].name)
+    while target is not None and by_name[target] not in chain:
+        chain.append(by_name[target])
+        target = following.get(target)
     reached = {record.name for record in chain}
     for record in records:
         if record.name not in reached and not any(record.name in edge for edge in edges):

@@ -17,15 +17,14 @@ from .graph import Problems, in_order, read_graph
 from .layers import Conv, Flatten, Layer, Linear, Pool, read_layer
 from .options import NirOptions
 from .plan import Neurons, Output, Plan, Step, plan_chain
-from .record import Record
 from .tree import Tree, graph_tree, read_tree
 
 
 @dataclass(frozen=True)
 class NirSource:
-    """What an export needs of the imported graph: its nodes in order, and the plan they became."""
+    """What an export needs of the imported graph: its layers in order, and the plan they became."""
 
-    records: tuple[Record, ...]
+    layers: tuple[Layer, ...]
     plan: Plan
 
 
@@ -69,12 +68,13 @@ def _model(tree: Tree, file: str, name: str, options: NirOptions) -> Model:
             problems.add(error)
     ordered = in_order(records, edges, file, problems)
     problems.check()
-    plan = plan_chain(name, [layers[record.name] for record in ordered], options, problems)
+    chain = tuple(layers[record.name] for record in ordered)
+    plan = plan_chain(name, chain, options, problems)
     problems.check()
     assert plan is not None
     network = build(plan, 1)
     parameters = {name: fold.to_model() for name, fold in plan.folds.items()}
-    source = NirSource(tuple(ordered), plan)
+    source = NirSource(chain, plan)
     return Model(name, network, parameters, None, functools.partial(build, plan), plan.notes, source)
 
 

@@ -1,0 +1,92 @@
+"""Nodes as ``nir`` takes them, made from the layers of an imported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .discrete import aligned_with, constant_fields
+from .layers import Cell, Conv, Flatten, Layer, Linear, Pool, Port, Scale
+from .plan import Plan, Shape
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: its name, the name of its class in ``nir``, and the arguments of the class."""
+
+    name: str
+    kind: str
+    fields: Mapping[str, object]
+
+
+def imported_nodes(
+    layers: tuple[Layer, ...], plan: Plan, parameters: Mapping[str, npt.NDArray[np.float32]]
+) -> list[Node]:
+    """Return the nodes of an imported graph with other parameters; shapes are without the batch, and complete."""
+    after = {step.record.name: shape for step, shape in zip(plan.steps, plan.shapes, strict=True)}
+    values = {name: fold.to_file(parameters[name]) for name, fold in plan.folds.items()}
+    shape, nodes = plan.shape, []
+    for layer in layers:
+        record = layer.record
+        own = {field: values[name] for field in ("weight", "bias") if (name := f"{record.name}.{field}") in values}
+        nodes.append(Node(record.name, record.kind, {**_fields(layer, shape), **own}))
+        shape = after.get(record.name, shape)
+    return nodes
+
+
+def port(side: str, shape: Shape) -> dict[str, object]:
+    """Return the arguments of ``Input`` (side ``input``) or ``Output``."""
+    return {f"{side}_type": {side: np.array(shape)}}
+
+
+def conv(shape: Shape, stride: tuple[int, int], padding: tuple[int, int]) -> dict[str, object]:
+    """Return the arguments of ``Conv2d`` on maps of ``shape``, without weights."""
+    return {
+        "input_shape": shape[1:],
+        "stride": stride,
+        "padding": padding,
+        "dilation": (1, 1),
+        "groups": 1,
+    }
+
+
+def pool(kernel: tuple[int, int], stride: tuple[int, int]) -> dict[str, object]:
+    """Return the arguments of ``AvgPool2d`` and ``SumPool2d``."""
+    return {"kernel_size": np.array(kernel), "stride": np.array(stride), "padding": np.array((0, 0))}
+
+
+def flatten(shape: Shape) -> dict[str, object]:
+    """Return the arguments of ``Flatten``."""
+    return {"input_type": {"input": np.array(shape)}, "start_dim": 0, "end_dim": -1}
+
+
+def _fields(layer: Layer, shape: Shape) -> dict[str, object]:
+    match layer:
+        case Port():
+            return port(layer.record.kind.lower(), shape)
+        case Conv():
+            return conv(shape, layer.stride, layer.padding)
+        case Linear():
+            return {}
+        case Pool():
+            return pool(layer.kernel, layer.stride)
+        case Flatten():
+            return flatten(shape)
+        case Scale():
+            aligned = aligned_with(layer.record, "scale", layer.scale, shape)
+            return {"scale": np.broadcast_to(aligned, shape).astype(layer.scale.dtype)}
+        case Cell():
+            return {field: _constant(layer, field, shape) for field in constant_fields(layer.record)}
+
+
+def _constant(layer: Cell, field: str, shape: Shape) -> Array:
+    if not layer.record.has(field):
+        return np.zeros(shape, dtype=layer.record.real("r").dtype)
+    values = layer.record.real(field)
+    return np.broadcast_to(aligned_with(layer.record, field, values, shape), shape).astype(values.dtype)
