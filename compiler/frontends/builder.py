@@ -108,8 +108,12 @@ class NetworkBuilder:
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
         bias: bool = True,
+        names: tuple[str, str] | None = None,
     ) -> Signal:
-        """Add a convolution with parameters ``name.weight`` ``[K,C,kh,kw]`` and ``name.bias`` ``[K]``."""
+        """Add a convolution with parameters ``name.weight`` ``[K,C,kh,kw]`` and ``name.bias`` ``[K]``.
+
+        ``names`` are those of the two parameters, where they are others.
+        """
         _expect_maps(x, f"conv {name}", location)
         rows, columns, inner = x.shape[-3:]
         if rows + 2 * padding[0] < kernel[0] or columns + 2 * padding[1] < kernel[1]:
@@ -118,23 +122,40 @@ class NetworkBuilder:
                 f"found {rows + 2 * padding[0]} x {columns + 2 * padding[1]}",
                 location=location,
             )
+        weight_name, bias_name = names or (f"{name}.weight", f"{name}.bias")
         weight = self._parameter(
-            f"{name}.weight", (channels, inner, *kernel), (*kernel, inner, channels), (), (2, 3, 1, 0), location
+            weight_name, (channels, inner, *kernel), (*kernel, inner, channels), (), (2, 3, 1, 0), location
         )
-        offset = self._bias(name, channels, location) if bias else None
+        offset = self._bias(bias_name, channels, location) if bias else None
         result = spike.ConvOp(x.value, weight, offset, stride=stride, padding=padding, location=_mark(location))
         return self._add(result, location, name)
 
-    def linear(self, x: Signal, name: str, features: int, location: Location, *, bias: bool = True) -> Signal:
+    def linear(
+        self,
+        x: Signal,
+        name: str,
+        features: int,
+        location: Location,
+        *,
+        bias: bool = True,
+        names: tuple[str, str] | None = None,
+        inputs_first: bool = False,
+    ) -> Signal:
         """Add a fully connected layer with parameters ``name.weight`` ``[out,in]`` and ``name.bias`` ``[out]``.
 
-        The weights of flattened maps keep PyTorch's order of the inputs (channel, row, column).
+        The weights of flattened maps keep PyTorch's order of the inputs (channel, row, column). ``names`` are those of
+        the two parameters, where they are others; with ``inputs_first`` the weights are ``[in,out]``.
         """
         _expect_features(x, f"linear {name}", location)
         inner = x.shape[-1]
         view, perm = ((features, *x.maps), (2, 3, 1, 0)) if x.maps else ((), (1, 0))
-        weight = self._parameter(f"{name}.weight", (features, inner), (inner, features), view, perm, location)
-        offset = self._bias(name, features, location) if bias else None
+        source = (features, inner)
+        if inputs_first:
+            view, perm = ((*x.maps, features), (1, 2, 0, 3)) if x.maps else ((), ())
+            source = (inner, features)
+        weight_name, bias_name = names or (f"{name}.weight", f"{name}.bias")
+        weight = self._parameter(weight_name, source, (inner, features), view, perm, location)
+        offset = self._bias(bias_name, features, location) if bias else None
         return self._add(spike.LinearOp(x.value, weight, offset, location=_mark(location)), location, name)
 
     def pool(
@@ -215,7 +236,7 @@ class NetworkBuilder:
         return Network(module, self._inputs, self._outputs, self._parameters)
 
     def _bias(self, name: str, channels: int, location: Location) -> SSAValue:
-        return self._parameter(f"{name}.bias", (channels,), (channels,), (), (), location)
+        return self._parameter(name, (channels,), (channels,), (), (), location)
 
     def _parameter(
         self,
