@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn import isa, numerics
 
 from . import reference
 from .kernels import bits, convolution, transfer, vector
@@ -51,18 +51,33 @@ _NO_HALVES = np.zeros(0, np.uint16)
 
 def execute(op: Operation, memories: Memories) -> Work:
     """Execute one instruction; raises H2LearnError on a fault (nothing is promised about memory then)."""
-    buffers = open_operands(op, memories)
-    if op.mnemonic in ("ld", "st"):
+    opened = op.kept.get("opened")
+    if not isinstance(opened, _Opened) or opened.memories is not memories:
+        opened = op.kept["opened"] = _open(op, memories)
+    buffers = opened.buffers
+    if not opened.odd:
         return SEMANTICS[op.mnemonic](op, buffers)
-    odd = {name: buffer for name, buffer in buffers.items() if _is_misaligned(op, name, memories)}
-    if not odd:
-        return SEMANTICS[op.mnemonic](op, buffers)
-    copies = {name: buffer.copy() for name, buffer in odd.items()}
+    copies = {name: buffers[name].copy() for name in opened.odd}
     work = SEMANTICS[op.mnemonic](op, buffers | copies)
     for name in isa.BY_MNEMONIC[op.mnemonic].writes:
-        if name in odd:
-            odd[name][:] = copies[name]
+        if name in copies:
+            buffers[name][:] = copies[name]
     return work
+
+
+class _Opened(NamedTuple):
+    """The operands' bytes in some memories; ``odd``: those that kernels cannot work on where they are."""
+
+    memories: Memories
+    buffers: Buffers
+    odd: tuple[str, ...]
+
+
+def _open(op: Operation, memories: Memories) -> _Opened:
+    buffers = open_operands(op, memories)
+    if op.mnemonic in ("ld", "st"):
+        return _Opened(memories, buffers, ())
+    return _Opened(memories, buffers, tuple(name for name in buffers if _is_misaligned(op, name, memories)))
 
 
 def load(op: Operation, buffers: Buffers) -> Work:
@@ -173,37 +188,41 @@ def wu_run(op: Operation, buffers: Buffers) -> Work:
 
 def v_lif(op: Operation, buffers: Buffers) -> Work:
     """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
-    n, k, reset, spike = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike")
+    arguments = _arguments(op, buffers, _integrate_arguments)
+    n, k = op.number("n"), op.number("k")
+    fired, passed, broken = _run(vector.integrate, n, n * k, *arguments, counters=3)
+    return Work({"elements": n * k, "spikes": fired, "masked_in": passed, "nonfinite": broken})
+
+
+def _integrate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
+    reset, spike = op.choice("reset"), op.choice("spike")
     save_u, save_m = op.choice("save_u") == "yes", op.choice("save_m") == "yes"
     never = spike == "never"
     flags = (op.init, _is_half(op), reset == "hard", reset == "soft", spike == "ge", never, save_u, save_m)
-    fired, passed, broken = _run(
-        vector.integrate,
-        n,
-        n * k,
+    return (
         *(buffers["acc"].view(np.float32), buffers["par"].view(np.float32), *_either(op, buffers["us"])),
         *(buffers.get("ss", _NO_BYTES), buffers.get("so", _NO_BYTES), *_either(op, buffers.get("uo", _NO_BYTES))),
-        *(buffers.get("mo", _NO_BYTES), k, flags, np.float32(op.desc["width"])),
-        counters=3,
+        *(buffers.get("mo", _NO_BYTES), op.number("k"), flags, np.float32(op.desc["width"])),
     )
-    return Work({"elements": n * k, "spikes": fired, "masked_in": passed, "nonfinite": broken})
 
 
 def v_grad(op: Operation, buffers: Buffers) -> Work:
     """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
-    n, k, reset, never = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike") == "never"
+    arguments = _arguments(op, buffers, _differentiate_arguments)
+    n, k = op.number("n"), op.number("k")
+    live, broken = _run(vector.differentiate, n, 4 * n * k, *arguments, counters=2)
+    return Work({"elements": n * k, "live_outputs": live, "nonfinite": broken})
+
+
+def _differentiate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
+    k, reset, never = op.number("k"), op.choice("reset"), op.choice("spike") == "never"
     triangular, detach = op.choice("surrogate") == "triangular", op.choice("detach") == "yes"
     flags = (op.init, _is_half(op), reset == "hard", reset == "soft", never, triangular, detach)
-    live, broken = _run(
-        vector.differentiate,
-        n,
-        4 * n * k,
+    return (
         *(buffers["gs"].view(np.float32), *_either(op, buffers.get("u", _NO_BYTES)), buffers.get("s", _NO_BYTES)),
         *(buffers["par"].view(np.float32), *_either(op, buffers["gc"]), buffers["go"].view(np.uint64), _slot_words(op)),
         *(op.number("gblk"), k, flags, np.float32(op.desc["width"]), np.float32(op.desc["height"])),
-        counters=2,
     )
-    return Work({"elements": n * k, "live_outputs": live, "nonfinite": broken})
 
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:
@@ -282,9 +301,45 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
 
 
 def v_loss(op: Operation, buffers: Buffers) -> Work:
-    """``v.loss``: as in the reference, which is quick enough for logits."""
+    """``v.loss``: loss summed over valid samples / N, and its gradient times p0; all samples at a time."""
+    n, k, first = op.number("n"), op.number("k"), op.operands["pos"].address
+    valid = int(buffers["scal"].view(np.uint32)[1])
+    live = min(max(valid - first, 0), n)
+    labels, grad = buffers["label"].view(np.int32)[:live], buffers["grad"].view(np.float32).reshape(n, k)
+    wrong = np.flatnonzero((labels < 0) | (labels >= k))
+    if wrong.size:
+        sample = int(wrong[0])
+        raise op.fault(f"label {labels[sample]} of sample {first + sample} is outside the classes 0 to {k - 1}")
+    logits = buffers["logits"].view(np.float32).reshape(n, k)[:live]
+    count, scale, hot = np.float32(max(valid, 1)), np.float32(op.desc["p0"]), labels[:, None] == np.arange(k)
     with np.errstate(all="ignore"):
-        return reference.v_loss(op, buffers)
+        if op.choice("kind") == "cross_entropy":
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            powers = numerics.exp(shifted)
+            total = _column_sum(powers)
+            losses = numerics.log(total) - shifted[np.arange(live), labels]
+            grad[:live] = ((powers / total[:, None] - hot.astype(np.float32)) / count) * scale
+        else:
+            away = logits - hot.astype(np.float32)
+            losses = _column_sum(away * away) / np.float32(k)
+            grad[:live] = ((away * np.float32(2)) / (count * np.float32(k))) * scale
+        grad[live:] = 0
+        target = buffers["loss"].view(np.float32)
+        loss = np.float32(0) if op.init else target[0]
+        for share in losses / count:
+            loss = loss + share
+    target[0] = loss
+    return Work(
+        {"elements": n * k, "nonfinite": int(not np.isfinite(loss)) + int(bits.count_nonfinite(grad.reshape(-1)))}
+    )
+
+
+def _column_sum(values: F32) -> F32:
+    """Return the sums of the rows, columns ascending from +0."""
+    total = np.zeros(len(values), np.float32)
+    for column in values.T:
+        total = total + column
+    return total
 
 
 def v_opt(op: Operation, buffers: Buffers) -> Work:
@@ -309,22 +364,44 @@ def _is_misaligned(op: Operation, name: str, memories: Memories) -> bool:
     return (operand.address - base) % _ALIGNMENT != 0
 
 
+class _Rows(NamedTuple):
+    """A transfer worked out: arguments of ``count_slots`` and ``copy_rows`` behind the buffers (None: not needed)."""
+
+    slots: tuple[Any, ...] | None
+    copy: tuple[Any, ...] | None
+    existing: int
+    missing: int
+    bytes: int
+
+
 def _transfer(op: Operation, buffers: Buffers, zero_fill: bool) -> Work:
+    rows = op.kept.get("rows")
+    if not isinstance(rows, _Rows):
+        rows = op.kept["rows"] = _rows(op, zero_fill)
+    moved = rows.bytes
+    if rows.slots is not None:
+        moved += int(transfer.count_slots(buffers["src"], *rows.slots)) * op.number("item")
+    if rows.copy is not None:
+        transfer.copy_rows(buffers["dst"], buffers["src"], *rows.copy)
+    return Work({"rows": rows.existing, "zero_rows": rows.missing, "bytes": moved})
+
+
+def _rows(op: Operation, zero_fill: bool) -> _Rows:
     counts = tuple(op.number(f"n{d}") for d in range(4))
     strides = {name: tuple(op.number(f"{name[0]}s{d}") for d in range(4)) for name in ("src", "dst")}
     starts = {name: op.operands[name].address - start for name, (start, _) in spans(op).items()}
     rows, columns, run = transfer_range(op, 2), transfer_range(op, 3), op.number("run")
     outer = counts[0] * counts[1]
     existing = outer * (rows[1] - rows[0]) * (columns[1] - columns[0])
-    moved = existing * run
+    moved, slots, copy = existing * run, None, None
     if op.choice("mode") == "slots":
         slot = op.number("slot")
-        source = (buffers["src"], starts["src"], counts, strides["src"], run, slot, rows, columns)
-        moved = moved // slot * 8 + int(transfer.count_slots(*source)) * op.number("item")
+        slots = (starts["src"], counts, strides["src"], run, slot, rows, columns)
+        moved = moved // slot * 8
     if run and (existing or zero_fill):
         layout = _merged((run, counts, strides["src"], strides["dst"], rows, columns))
-        transfer.copy_rows(buffers["dst"], buffers["src"], starts["dst"], starts["src"], *layout, zero_fill)
-    return Work({"rows": existing, "zero_rows": outer * counts[2] * counts[3] - existing, "bytes": moved})
+        copy = (starts["dst"], starts["src"], *layout, zero_fill)
+    return _Rows(slots, copy, existing, outer * counts[2] * counts[3] - existing, moved)
 
 
 def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -460,9 +537,30 @@ def _either(op: Operation, buffer: Bytes) -> tuple[F32, U16]:
     return (_NO_REALS, buffer.view(np.uint16)) if _is_half(op) else (buffer.view(np.float32), _NO_HALVES)
 
 
+class _Arguments(NamedTuple):
+    """Arguments of a kernel that stay the same as long as it works on the same ``buffers``."""
+
+    buffers: Buffers
+    values: tuple[object, ...]
+
+
+def _arguments(
+    op: Operation, buffers: Buffers, build: Callable[[Operation, Buffers], tuple[object, ...]]
+) -> tuple[object, ...]:
+    """Return the arguments that ``build`` works out, from the last execution where that had the same buffers."""
+    kept = op.kept.get("arguments")
+    if not isinstance(kept, _Arguments) or kept.buffers is not buffers:
+        kept = op.kept["arguments"] = _Arguments(buffers, build(op, buffers))
+    return kept.values
+
+
 def _run(kernel: Callable[..., object], total: int, elements: int, *arguments: object, counters: int = 0) -> list[int]:
     """Call ``kernel(*arguments, [work,] low, high)`` for ranges that cover ``total`` and return the summed work."""
     parts = max(1, min(_cores(), elements // WORTH_A_THREAD, total))
+    if parts == 1:
+        counts = np.zeros(counters, np.int64)
+        kernel(*arguments, *((counts,) if counters else ()), 0, total)
+        return [int(count) for count in counts]
     edges = [total * part // parts for part in range(parts + 1)]
     work = np.zeros((parts, counters), np.int64)
     calls = [(*arguments, *((work[part],) if counters else ()), edges[part], edges[part + 1]) for part in range(parts)]

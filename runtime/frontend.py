@@ -46,12 +46,20 @@ _CLEARED: dict[str, dict[str, int | float]] = {
     row.name: {f.name: 0.0 if f.kind is Kind.F32 else 0 for f in row.fields} for row in DESCRIPTORS
 }
 COORDINATES = frozenset({"y", "x", "pos", "neu", "tick"})
-_MAX_OPERANDS_KEPT = 1 << 16
+_MAX_OPERATIONS_KEPT = 1 << 16
+
+
+Places = tuple[tuple[str, int], ...]
+"""Memory and address of every operand."""
 
 
 @dataclass(slots=True)
 class Template:
-    """One instruction of the program, taken apart once. ``kept`` holds what depends on its descriptor alone."""
+    """One instruction of the program, taken apart once.
+
+    ``kept`` holds what depends on its descriptor alone, ``operations`` its dispatches by descriptor version, init and
+    places of the operands: most of them come again in the next run.
+    """
 
     pc: int
     code: int
@@ -66,6 +74,7 @@ class Template:
     sem: int = 0
     count: int = 0
     kept: dict[tuple[int, ...], object] = field(default_factory=dict)
+    operations: dict[tuple[int, bool, Places], Operation] = field(default_factory=dict)
     executed: int = 0
 
 
@@ -140,7 +149,7 @@ class FrontEnd:
         self.limit = limit
         self.break_at = break_at
         self.depth = program.machine.queue_depth
-        self.operands: dict[tuple[str, int], Operand] = {}
+        self.operations_kept = 0
         self.reset()
 
     def reset(self) -> None:
@@ -240,18 +249,14 @@ class FrontEnd:
             kind, index = template.descriptor
             contents = self.descriptors[kind][index]
             version = contents.version
-            registers, kept = self.registers, self.operands
-            operands: dict[str, Operand] = {}
-            for name, number in template.registers:
-                register = registers[number]
-                key = (register.memory, register.value(iterations))
-                operand = kept.get(key)
-                if operand is None:
-                    operand = self._keep(key)
-                operands[name] = operand
+            registers = self.registers
+            used = [registers[number] for _, number in template.registers]
+            places = tuple([(register.memory, register.value(iterations)) for register in used])
             mask = template.init_mask
             init = not mask & INIT_NEVER and not (mask and self._past_first(mask))
-            operation = Operation(template.pc, template.mnemonic, operands, contents.fields, init, template.fields)
+            operation = template.operations.get((version, init, places))
+            if operation is None:
+                operation = self._operation(template, contents, init, places)
             if not contents.configured or not all(registers[number].configured for _, number in template.registers):
                 unset = self._unset(template, contents)
         self.dispatches += 1
@@ -263,11 +268,17 @@ class FrontEnd:
         iterations = self.iterations
         return any(iterations[level] for level in range(MAX_LOOP_DEPTH) if mask >> level & 1)
 
-    def _keep(self, key: tuple[str, int]) -> Operand:
-        if len(self.operands) >= _MAX_OPERANDS_KEPT:
-            self.operands.clear()
-        operand = self.operands[key] = Operand(*key)
-        return operand
+    def _operation(self, template: Template, contents: Contents, init: bool, places: Places) -> Operation:
+        """Return a dispatch that is new, and keep it for the next runs."""
+        if self.operations_kept >= _MAX_OPERATIONS_KEPT:
+            self.operations_kept = 0
+            for other in self.templates:
+                other.operations.clear()
+        self.operations_kept += 1
+        operands = {name: Operand(*place) for (name, _), place in zip(template.registers, places, strict=True)}
+        operation = Operation(template.pc, template.mnemonic, operands, contents.fields, init, template.fields)
+        template.operations[contents.version, init, places] = operation
+        return operation
 
     def _unset(self, template: Template, contents: Contents) -> tuple[str, ...]:
         names = [name for name, number in template.registers if not self.registers[number].configured]

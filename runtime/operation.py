@@ -37,6 +37,7 @@ class Operation:
 
     ``desc`` holds the copied descriptor fields (enums as their index, F32 fields rounded to binary32), ``fields`` the
     remaining plain fields (``shape``, ``mode``, ``masked``); ``init`` is False where the row has no such field.
+    ``kept`` holds what executions have worked out from the rest, for the next one.
     """
 
     pc: int
@@ -45,6 +46,7 @@ class Operation:
     desc: dict[str, int | float]
     init: bool
     fields: dict[str, int]
+    kept: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     def number(self, name: str) -> int:
         """Return an integer descriptor field."""

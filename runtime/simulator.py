@@ -197,7 +197,8 @@ class Simulator:
             engine.issue = now
             if self._front.blocked_on == engine.number:
                 self._front.resume(now, f"queue of {ENGINES[engine.number]} full")
-            self._after_front_end()
+            if self._front.fenced:
+                self._after_front_end()
 
     def _unit_free(self, engine: Engine, entry: Entry, accesses: tuple[Access, ...], start: int) -> int:
         """Return when the unit of an instruction can start it; FE's builder works beside its look-up lanes."""
@@ -293,6 +294,9 @@ class Simulator:
     def _kept(self, entry: Entry) -> Kept:
         template, operation = entry.template, entry.operation
         assert operation is not None
+        known = operation.kept.get("simulator")
+        if isinstance(known, Kept):
+            return known
         y = x = 0
         if template.mnemonic in ("ld", "st"):
             y, x = operation.operands["y"].address, operation.operands["x"].address
@@ -306,6 +310,7 @@ class Simulator:
             dram_side = next((a for a in accesses if a.write == (template.mnemonic == "st")), None)
             burst = timing.plain_burst_bytes(dram_side, self.machine) if cycles is None and dram_side is not None else 0
             kept = template.kept[key] = Kept(accesses, cycles, burst)
+        operation.kept["simulator"] = kept
         return kept
 
     def _signal(self, engine: Engine, template: Template, now: int) -> None:
