@@ -1,0 +1,313 @@
+"""From layers to a network of the ``spike`` level: what it can express today, and under which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
+from h2learn.compiler.frontends.neuron_description import NeuronDescription, SpikeNeuron, add_neuron, spike_neuron
+from h2learn.compiler.model import Network
+
+from .graph import Constant
+from .recognise import Recognised
+from .roll import Layer, split_source
+from .steps import StepNode, Synapse
+from .values import RefusalError
+
+Floats = npt.NDArray[np.float32]
+
+READOUTS = {"time_mean": ("rate", "membrane_mean")}
+"""Readout layer -> the readout of spikes, and of reals."""
+
+_LOST_NAME = re.compile(r"(val_\d+.*|onnx::.*|.*::.*|/.*|.*_output_\d+|t(_\d+)?|p_?\d*|\d+|_.*|)$")
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of the network."""
+
+    name: str
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Names of a layer's parameters; ``base`` names the layer."""
+
+    base: str
+    weight: str
+    bias: str
+
+
+@dataclass
+class Plan:
+    """A network that can be built for any batch: layers in order, parameters, and what is to be said about them."""
+
+    file: str
+    name: str
+    input_name: str
+    time_steps: int
+    layers: list[Layer]
+    outputs: list[Output]
+    parameters: dict[str, Floats] = field(default_factory=dict)
+    names: dict[Layer, Parameters] = field(default_factory=dict)
+    neurons: dict[Layer, SpikeNeuron] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def build(self, batch: int) -> Network:
+        """Return the network for ``batch`` samples; raises H2LearnError."""
+        builder = NetworkBuilder(batch)
+        signals: dict[Layer, Signal] = {}
+        for layer in self.layers:
+            signals[layer] = _EMIT[layer.kind](self, builder, layer, [signals[i] for i in layer.inputs])
+        for output in self.outputs:
+            signal = signals[output.layer]
+            if output.layer.kind not in ("neuron", *READOUTS):
+                signal = builder.li(signal, 0.0, self.location(output.layer), output.name)
+            builder.output(output.name, signal)
+        return builder.finish(self.name, Location(self.file))
+
+    def location(self, layer: Layer) -> Location:
+        """Return where a layer stands in the file: the name of its node in the first time step it occurs in."""
+        return Location(f"{self.file}:{split_source(layer.node.source)[0]}")
+
+
+def prepare(plan: Plan, refuse: Callable[[str, str, str, str], None]) -> None:
+    """Name the parameters and choose the neurons of a plan; ``refuse`` is told what the ``spike`` level lacks."""
+    for layer in plan.layers:
+        try:
+            if layer.kind not in _EMIT:
+                raise RefusalError(_LACKING.get(layer.kind, "this layer is not supported yet"))
+            _PREPARE.get(layer.kind, _nothing)(plan, layer)
+        except RefusalError as error:
+            name, operator = split_source(layer.node.source)
+            refuse(name, operator, str(error), error.hint)
+    for output in plan.outputs:
+        found = output.layer.neuron
+        if found is not None and found.neuron.fires and found.output == "potentials":
+            name, operator = split_source(output.layer.node.source)
+            refuse(name, operator, "potentials of neurons that fire are no output yet", "put out their spikes")
+
+
+def summary(neuron: NeuronDescription) -> str:
+    """Return the equation's numbers in a line."""
+    parts = [f"alpha {_numbers(neuron.alpha)}"]
+    if neuron.gain != (1.0,):
+        parts.append(f"gain {_numbers(neuron.gain)}")
+    if not neuron.fires:
+        return f"leaky integrator, {', '.join(parts)}, starts at 0"
+    parts += [f"theta {_numbers(neuron.theta)}", f"reset {neuron.reset}"]
+    if neuron.reset == "hard":
+        parts[-1] += f" to {_numbers(neuron.v_reset)}"
+    sign = ">" if neuron.compare == "gt" else ">="
+    return f"{', '.join(parts)}, spikes at u {sign} theta, starts at {_numbers(neuron.initial)}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g} by channel"
+
+
+def _nothing(plan: Plan, layer: Layer) -> None:
+    pass
+
+
+def _prepare_synapse(plan: Plan, layer: Layer) -> None:
+    node, synapse = layer.node, layer.node.synapse
+    assert synapse is not None
+    if layer.kind == "linear" and len(node.shape) != 2:
+        raise RefusalError("a matrix product of maps is not supported", "flatten before it")
+    if layer.kind == "conv":
+        _check_window(node, 2)
+        if node.key[-1] != 1:
+            raise RefusalError("a grouped convolution is not supported yet")
+    names = _parameter_names(plan, layer, synapse)
+    weight = _float(synapse.weight)
+    if weight.ndim not in (2, 4):
+        raise RefusalError("only 2-D convolutions are supported yet")
+    plan.parameters[names.weight] = weight
+    if synapse.bias is not None:
+        plan.parameters[names.bias] = _float(synapse.bias)
+    plan.names[layer] = names
+
+
+def _float(constant: Constant) -> Floats:
+    array = constant.array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise RefusalError("its parameters hold values that are not finite")
+    return np.ascontiguousarray(array)
+
+
+def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
+    """Keep the file's names; where the exporter lost one, or two layers share it, make one from the layer's."""
+    known = [c.name for c in (synapse.weight, synapse.bias) if c is not None and not _LOST_NAME.match(c.name)]
+    base = known[0].rpartition(".")[0] if known else ""
+    base = base or layer.node.scope or _scope_of(split_source(layer.node.source)[0]) or f"layer{len(plan.names)}"
+    found = []
+    for constant, kind in ((synapse.weight, "weight"), (synapse.bias, "bias")):
+        name = constant.name if constant is not None else ""
+        taken = {*plan.parameters, *found}
+        if _LOST_NAME.match(name) or name in taken:
+            new = _free(f"{base}.{kind}", taken)
+            if constant is not None and name in taken:
+                plan.notes.append(f"{name} is shared by several layers: {new} is a parameter of its own")
+            elif constant is not None:
+                plan.notes.append(f"the exporter lost the name of {new} (it is called {name or 'nothing'})")
+            name = new
+        found.append(name)
+    return Parameters(base, found[0], found[1])
+
+
+def _scope_of(node_name: str) -> str:
+    """Return ``7`` of ``/7/MatMul``, the legacy exporter's name of a node."""
+    parts = [part for part in node_name.split("/") if part]
+    return parts[-2] if node_name.startswith("/") and len(parts) > 1 else ""
+
+
+def _free(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        candidate, count = f"{name}_{count}", count + 1
+    return candidate
+
+
+def _check_window(node: StepNode, rank: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Return kernel, stride and padding of a two-dimensional window."""
+    kernel, stride, pads, dilation = [part for part in node.key if isinstance(part, tuple)][:4]
+    if len(kernel) != rank:
+        raise RefusalError("only 2-D windows are supported yet")
+    if set(dilation) != {1}:
+        raise RefusalError("a dilated window is not supported yet")
+    if pads[:rank] != pads[rank:]:
+        raise RefusalError("a padding that differs between the two sides is not supported yet")
+    return (kernel[0], kernel[1]), (stride[0], stride[1]), (pads[0], pads[1])
+
+
+def _prepare_pool(plan: Plan, layer: Layer) -> None:
+    if any(_check_window(layer.node, 2)[2]):
+        raise RefusalError("padded pooling is not supported yet")
+
+
+def _prepare_neuron(plan: Plan, layer: Layer) -> None:
+    found = layer.neuron
+    assert found is not None
+    try:
+        form = spike_neuron(found.neuron)
+    except H2LearnError as error:
+        raise RefusalError(f"{error.message} (found {summary(found.neuron)})", error.hint) from None
+    if set(form.input_factor) != {1.0}:
+        raise RefusalError(f"an input that the neuron scales is not supported yet (found {summary(found.neuron)})")
+    plan.neurons[layer] = _with_surrogate(form, found)
+    plan.notes.append(f"{split_source(layer.node.source)[0]}: exact: {summary(found.neuron)}")
+    plan.notes.extend(f"{split_source(layer.node.source)[0]}: {note}" for note in form.notes)
+
+
+def _with_surrogate(form: SpikeNeuron, found: Recognised) -> SpikeNeuron:
+    if found.surrogate is None:
+        return form
+    kind, width = found.surrogate
+    scale = form.potential_scale
+    return replace(form, neuron=replace(form.neuron, surrogate=kind, width=width * scale, height=1.0 / scale))
+
+
+def _prepare_readout(plan: Plan, layer: Layer) -> None:
+    if len(layer.node.shape) != 2:
+        raise RefusalError("a readout of maps is not supported", "flatten before it")
+
+
+def _prepare_flatten(plan: Plan, layer: Layer) -> None:
+    if len(layer.node.args[0].shape) != 4:
+        raise RefusalError("only maps C x H x W can be flattened yet")
+
+
+def _emit_input(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    location = Location(f"{plan.file}:{plan.input_name}")
+    shape = layer.node.shape[1:]
+    if layer.node.key[1] is not None:
+        return builder.input(plan.input_name, shape, location, time_steps=plan.time_steps)
+    return builder.encode(builder.input(plan.input_name, shape, location), "direct", plan.time_steps, location)
+
+
+def _emit_conv(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    kernel, stride, padding = _check_window(layer.node, 2)
+    names, synapse = plan.names[layer], layer.node.synapse
+    assert synapse is not None
+    return builder.conv(
+        inputs[0],
+        names.base,
+        layer.node.shape[1],
+        plan.location(layer),
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        bias=synapse.bias is not None,
+        names=(names.weight, names.bias),
+    )
+
+
+def _emit_linear(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    names, synapse = plan.names[layer], layer.node.synapse
+    assert synapse is not None
+    return builder.linear(
+        inputs[0],
+        names.base,
+        layer.node.shape[1],
+        plan.location(layer),
+        bias=synapse.bias is not None,
+        names=(names.weight, names.bias),
+        inputs_first=synapse.inputs_first,
+    )
+
+
+def _emit_pool(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    kernel, stride, _ = _check_window(layer.node, 2)
+    return builder.pool(inputs[0], layer.kind.removesuffix("pool"), kernel, stride, plan.location(layer))
+
+
+def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    return builder.flatten(inputs[0], plan.location(layer))
+
+
+def _emit_neuron(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    number = list(plan.neurons).index(layer) + 1
+    return add_neuron(builder, inputs[0], plan.neurons[layer], plan.location(layer), f"neuron{number}")
+
+
+def _emit_readout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    x, place = inputs[0], plan.location(layer)
+    if not x.is_spikes and layer.inputs[0].kind != "neuron":
+        x = builder.li(x, 0.0, place)
+    return builder.readout(x, READOUTS[layer.kind][0 if x.is_spikes else 1], place)
+
+
+_PREPARE: dict[str, Callable[[Plan, Layer], None]] = {
+    "conv": _prepare_synapse,
+    "linear": _prepare_synapse,
+    "avgpool": _prepare_pool,
+    "maxpool": _prepare_pool,
+    "flatten": _prepare_flatten,
+    "neuron": _prepare_neuron,
+    **dict.fromkeys(READOUTS, _prepare_readout),
+}
+_EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signal]] = {
+    "input": _emit_input,
+    "conv": _emit_conv,
+    "linear": _emit_linear,
+    "avgpool": _emit_pool,
+    "maxpool": _emit_pool,
+    "flatten": _emit_flatten,
+    "neuron": _emit_neuron,
+    **dict.fromkeys(READOUTS, _emit_readout),
+}
+_LACKING = {
+    "batchnorm": "batch normalization is not supported yet",
+    "concat": "concatenation is not supported yet",
+    "reshape": "a reshape of features that is no flattening is not supported",
+    "time_sum": "a sum over time is not supported yet",
+    "time_max": "a maximum over time is not supported yet",
+}

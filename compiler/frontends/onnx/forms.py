@@ -1,0 +1,232 @@
+"""What a pointwise computation is for a given pattern of spikes: an affine function of the input currents.
+
+Between two layers every element is computed from the same element of the currents ``I[0] .. I[T-1]`` by arithmetic and
+comparisons. Once the outcome of every comparison is fixed, each value is ``sum_k c_k * I[k] + c``, whatever the
+spelling. A :class:`Form` holds these coefficients in float64, per channel where constants differ by channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .steps import StepNode
+
+Form = npt.NDArray[np.float64]
+"""``[leaves + 1, channels or 1]``: the coefficient of each current, and the constant last."""
+
+BELOW, ABOVE, EQUAL = 0, 1, 2
+"""Outcomes of the comparison of a step: under the threshold, over it, exactly at it."""
+
+
+class NotAffineError(Exception):
+    """A computation is not an affine function of the currents for a fixed pattern of spikes."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A comparison with a threshold: the newest current enters ``form`` (left minus right side) with ``sign``."""
+
+    step: int
+    sign: int
+
+
+@dataclass
+class Closure:
+    """The pointwise computation that gives ``outputs``, one per step, from ``leaves``."""
+
+    outputs: tuple[StepNode, ...]
+    leaves: tuple[StepNode, ...]
+    order: list[StepNode] = field(init=False)
+    decisions: dict[int, Decision] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = pointwise_order(self.outputs)
+        self._find_decisions()
+
+    @property
+    def static(self) -> bool:
+        """Whether one current drives all steps."""
+        return len(self.leaves) == 1 and len(self.outputs) > 1
+
+    def run(self, pattern: Sequence[int]) -> tuple[list[Form], dict[int, Form]]:
+        """Return the outputs, and what each step compares with 0, for the outcomes ``pattern`` of the steps.
+
+        Raises NotAffineError when a value is not affine in the currents, or a step has two different thresholds.
+        """
+        compared: dict[int, Form] = {}
+
+        def decide(node: StepNode, form: Form) -> float:
+            decision = self.decisions.get(node.number)
+            if decision is None:
+                raise NotAffineError(f"{node.source} compares something else than in other time steps")
+            oriented = decision.sign * form
+            known = compared.setdefault(decision.step, oriented)
+            if known is not oriented and not _proportional(known, oriented):
+                raise NotAffineError(f"{node.source} is a second threshold in the same time step")
+            return _outcome(node, pattern[decision.step], decision.sign)
+
+        values = self._evaluate(decide)
+        return [values[node.number] for node in self.outputs], compared
+
+    def _find_decisions(self) -> None:
+        """Give every comparison its step: the newest current it depends on (one current for all: their order)."""
+        forms: list[Form] = []
+
+        def decide(node: StepNode, form: Form) -> float:
+            if not self.static:
+                step = int(np.flatnonzero(np.any(form[:-1] != 0, axis=1))[-1])
+            else:
+                step = next((k for k, known in enumerate(forms) if _proportional(known, form)), len(forms))
+                if step == len(forms):
+                    forms.append(form)
+            newest = form[0 if self.static else step]
+            if not (np.all(newest > 0) or np.all(newest < 0)):
+                raise NotAffineError(f"{node.source} compares currents of different signs")
+            sign = 1 if newest[0] > 0 else -1
+            self.decisions[node.number] = Decision(step, sign)
+            return _outcome(node, BELOW, sign)
+
+        self._evaluate(decide)
+
+    def _evaluate(self, decide: _Decide) -> Mapping[int, Form]:
+        leaf_rows = {leaf.number: row for row, leaf in enumerate(self.leaves)}
+        rows = len(self.leaves) + 1
+        rank = len(self.leaves[0].shape)
+        values: dict[int, Form] = {}
+        for node in self.order:
+            if node.number in leaf_rows:
+                form = np.zeros((rows, 1))
+                form[leaf_rows[node.number]] = 1.0
+            elif node.op == "const":
+                form = np.zeros((rows, 1))
+                form = _with_constant(form, _per_channel(node, rank))
+            else:
+                with np.errstate(all="ignore"):
+                    form = _apply(node, [values[a.number] for a in node.args], decide)
+                if not np.isfinite(form).all():
+                    raise NotAffineError(f"{node.source} gives a value that is not finite")
+            values[node.number] = form
+        return values
+
+
+def pointwise_order(outputs: Sequence[StepNode]) -> list[StepNode]:
+    """Return the pointwise nodes that give ``outputs`` and the nodes they start from, arguments first."""
+    found: dict[int, StepNode] = {}
+    waiting = list(outputs)
+    while waiting:
+        node = waiting.pop()
+        if node.number not in found:
+            found[node.number] = node
+            waiting += node.args if node.pointwise else ()
+    return [found[number] for number in sorted(found)]
+
+
+def _apply(node: StepNode, args: Sequence[Form], decide: _Decide) -> Form:
+    if node.op in _COMPARE:
+        return _compare(node, args[0] - args[1], decide)
+    if node.op in _KINKED:
+        return _kinked(node, args, decide)
+    if node.op in _LINEAR:
+        return np.asarray(_LINEAR[node.op](*args))
+    if node.op == "mul":
+        return _product(node, *args)
+    if node.op == "div":
+        return args[0] / _constant(node, args[1])
+    if node.op == "where":
+        return args[1] * _constant(node, args[0]) + args[2] * (1 - _constant(node, args[0]))
+    constants = [_constant(node, a) for a in args]
+    if node.op not in _ON_CONSTANTS:
+        raise NotAffineError(f"{node.source} is not piecewise linear")
+    return _with_constant(args[0] * 0, np.asarray(_ON_CONSTANTS[node.op](*constants), dtype=np.float64))
+
+
+def _compare(node: StepNode, form: Form, decide: _Decide) -> Form:
+    if np.any(form[:-1] != 0):
+        return _with_constant(np.zeros((len(form), 1)), np.asarray([decide(node, form)]))
+    return _with_constant(form * 0, _COMPARE[node.op](form[-1], 0).astype(np.float64))
+
+
+def _kinked(node: StepNode, args: Sequence[Form], decide: _Decide) -> Form:
+    """Evaluate an operator with a kink by the side of it that the pattern says."""
+    first = args[0]
+    second = args[1] if len(args) > 1 else (-first if node.op == "abs" else first * 0)
+    above = _compare(node, first - second, decide)[-1]
+    larger, smaller = (first, second) if node.op != "min" else (second, first)
+    return larger * above + smaller * (1 - above)
+
+
+def _product(node: StepNode, a: Form, b: Form) -> Form:
+    if not np.any(a[:-1]):
+        return b * a[-1]
+    if not np.any(b[:-1]):
+        return a * b[-1]
+    raise NotAffineError(f"{node.source} multiplies two values that depend on the currents")
+
+
+def _constant(node: StepNode, form: Form) -> npt.NDArray[np.float64]:
+    if np.any(form[:-1]):
+        raise NotAffineError(f"{node.source} is not piecewise linear")
+    return np.asarray(form[-1])
+
+
+def _with_constant(form: Form, constant: npt.NDArray[np.float64]) -> Form:
+    result = np.zeros((len(form), max(form.shape[1], constant.size)))
+    result[-1] = constant
+    return result
+
+
+def _per_channel(node: StepNode, rank: int) -> npt.NDArray[np.float64]:
+    """Return a constant as one number, or one per channel (the second dimension of a step)."""
+    assert node.value is not None
+    if node.value.size == 1:
+        return node.value.reshape(1)
+    full = node.value.reshape((1,) * (rank - node.value.ndim) + node.value.shape)
+    if full.ndim != rank or rank < 2:
+        raise NotAffineError(f"{node.source} uses a constant of shape {list(node.value.shape)}")
+    channels = full[(slice(0, 1), slice(None), *[slice(0, 1)] * (rank - 2))]
+    if not np.array_equal(np.broadcast_to(channels, full.shape), full):
+        raise NotAffineError(f"{node.source} uses a constant that differs by sample or by place")
+    return channels.reshape(-1)
+
+
+def _outcome(node: StepNode, side: int, sign: int) -> float:
+    """Return the truth of ``form > 0`` (``>= 0``, ``== 0``) when ``sign * form`` is on ``side`` of 0."""
+    if side == EQUAL:
+        return float(node.op in ("ge", "eq"))
+    if node.op in ("eq", "ne"):
+        return float(node.op == "ne")
+    return float((side == ABOVE) == (sign > 0))
+
+
+def _proportional(a: Form, b: Form) -> bool:
+    scale_a, scale_b = (np.abs(f[:-1]).max(axis=0) for f in (a, b))
+    if not (np.all(scale_a > 0) and np.all(scale_b > 0)):
+        return bool(np.allclose(a, b, rtol=1e-6, atol=1e-9))
+    return bool(np.allclose(a / scale_a, b / scale_b, rtol=1e-6, atol=1e-7))
+
+
+class _Decide:
+    """Gives the truth of a comparison of a form that is not constant with 0."""
+
+    def __call__(self, node: StepNode, form: Form) -> float: ...
+
+
+_COMPARE = {"gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}
+_KINKED = {"relu", "max", "min", "abs"}
+_LINEAR = {
+    "add": np.add,
+    "sub": np.subtract,
+    "neg": np.negative,
+}
+_ON_CONSTANTS = {
+    "not": lambda a: 1 - a,
+    "and": lambda a, b: a * b,
+    "or": lambda a, b: np.maximum(a, b),
+    "round": np.round,
+    "floor": np.floor,
+    "ceil": np.ceil,
+}

@@ -1,0 +1,366 @@
+"""``.onnx`` files to models."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.model import Model
+
+from .emit import Output, Plan, prepare
+from .execute import MAX_STEPS, Executor, Problem
+from .graph import Constant, Graph, GraphInput, read_graph
+from .roll import Layer, Roller
+from .steps import StepNode
+from .values import RefusalError, Refused, Series, Value, series
+
+RESETS = ("hard", "soft", "soft-delayed")
+UNKNOWN_BATCH = 2
+MAX_PAIRINGS = 24
+MAX_INPUT_ELEMENTS = 1 << 32
+
+
+def load_onnx(
+    path: str | PathLike[str],
+    *,
+    time_steps: int | None = None,
+    reset: str | None = None,
+) -> Model:
+    """Return the model of an ``.onnx`` file, for the batch of the file (1 where it leaves the batch open).
+
+    ``time_steps``: for files that leave the number of time steps open (loops over a dynamic input, single-step cells).
+    ``reset``: what the neurons' reset is expected to be; the file says it, so another one is an error.
+    Raises H2LearnError when the file cannot be read, or lists every node that cannot be imported, with the reason.
+    """
+    file = str(path)
+    _check_options(file, time_steps, reset)
+    graph = read_graph(path)
+    best: _Attempt | None = None
+    for form in _forms(file, graph, time_steps):
+        attempt = _attempt(file, graph, form, time_steps)
+        if best is None or _rank(attempt) < _rank(best):
+            best = attempt
+        if not best.problems and best.plan is not None:
+            break
+    assert best is not None
+    if best.problems or best.plan is None:
+        raise _refusal(file, best.problems)
+    _check_reset(file, best.plan, reset)
+    plan = best.plan
+    model = Model(Path(path).stem, plan.build(best.batch), plan.parameters, None, plan.build, tuple(plan.notes))
+    return model.with_parameters(plan.parameters)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A way to read the inputs: ``time_axis`` of the first one (None: none), or a single step with states."""
+
+    time_axis: int | None
+    states: tuple[int, ...] = ()
+    """For a single step: the output that is the next value of each further input."""
+
+
+@dataclass
+class _Attempt:
+    problems: list[Problem]
+    plan: Plan | None
+    batch: int
+    understood: int
+    """How many layers were found."""
+
+
+def _rank(attempt: _Attempt) -> tuple[bool, int, int]:
+    return attempt.plan is None, -attempt.understood, len(attempt.problems)
+
+
+def _check_options(file: str, time_steps: int | None, reset: str | None) -> None:
+    if time_steps is not None and (isinstance(time_steps, bool) or not isinstance(time_steps, int)):
+        raise H2LearnError(f"expected a number of time steps, found {time_steps!r}", location=file)
+    if time_steps is not None and not 1 <= time_steps <= MAX_STEPS:
+        raise H2LearnError(f"expected 1 to {MAX_STEPS} time steps, found {time_steps}", location=file)
+    if reset is not None and reset not in RESETS:
+        raise H2LearnError(f"expected reset {', '.join(RESETS)}, found {reset!r}", location=file)
+
+
+def _check_reset(file: str, plan: Plan, reset: str | None) -> None:
+    for layer in plan.neurons:
+        assert layer.neuron is not None
+        found = layer.neuron.neuron.reset.replace("_", "-")
+        if reset is not None and layer.neuron.neuron.fires and found not in (reset, "none"):
+            raise H2LearnError(
+                f"expected reset {reset}, found reset {found} in {layer.name}",
+                location=file,
+                hint="leave the option out: the graph says how its neurons are reset",
+            )
+
+
+def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
+    """Return the ways to read the inputs, the most likely first; raises H2LearnError when there is none."""
+    if not graph.inputs or not graph.outputs:
+        raise H2LearnError("expected a graph with an input and an output, found none", location=file)
+    for entry in graph.inputs:
+        if entry.kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) or entry.shape is None:
+            raise H2LearnError(f"expected a float tensor of known rank as input {entry.name}", location=file)
+    first = graph.inputs[0]
+    assert first.shape is not None
+    if len(graph.inputs) > 1:
+        return _single_steps(file, graph, time_steps)
+    rank = len(first.shape)
+    axes: dict[int, tuple[int | None, ...]] = {2: (None,), 3: (0, 1), 4: (None, 0, 1), 5: (0, 1)}
+    if rank not in axes:
+        raise H2LearnError(f"expected an input of 2 to 5 dimensions, found {first.name} of {rank}", location=file)
+    return [_Form(axis) for axis in axes[rank]]
+
+
+def _single_steps(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
+    """Return the ways to feed the outputs of a step back as its states."""
+    states = graph.inputs[1:]
+    if len(graph.outputs) < len(states):
+        raise H2LearnError(
+            f"expected an output for each of the {len(states)} states {', '.join(s.name for s in states)}, "
+            f"found {len(graph.outputs)} outputs",
+            location=file,
+        )
+    if time_steps is None:
+        raise H2LearnError(
+            f"expected a number of time steps for a single step with the states {', '.join(s.name for s in states)}",
+            location=file,
+            hint="give the option time_steps (--time-steps T)",
+        )
+    choices = itertools.permutations(range(len(graph.outputs)), len(states))
+    ranked = sorted(itertools.islice(choices, 5040), key=lambda order: -_affinity(graph, order))
+    return [_Form(None, tuple(order)) for order in ranked[:MAX_PAIRINGS]]
+
+
+def _affinity(graph: Graph, order: Sequence[int]) -> int:
+    """Return how many states have the name of the output that is their next value."""
+    pairs = zip(graph.inputs[1:], order, strict=True)
+    return sum(_stem(state.name) == _stem(graph.outputs[index]) for state, index in pairs)
+
+
+def _stem(name: str) -> str:
+    words = [word for word in re.split(r"[._/:]+", name.lower()) if word]
+    return "_".join(word for word in words if word not in ("in", "out", "prev", "next", "new", "old", "state", "t"))
+
+
+def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None) -> _Attempt:
+    executor = Executor(graph.opset)
+    first = graph.inputs[0]
+    try:
+        sizes = _sizes(first, form, time_steps)
+        if form.states:
+            values = _run_steps(executor, graph, form, sizes)
+        else:
+            values = executor.run(graph, {first.name: _input(executor, first, form, sizes)})
+    except RefusalError as error:
+        executor.refuse(first.name, "input", str(error), error.hint)
+        return _Attempt(executor.problems, None, 1, 0)
+    outputs = _outputs(executor, graph, form, values)
+    roller = Roller(executor.refuse)
+    plan = _plan(file, executor, roller, first.name, outputs)
+    if plan is not None:
+        prepare(plan, executor.refuse)
+    if plan is not None and not executor.problems:
+        _try_build(executor, plan, sizes.batch)
+    return _Attempt(executor.problems, plan, sizes.batch if sizes.known else 1, len(roller.layers))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of the first input: time, batch (``known``: the file says it) and features."""
+
+    steps: int
+    batch: int
+    known: bool
+    features: tuple[int, ...]
+
+
+def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
+    assert entry.shape is not None
+    shape = list(entry.shape)
+    steps: object = time_steps or 1
+    if form.time_axis is not None:
+        steps = shape.pop(form.time_axis)
+        if not isinstance(steps, int):
+            steps = time_steps
+        if steps is None:
+            raise RefusalError(
+                "expected a number of time steps, the file leaves it open", "give the option time_steps (--time-steps T)"
+            )
+        if time_steps is not None and steps != time_steps:
+            raise RefusalError(f"expected {time_steps} time steps, found {steps} in the file")
+    batch, *features = shape
+    known = isinstance(batch, int)
+    if any(not isinstance(size, int) for size in features):
+        raise RefusalError(f"expected known sizes of features, found {list(entry.shape)}")
+    whole = tuple(size for size in features if isinstance(size, int))
+    count = batch if isinstance(batch, int) else UNKNOWN_BATCH
+    assert isinstance(steps, int)
+    if min(steps, count, *whole) < 1 or steps > MAX_STEPS or math.prod(whole) * count > MAX_INPUT_ELEMENTS:
+        raise RefusalError(f"expected positive sizes, found {list(entry.shape)}")
+    return _Sizes(steps, count, known, whole)
+
+
+def _input(executor: Executor, entry: GraphInput, form: _Form, sizes: _Sizes) -> Value:
+    shape = (sizes.batch, *sizes.features)
+    if form.time_axis is None:
+        return executor.steps.node("input", [], shape, f"{entry.name} (input)", key=(entry.name, None))
+    return series([_input_step(executor, entry, shape, step) for step in range(sizes.steps)], form.time_axis)
+
+
+def _input_step(executor: Executor, entry: GraphInput, shape: tuple[int, ...], step: int) -> StepNode:
+    return executor.steps.node("input", [], shape, f"{entry.name} (input)", key=(entry.name, step))
+
+
+def _run_steps(executor: Executor, graph: Graph, form: _Form, sizes: _Sizes) -> list[Value]:
+    """Run a single step again and again, from states of zero; return its outputs over time."""
+    first, *states = graph.inputs
+    current: list[Value] = [_zeros(state, sizes.batch) for state in states]
+    rows = []
+    for step in range(sizes.steps):
+        x = _input_step(executor, first, (sizes.batch, *sizes.features), step)
+        values = executor.run(graph, {first.name: x, **dict(zip((s.name for s in states), current, strict=True))})
+        current = [values[index] for index in form.states]
+        rows.append(values)
+    return [_over_time(column) for column in zip(*rows, strict=True)]
+
+
+def _zeros(state: GraphInput, batch: int) -> Constant:
+    assert state.shape is not None
+    shape = [size if isinstance(size, int) else batch for size in state.shape]
+    if min(shape, default=1) < 0 or math.prod(shape) > MAX_INPUT_ELEMENTS:
+        raise RefusalError(f"the state {state.name} has no usable shape")
+    return Constant(np.zeros(shape, dtype=np.float32))
+
+
+def _over_time(column: Sequence[Value]) -> Value:
+    nodes = [value for value in column if isinstance(value, StepNode)]
+    return series(nodes, 0) if len(nodes) == len(column) else Refused()
+
+
+def _outputs(executor: Executor, graph: Graph, form: _Form, values: Sequence[Value]) -> list[tuple[str, Value]]:
+    named = list(zip(graph.outputs, values, strict=True))
+    if not form.states:
+        return named
+    others = [pair for index, pair in enumerate(named) if index not in form.states]
+    return others or named[:1]
+
+
+def _plan(
+    file: str, executor: Executor, roller: Roller, input_name: str, outputs: Sequence[tuple[str, Value]]
+) -> Plan | None:
+    found: list[Output] = []
+    counts: set[int] = set()
+    for name, value in outputs:
+        if isinstance(value, Refused):
+            continue
+        try:
+            nodes, readout = _over_steps(value)
+        except RefusalError as error:
+            executor.refuse(name, "output", str(error), error.hint)
+            continue
+        layer = roller.roll(nodes)
+        counts.add(len(nodes))
+        if layer is not None and readout is not None:
+            layer = Layer(readout.op, readout, (layer,))
+            roller.layers.append(layer)
+        if layer is not None:
+            found.append(Output(name, layer))
+    if len(counts) > 1:
+        executor.refuse(outputs[0][0], "output", "the outputs have different numbers of time steps")
+    if len(found) < len(outputs) or not counts:
+        return None
+    layers = _used(roller.layers, found)
+    _check_inputs(executor, layers, max(counts))
+    return Plan(file, Path(file).stem, input_name, max(counts), layers, found)
+
+
+def _over_steps(value: Value) -> tuple[tuple[StepNode, ...], StepNode | None]:
+    """Return the nodes of all steps, and the readout that reduces them."""
+    if isinstance(value, Series):
+        if value.axis != 0:
+            raise RefusalError("an output whose first dimension is not time is not supported yet", "stack on axis 0")
+        return value.nodes, None
+    if not isinstance(value, StepNode):
+        raise RefusalError("it does not depend on the network's input")
+    if value.op.startswith("time_"):
+        return value.args, value
+    return _mean(value)
+
+
+def _mean(value: StepNode) -> tuple[tuple[StepNode, ...], StepNode | None]:
+    """Return the steps of a mean that is spelled as a sum times a constant."""
+    factor, node = 1.0, value
+    while node.op in ("mul", "div") and any(_scalar(a) is not None for a in node.args):
+        known = [(_scalar(a), a) for a in node.args]
+        number = next(n for n, _ in known if n is not None)
+        if node.op == "div" and known[1][0] is None:
+            break
+        factor = factor * number if node.op == "mul" else factor / number
+        node = next(a for n, a in known if n is None)
+    terms = node.args if node.op == "time_sum" else _terms(node)
+    if len(terms) < 2:
+        raise RefusalError("an output of a single time step is not supported yet", "stack all time steps, or average")
+    kind = "time_mean" if abs(factor * len(terms) - 1) < 1e-6 else "time_sum"
+    return terms, StepNode(-1, kind, terms, (), value.shape, value.source)
+
+
+def _scalar(node: StepNode) -> float | None:
+    return float(node.value) if node.op == "const" and node.value is not None and node.value.size == 1 else None
+
+
+def _terms(node: StepNode) -> tuple[StepNode, ...]:
+    """Return the terms of a sum, oldest first; a 0 that it starts from is none."""
+    found, waiting = [], [node]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "add":
+            waiting += current.args
+        elif _scalar(current) != 0.0:
+            found.append(current)
+    return tuple(sorted(found, key=lambda term: term.number))
+
+
+def _used(layers: Sequence[Layer], outputs: Sequence[Output]) -> list[Layer]:
+    used, waiting = set(), [output.layer for output in outputs]
+    while waiting:
+        layer = waiting.pop()
+        if layer not in used:
+            used.add(layer)
+            waiting += layer.inputs
+    return [layer for layer in layers if layer in used]
+
+
+def _check_inputs(executor: Executor, layers: Sequence[Layer], count: int) -> None:
+    if not any(layer.kind == "input" for layer in layers):
+        executor.refuse("output", "output", "it does not depend on the network's input")
+    if count == 1 and any(layer.kind == "input" and layer.node.key[1] is None for layer in layers):
+        executor.refuse("input", "input", "a network without time is not supported")
+
+
+def _try_build(executor: Executor, plan: Plan, batch: int) -> None:
+    """Build once, to learn what the layers say about each other."""
+    try:
+        plan.build(batch)
+    except H2LearnError as error:
+        place = str(error.location).removeprefix(f"{plan.file}:")
+        executor.refuse(place, "layer", error.message, error.hint)
+
+
+def _refusal(file: str, problems: Sequence[Problem]) -> H2LearnError:
+    lines = [f"  {p.node} ({p.op}): {p.reason}" + (f"; {p.hint}" if p.hint else "") for p in problems]
+    count = "1 node" if len(problems) == 1 else f"{len(problems)} nodes"
+    return H2LearnError(
+        f"expected a spiking network, found {count} that cannot be imported",
+        location=file,
+        excerpt="\n".join(lines) or "  no output was recognised",
+    )

@@ -1,0 +1,151 @@
+"""Brings time back: from the nodes of all steps to layers with time as one dimension.
+
+A value over time is its sequence of nodes, one per step. Where all of them are the same layer with the same weights,
+that is a layer of the sequence of their inputs; where they are pointwise, they are a neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .recognise import Recognised, recognise
+from .steps import StepNode
+from .values import RefusalError
+
+Sequence_ = tuple[StepNode, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer of the network: ``node`` is the one of a step that shows its attributes.
+
+    ``kind`` is ``input``, the operator of a layer, ``neuron``, or a readout over time. ``inputs`` are layers.
+    """
+
+    kind: str
+    node: StepNode
+    inputs: tuple[Layer, ...] = ()
+    neuron: Recognised | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages call the layer."""
+        return self.node.source
+
+
+@dataclass
+class Roller:
+    """Finds layers; ``refuse(node name, operator, reason, hint)`` is told about everything that is none."""
+
+    refuse: Callable[[str, str, str, str], None]
+    layers: list[Layer] = field(default_factory=list)
+    _known: dict[tuple[int, ...], Layer | None] = field(default_factory=dict)
+
+    def roll(self, nodes: Sequence_) -> Layer | None:
+        """Return the layer whose results, one per step, ``nodes`` are; None after a refusal."""
+        key = tuple(node.number for node in nodes)
+        if key not in self._known:
+            self._known[key] = None
+            try:
+                layer = self._find(nodes)
+            except RefusalError as error:
+                name, operator = split_source(nodes[-1].source)
+                self.refuse(name, operator, str(error), error.hint)
+                layer = None
+            self._known[key] = layer
+            if layer is not None:
+                self.layers.append(layer)
+        return self._known[key]
+
+    def _find(self, nodes: Sequence_) -> Layer | None:
+        last = nodes[-1]
+        if all(node.op == "input" for node in nodes):
+            return self._input(nodes)
+        if last.pointwise:
+            return self._neuron(nodes)
+        for step, node in enumerate(nodes):
+            if (node.op, node.key, node.shape) != (last.op, last.key, last.shape):
+                reason = "weights or attributes" if node.op == last.op else "an operation"
+                raise RefusalError(
+                    f"time step {step} has other {reason} ({node.source}) than time step {len(nodes) - 1}",
+                    "all time steps must be the same cell",
+                )
+        inputs = [self.roll(tuple(node.args[k] for node in nodes)) for k in range(len(last.args))]
+        found = [layer for layer in inputs if layer is not None]
+        return Layer(last.op, last, tuple(found)) if len(found) == len(inputs) else None
+
+    def _input(self, nodes: Sequence_) -> Layer:
+        first = nodes[0]
+        expected = [(first.key[0], None if first.key[1] is None else step) for step in range(len(nodes))]
+        if [node.key for node in nodes] != expected:
+            raise RefusalError("a time step that does not use its own step of the input")
+        return Layer("input", first)
+
+    def _neuron(self, nodes: Sequence_) -> Layer | None:
+        groups = _new_leaves(nodes)
+        sizes = [len(group) for group in groups]
+        static = sizes[0] == 1 and not any(sizes[1:]) and len(nodes) > 1
+        if static or set(sizes) == {1}:
+            currents = tuple(group[0] for group in groups if group)
+            source = self.roll(currents * len(nodes) if static else currents)
+            found = recognise(nodes, currents)
+            return Layer("neuron", nodes[-1], (source,), found) if source is not None else None
+        for k in range(max(sizes)):
+            column = tuple(group[k] for group in groups if len(group) > k)
+            if len(column) == len(nodes):
+                self.roll(column)
+        raise RefusalError(*_why_not_one_current(nodes, groups))
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Return name and operator of ``name (operator)``."""
+    name, _, operator = source.rpartition(" (")
+    return name, operator.rstrip(")")
+
+
+def _new_leaves(nodes: Sequence_) -> list[list[StepNode]]:
+    """Return, per step, what the pointwise computation starts from that no earlier step starts from."""
+    seen: set[int] = set()
+    groups = []
+    for node in nodes:
+        leaves, waiting = [], [node]
+        while waiting:
+            current = waiting.pop()
+            if current.number in seen:
+                continue
+            seen.add(current.number)
+            if current.pointwise:
+                waiting += current.args
+            else:
+                leaves.append(current)
+        groups.append(sorted(leaves, key=lambda leaf: leaf.number))
+    return groups
+
+
+def _why_not_one_current(nodes: Sequence_, groups: Sequence[Sequence[StepNode]]) -> tuple[str, str]:
+    sizes = [len(group) for group in groups]
+    if not any(sizes):
+        return "it does not depend on the network's input", ""
+    last = groups[-1]
+    earlier = {node.number for node in nodes[:-1]}
+    recurrent = [leaf for leaf in last if any(_reaches(arg, earlier) for arg in leaf.args)]
+    if len(nodes) > 1 and recurrent:
+        return f"a recurrent synapse ({recurrent[0].source}) is not supported yet", ""
+    if sizes[0] == 0 or len(set(sizes)) > 1:
+        return "its time steps start from different numbers of currents", "synaptic delays are not supported yet"
+    sources = ", ".join(leaf.source for leaf in last)
+    return f"a sum of several currents ({sources}) is not supported yet", ""
+
+
+def _reaches(node: StepNode, targets: set[int]) -> bool:
+    """Return whether ``node`` is, or is computed from, one of ``targets``."""
+    waiting, seen = [node], set()
+    while waiting:
+        current = waiting.pop()
+        if current.number in targets:
+            return True
+        if current.number not in seen:
+            seen.add(current.number)
+            waiting += current.args
+    return False

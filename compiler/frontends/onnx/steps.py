@@ -1,0 +1,93 @@
+"""The network unrolled: one graph of per-step tensors ``[N, ...]``, equal computations shared.
+
+Whatever form time has in the file — steps one after another, layers one after another with time in the batch, loops —
+execution brings it to this form; :mod:`roll` brings time back as one dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .graph import Constant
+
+Shape = tuple[int, ...]
+Key = tuple[object, ...]
+
+POINTWISE = frozenset(
+    "const add sub mul div neg gt ge eq not and or ne where relu max min abs round floor ceil sqrt exp log power tanh "
+    "sigmoid erf softplus reciprocal remainder other".split()
+)
+"""Operators that work element by element; the others are layers, inputs and readouts."""
+
+
+@dataclass(frozen=True)
+class Synapse:
+    """The parameters of a ``linear`` or ``conv`` node."""
+
+    weight: Constant
+    bias: Constant | None = None
+    inputs_first: bool = False
+
+
+@dataclass(eq=False)
+class StepNode:
+    """A tensor of one time step, or a constant; ``source`` names the ONNX node and its operator."""
+
+    number: int
+    op: str
+    args: tuple[StepNode, ...]
+    key: Key
+    shape: Shape
+    source: str
+    scope: str = ""
+    value: npt.NDArray[np.float64] | None = None
+    synapse: Synapse | None = None
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each element depends on the same element of the arguments only."""
+        return self.op in POINTWISE
+
+
+@dataclass
+class Steps:
+    """Makes nodes; asking for the same computation again gives the same node."""
+
+    limit: int = 2_000_000
+    _known: dict[tuple[object, ...], StepNode] = field(default_factory=dict)
+
+    def node(
+        self,
+        op: str,
+        args: Sequence[StepNode],
+        shape: Shape,
+        source: str,
+        *,
+        key: Key = (),
+        scope: str = "",
+        value: npt.NDArray[np.float64] | None = None,
+        synapse: Synapse | None = None,
+    ) -> StepNode:
+        """Return the node of this computation."""
+        identity = (op, key, shape, *(a.number for a in args))
+        found = self._known.get(identity)
+        if found is None:
+            if len(self._known) >= self.limit:
+                raise ValueError(f"expected at most {self.limit} operations over all time steps")
+            found = StepNode(len(self._known), op, tuple(args), key, shape, source, scope, value, synapse)
+            self._known[identity] = found
+        return found
+
+    def constant(self, constant: Constant, source: str) -> StepNode:
+        """Return a constant; one value everywhere becomes a scalar."""
+        uniform = constant.uniform
+        if uniform is not None:
+            return self.node("const", (), (), source, key=(uniform,), value=np.asarray(uniform))
+        if constant.array.dtype.kind not in "biuf":
+            raise ValueError("expected numbers as constant")
+        value = constant.array.astype(np.float64)
+        return self.node("const", (), constant.shape, source, key=(constant.digest,), value=value)
