@@ -928,7 +928,8 @@ _BROADCAST = set(
 _FOLDABLE = _BROADCAST | set(
     "Not Neg Abs Sqrt Exp Log Reciprocal Sigmoid Tanh Relu Sign Floor Ceil Round Erf Softplus Clip Cast CastLike "
     "Reshape Squeeze Unsqueeze Flatten Gather Slice Concat Split Shape Size Transpose ReduceSum ReduceProd ReduceMean "
-    "ReduceMax ReduceMin Identity ScatterND ScatterElements Trilu CumSum".split()
+    "ReduceMax ReduceMin Identity ScatterND ScatterElements Trilu CumSum Gemm MatMul Conv BatchNormalization "
+    "AveragePool MaxPool GlobalAveragePool HardSigmoid Dropout".split()
 )
 _ON_LISTS = {
     "SequenceEmpty",

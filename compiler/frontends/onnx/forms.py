@@ -169,7 +169,8 @@ def _product(node: StepNode, a: Form, b: Form) -> Form:
 
 def _constant(node: StepNode, form: Form) -> npt.NDArray[np.float64]:
     if np.any(form[:-1]):
-        raise NotAffineError(f"{node.source} is not piecewise linear")
+        several = ": several spikes in one time step" if node.op in ("floor", "ceil", "round") else ""
+        raise NotAffineError(f"{node.source} is not piecewise linear{several}")
     return np.asarray(form[-1])
 
 

@@ -50,7 +50,8 @@ class Roller:
             try:
                 layer = self._find(nodes)
             except RefusalError as error:
-                name, operator = split_source(nodes[-1].source)
+                shown = next((node for node in nodes if node.op != "const"), nodes[-1])
+                name, operator = split_source(shown.source)
                 self.refuse(name, operator, str(error), error.hint)
                 layer = None
             self._known[key] = layer
@@ -73,7 +74,7 @@ class Roller:
                 )
         inputs = [self.roll(tuple(node.args[k] for node in nodes)) for k in range(len(last.args))]
         found = [layer for layer in inputs if layer is not None]
-        return Layer(last.op, last, tuple(found)) if len(found) == len(inputs) else None
+        return Layer(last.op, nodes[0], tuple(found)) if len(found) == len(inputs) else None
 
     def _input(self, nodes: Sequence_) -> Layer:
         first = nodes[0]
@@ -90,7 +91,8 @@ class Roller:
             currents = tuple(group[0] for group in groups if group)
             source = self.roll(currents * len(nodes) if static else currents)
             found = recognise(nodes, currents)
-            return Layer("neuron", nodes[-1], (source,), found) if source is not None else None
+            shown = next((node for node in nodes if node.op != "const"), nodes[-1])
+            return Layer("neuron", shown, (source,), found) if source is not None else None
         for k in range(max(sizes)):
             column = tuple(group[k] for group in groups if len(group) > k)
             if len(column) == len(nodes):
