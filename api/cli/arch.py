@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 import click
 
-from h2learn.backends.h2learn import machine
+from h2learn.backends.h2learn import area, energy_profile, machine
 
 
 @click.group()
@@ -30,10 +31,15 @@ def list_(as_json: bool) -> None:
 
 @arch.command()
 @click.argument("name")
+@click.option("--area", "with_area", is_flag=True, help="Estimate its area from its parts instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(name: str, as_json: bool) -> None:
+def show(name: str, with_area: bool, as_json: bool) -> None:
     """Show the machine NAME (a name, or the path of a TOML file)."""
     found = machine.load_machine(name)
+    if with_area:
+        report = area.area_of(found)
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else area.area_text(report))
+        return
     if as_json:
         click.echo(json.dumps(found.to_dict() | {"hash": found.hash}, indent=2))
         return
@@ -41,6 +47,21 @@ def show(name: str, as_json: bool) -> None:
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
         click.echo(f"{key:<{width}}  {value}")
+
+
+@arch.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def profiles(name: str | None, as_json: bool) -> None:
+    """List the energy profiles, or show the constants of the profile NAME (or TOML file) with their sources."""
+    found = [energy_profile.load_profile(one) for one in ([name] if name else energy_profile.profile_names())]
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    for one in found:
+        click.echo(f"{one.name}: {one.description}")
+        for text in one.sources if name else ():
+            click.echo(f"  {text}")
 
 
 def _rows(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
