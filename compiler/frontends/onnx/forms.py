@@ -147,7 +147,7 @@ def _apply(node: StepNode, args: Sequence[Form], decide: _Decide) -> Form:
 def _compare(node: StepNode, form: Form, decide: _Decide) -> Form:
     if np.any(form[:-1] != 0):
         return _with_constant(np.zeros((len(form), 1)), np.asarray([decide(node, form)]))
-    return _with_constant(form * 0, _COMPARE[node.op](form[-1], 0).astype(np.float64))
+    return _with_constant(form * 0, _COMPARE.get(node.op, np.greater)(form[-1], 0).astype(np.float64))
 
 
 def _kinked(node: StepNode, args: Sequence[Form], decide: _Decide) -> Form:
