@@ -36,7 +36,10 @@ _MAX_NONFINITE = 1000
 
 @dataclass(slots=True)
 class Engine:
-    """One engine. ``free``: its unit is; ``done``: everything it has started is; ``mark``: time accounted for."""
+    """One engine. ``free``: its unit is; ``done``: everything it has started is; ``mark``: time accounted for.
+
+    ``awake``: an event for it is on its way or being handled; there is never more than one.
+    """
 
     number: int
     queue: deque[Entry]
@@ -124,9 +127,7 @@ class Simulator:
         while events:
             now, rank, _ = event = heappop(events)
             if rank:
-                engine = self._engines[rank - 1]
-                engine.awake = False
-                self._step(engine, now)
+                self._step(self._engines[rank - 1], now)
             else:
                 self._post(now, event[2])
         if front.stopped_at is None:
@@ -179,13 +180,13 @@ class Simulator:
             kept = None
             if template.code == WAIT:
                 if start <= now and not self._take(engine, entry, now):
+                    engine.awake = False
                     return
             elif template.code != SIGNAL:
                 kept = self._kept(entry) if entry.operation is not None else None
                 accesses = kept.accesses if kept is not None else ()
                 start = self._unit_free(engine, entry, accesses, start)
             if start > now:
-                engine.awake = True
                 heappush(self._events, (start, engine.number + 1, 0))
                 return
             engine.lose("queue empty", entry.ready, self._counters[template.pc])
@@ -199,6 +200,7 @@ class Simulator:
                 self._front.resume(now, f"queue of {ENGINES[engine.number]} full")
             if self._front.fenced:
                 self._after_front_end()
+        engine.awake = False
 
     def _unit_free(self, engine: Engine, entry: Entry, accesses: tuple[Access, ...], start: int) -> int:
         """Return when the unit of an instruction can start it; FE's builder works beside its look-up lanes."""
