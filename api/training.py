@@ -162,6 +162,7 @@ class _Trainer:
         with _deferred_interrupt() as interrupted:
             while progress.epoch < self.epochs:
                 for indices in self._batches(progress):
+                    last = None  # a result that nobody holds is not read before the next run
                     last = self._step(session, progress, indices)
                     if interrupted():
                         self._save(session, progress)
