@@ -59,7 +59,15 @@ def main(
         samples = replace(samples, x_test=samples.x_train[-held_out:], y_test=samples.y_train[-held_out:])
     started = time.perf_counter()
     history = h2learn.train(
-        network, samples, epochs, batch=batch, arch=arch, precision=precision, seed=seed, limit=limit
+        network,
+        samples,
+        epochs,
+        batch=batch,
+        arch=arch,
+        precision=precision,
+        train=replace(network.train or h2learn.Train(), keep_gradients=False),
+        seed=seed,
+        limit=limit,
     )
     seconds = time.perf_counter() - started
     last, trained = history.epochs[-1], sum(epoch.samples for epoch in history.epochs)

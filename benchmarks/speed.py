@@ -75,14 +75,14 @@ def measure(name: str, threads: int, steps: int, data: str | None) -> Timing:
         for first in range(0, len(images), net.batch):
             x, label = images[first : first + net.batch], labels[first : first + net.batch]
             start = time.perf_counter()
-            result = session.run({source: x, "label": label})
+            report = session.run({source: x, "label": label}).report
             middle = time.perf_counter()
             other.step(torch.from_numpy(x), torch.from_numpy(label).long())
             seconds.append((middle - start, time.perf_counter() - middle))
     times = np.array(seconds[WARM_UP:])
     simulator, eager = (float(value) for value in 1e3 * np.median(times, axis=0))
     low, middle_ratio, high = (float(value) for value in np.percentile(times[:, 0] / times[:, 1], (10, 50, 90)))
-    neurons, gradients = result.report.work["v.lif"], result.report.work["v.grad"]
+    neurons, gradients = report.work["v.lif"], report.work["v.grad"]
     return Timing(
         name,
         threads,
