@@ -91,13 +91,14 @@ def file_location(file: str, line: int, column: int) -> builtin.FileLineColLoc:
 
 
 def source_of(op: Operation) -> str:
-    """Return where an operation came from as ``file:line:col`` (several joined by ``, ``), or an empty string."""
+    """Return where an operation came from: ``file:line:col`` as far as known, several joined by ``, ``, or nothing."""
     return ", ".join(dict.fromkeys(_sources(op.location)))
 
 
 def _sources(location: Attribute) -> list[str]:
     if isinstance(location, builtin.FileLineColLoc):
-        return [f"{location.filename.data}:{location.line.data}:{location.column.data}"]
+        known = [str(number.data) for number in (location.line, location.column) if number.data]
+        return [":".join([location.filename.data, *known])]
     if isinstance(location, builtin.FusedLoc) and isinstance(location.locations, builtin.ArrayAttr):
         return [source for inner in location.locations for source in _sources(inner)]
     return []
