@@ -125,6 +125,18 @@ def test_pools_scales_and_flattening() -> None:
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_layers_without_neurons_between_them() -> None:
+    first, second = graphs.affine(1, 6, 4, 2.0), graphs.affine(2, 5, 6, 3.0)
+    start, end = graphs.ports((1, 4, 4), (5,))
+    pool = nir.AvgPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
+    flat = nir.Flatten(np.array([1, 2, 2]), 0, -1)
+    graph = graphs.chain(start, ("p", pool), ("f", flat), ("a", first), ("b", second), end)
+    x = inputs(3, 1, 4, 4)
+    mean = x.astype(np.float64).reshape(T, N, 2, 2, 2, 2).mean((3, 5)).reshape(T, N, 4)
+    expected = (mean @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    np.testing.assert_allclose(run(h2learn.from_nir(graph, time_steps=T), x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_nested_graphs_are_opened() -> None:
     start, end = graphs.ports((4,), (5,))
     inner = graphs.chain(

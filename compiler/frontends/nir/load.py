@@ -16,7 +16,7 @@ from ..neuron_description import add_neuron
 from .graph import Problems, in_order, read_graph
 from .layers import Conv, Flatten, Layer, Linear, Pool, read_layer
 from .options import NirOptions
-from .plan import Neurons, Output, Plan, Step, plan_chain
+from .plan import Neurons, Output, Plan, Step, Store, plan_chain
 from .tree import Tree, graph_tree, read_tree
 
 
@@ -94,7 +94,8 @@ def _add(builder: NetworkBuilder, x: Signal, step: Step) -> Signal:
             return builder.flatten(x, location)
         case Neurons():
             return add_neuron(builder, x, step.form, location, name)
+        case Store():
+            return builder.li(x, 0.0, location)
         case Output():
-            out = builder.li(x, 0.0, location, name) if step.is_current else x
-            builder.output(name, out)
-            return out
+            builder.output(name, x)
+            return x

@@ -61,14 +61,20 @@ class Neurons:
 
 
 @dataclass(frozen=True)
-class Output:
-    """The output; currents go through an integrator that forgets at once, because the machine stores potentials."""
+class Store:
+    """Currents become values that are stored: the potentials of integrators that forget at once."""
 
     record: Record
-    is_current: bool
 
 
-Step: TypeAlias = Conv | Linear | Pool | Flatten | Neurons | Output
+@dataclass(frozen=True)
+class Output:
+    """The output."""
+
+    record: Record
+
+
+Step: TypeAlias = Conv | Linear | Pool | Flatten | Neurons | Store | Output
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,7 @@ class _Walk:
         self._take_weights(layer, (features,))
 
     def _take_weights(self, layer: Conv | Linear, shape: Shape) -> None:
+        self._store(layer.record)
         inputs = self._channels() if isinstance(layer, Conv) else self.factor
         self.before = _Weights(layer, inputs, np.ones(()))
         self.weights.append(self.before)
@@ -203,7 +210,7 @@ class _Walk:
         rows, columns = (
             (size - k) // s + 1 for size, k, s in zip(self.shape[1:], layer.kernel, layer.stride, strict=True)
         )
-        signal = self.signal if self.signal == "currents" else "averages"
+        signal = "averages" if self.signal == "spikes" else "currents"
         self._step(layer, (self.shape[0], rows, columns), signal)
 
     def _flatten(self, layer: Flatten) -> None:
@@ -246,7 +253,8 @@ class _Walk:
         if layer.shape is not None and _without_ones(layer.shape) != _without_ones(self.shape):
             raise layer.record.error(f"expected {list(self.shape)}, found {list(layer.shape)}", "shape")
         self._give_back(layer.record, self._channels())
-        self._step(Output(layer.record, self.signal == "currents"), self.shape, self.signal)
+        self._store(layer.record)
+        self._step(Output(layer.record), self.shape, self.signal)
 
     def _give_back(self, record: Record, factor: Factor) -> bool:
         """Take a factor, one or one per channel, into the weights before; return whether nothing is rounded."""
@@ -273,6 +281,10 @@ class _Walk:
     def _expect_maps(self, record: Record) -> None:
         if len(self.shape) != 3:
             raise record.error(f"expected maps, found {self.shape[0]} features", "type")
+
+    def _store(self, record: Record) -> None:
+        if self.signal == "currents":
+            self._step(Store(record), self.shape, "potentials")
 
     def _step(self, step: Step, shape: Shape, signal: str) -> None:
         self.steps.append(step)
