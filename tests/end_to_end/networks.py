@@ -1,0 +1,330 @@
+"""Seeded random networks, their data, and how to run them at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects import builtin
+
+from h2learn.backends.h2learn.errors import Location
+from h2learn.backends.h2learn.object_file import ObjectFile
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.training import RunScalars
+from h2learn.compiler.autodiff.spec import SGD, Train
+from h2learn.compiler.driver import Recipe, emit_program
+from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
+from h2learn.compiler.model import Model, Network
+from h2learn.compiler.universe import new_context
+from h2learn.dialects.common import PRECISION_ATTRIBUTE, Array, get_io
+from h2learn.dialects.h2.interpreter import interpret as interpret_h2
+from h2learn.dialects.lut.interpreter import interpret as interpret_lut
+from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import int_values, neuron_of
+from h2learn.dialects.spike.interpreter import interpret as interpret_spike
+from h2learn.dialects.spike.interpreter import main_block
+from h2learn.dialects.tile.interpreter import interpret as interpret_tile
+from h2learn.runtime.counters import RunReport
+from h2learn.runtime.device import Device
+from h2learn.runtime.loader import load
+
+HERE = Location("net.snn", 1, 1)
+CLASSES = 4
+MARGIN = 1e-5
+LEARNING_RATE, RANDOM_SEED, FIRST_SAMPLE = 0.25, 0x1_0000_0007, 3
+INTERPRETERS = {"spike": interpret_spike, "lut": interpret_lut, "tile": interpret_tile, "h2": interpret_h2}
+LAST_PASS = {"h2l-spike-to-lut": "lut", "h2l-insert-tokens": "tile", "h2l-tile-to-h2": "h2"}
+
+FED = ("input", "label")
+
+Key = tuple[str, str]
+Named = dict[Key, Array]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One batch by (role, name) in the user's order; samples from ``valid`` on are absent and hold zeros.
+
+    ``certain``: no neuron, window edge or maximum is so close that rounding decides it.
+    """
+
+    arrays: Named
+    valid: int
+    certain: bool = True
+
+
+@dataclass
+class Case:
+    """A network, what to compile it for, one batch of data, and its program at every level."""
+
+    model: Model
+    recipe: Recipe
+    data: Data
+    levels: dict[str, builtin.ModuleOp] = field(init=False)
+    program: ObjectFile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.levels = lowered(self.model, self.recipe)
+        self.program = emit_program(self.model, self.levels["h2"], self.recipe)
+
+    def run_level(self, level: str) -> Named:
+        """Return the results of a level by (role, name), in the user's order."""
+        module = self.levels[level]
+        return self.in_source_order(module, INTERPRETERS[level](module, self.arguments()))
+
+    def arguments(self) -> list[Array]:
+        """Return the data as arguments of ``@main``."""
+        return arguments(self.levels["spike"], self.data)
+
+    def run_device(
+        self,
+        program: ObjectFile | None = None,
+        *,
+        execute: str = "fast",
+        timing: bool = True,
+        sanitize: Sequence[str] = (),
+    ) -> tuple[Named, RunReport]:
+        """Run a binary (default: own) on the simulator; return results like ``run_level``, and the report."""
+        device = Device(load(program or self.program), execute=execute, timing=timing, sanitize=sanitize)
+        for (role, name), value in self.data.arrays.items():
+            if role in ("parameter", "state"):
+                device.write(name, value, role)
+        fed = {name: device_samples(self.data, role, name) for role, name in self.data.arrays if role in FED}
+        settings = {"seed": RANDOM_SEED, "first_sample": FIRST_SAMPLE, "lr": LEARNING_RATE}
+        scalars = any(entry["role"] == "scalars" for entry in self.program.note["io"])
+        report = device.run(fed, **(settings if scalars else {})).report
+        entries = get_io(self.levels["spike"])[len(main_block(self.levels["spike"]).args) :]
+        results = {(e.role, e.name): np.asarray(device.read(e.name, e.role)) for e in entries}
+        return {key: value.reshape(self.source_shape(*key)) for key, value in results.items()}, report
+
+    def in_source_order(self, module: builtin.ModuleOp, results: Sequence[Array]) -> Named:
+        """Return results of ``@main`` by (role, name), gradients without their scale."""
+        attribute = module.attributes.get("h2learn.gradient_scale")
+        scale = np.float32(attribute.value.data if isinstance(attribute, builtin.FloatAttr) else 1)
+        entries = get_io(module)[-len(results) :]
+        named: Named = {}
+        for entry, value in zip(entries, results, strict=True):
+            result = entry.to_source(np.asarray(value), self.source_shape(entry.role, entry.name))
+            named[entry.role, entry.name] = np.divide(result, scale) if entry.role == "gradient" else result
+        return named
+
+    def source_shape(self, role: str, name: str) -> tuple[int, ...]:
+        """Return the user's shape of a result."""
+        if role == "output":
+            return self.model.outputs[name].shape
+        return () if role == "loss" else self.model.parameters[name.removeprefix("momentum.")].shape
+
+
+def random_case(seed: int, *, train: bool = True) -> Case:
+    """Return a tiny network with random everything; two of three have random tile limits."""
+    rng = np.random.default_rng([2026, seed])
+    tiled = rng.random() < 2 / 3
+    recipe = Recipe(
+        arch=str(rng.choice(["h2l-v0", "h2l-edge"])),
+        precision=str(rng.choice(["fp32", "fp16"])),
+        train=random_train(rng) if train else None,
+        limits=random_limits(rng) if tiled else "",
+    )
+    most = 4 if tiled else 6
+    model = random_model(rng, batch=int(rng.integers(1, most)), steps=int(rng.integers(1, most + 1)))
+    return Case(model, recipe, certain_data(model, recipe, rng))
+
+
+def random_train(rng: np.random.Generator) -> Train:
+    """Return a training recipe."""
+    return Train(
+        loss=str(rng.choice(["cross_entropy", "mse_rate"])),
+        optimizer=SGD(momentum=float(rng.choice([0.0, 0.9]))),
+        detach_reset=bool(rng.random() < 0.2),
+    )
+
+
+def random_limits(rng: np.random.Generator) -> str:
+    """Return limits under which every dimension of these networks is cut."""
+    choices = {"steps": (1, 2), "samples": (1, 2), "rows": (2, 3), "columns": (2, 4), "c": (8,), "k": (8,)}
+    parts = [f"{name}={rng.choice(values)}" for name, values in choices.items()]
+    return ",".join([*parts, f"elements={rng.choice([40, 100, 400])}"])
+
+
+def random_model(rng: np.random.Generator, *, batch: int, steps: int, dyadic: bool = False) -> Model:
+    """Return a model whose neurons fire; ``dyadic``: all constants and weights are small multiples of powers of two."""
+    network = random_network(rng, batch, steps, dyadic=dyadic)
+    parameters = {}
+    for name, spec in network.parameters.items():
+        deviation = 1.5 / np.sqrt(np.prod(spec.shape[1:])) if len(spec.shape) > 1 else 0.3
+        value = rng.normal(0.02, deviation, spec.shape)
+        parameters[name] = (np.round(value * 16) / 16 if dyadic else value).astype(np.float32)
+    return Model("random", network, parameters, None, lambda _: network)
+
+
+def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: bool) -> Network:
+    """Return an encoding, up to two convolutions with or without pooling, one or two linear layers, a readout."""
+    builder = NetworkBuilder(batch)
+    encoding = str(rng.choice(["direct", "bernoulli", "real", "spikes"], p=[0.4, 0.2, 0.15, 0.25]))
+    timed = None if encoding in ("direct", "bernoulli") else steps
+    maps = rng.random() < 0.85
+    shape = (int(rng.choice([1, 2, 3, 8, 10])), int(rng.integers(4, 7)), int(rng.integers(4, 7)))
+    x = builder.input("x", shape if maps else (24,), HERE, time_steps=timed, binary=encoding == "spikes")
+    if timed is None:
+        x = builder.encode(x, encoding, steps, HERE)
+    if maps:
+        for layer in range(int(rng.integers(0, 3))):
+            x = _convolution(builder, x, f"conv{layer}", rng, dyadic=dyadic)
+        x = builder.flatten(x, HERE)
+    if rng.random() < 0.5:
+        x = builder.linear(x, "hidden", int(rng.choice([6, 16, 20])), HERE, bias=bool(rng.integers(2)))
+        x = builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE)
+    x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
+    kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
+    if kind == "rate":
+        x = builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE)
+    else:
+        x = builder.li(x, 0.5 if dyadic else float(rng.uniform(0.3, 1.0)), HERE)
+    builder.output("logits", builder.readout(x, kind, HERE))
+    return builder.finish("random", HERE)
+
+
+def random_neuron(rng: np.random.Generator, *, dyadic: bool) -> Neuron:
+    """Return neurons with any reset and surrogate."""
+
+    def constant(powers_of_two: Sequence[float], low: float, high: float) -> tuple[float, ...]:
+        return (float(rng.choice(powers_of_two)) if dyadic else float(rng.uniform(low, high)),)
+
+    return Neuron(
+        alpha=constant([0.5, 1.0], 0.3, 1.0),
+        theta=constant([0.5, 1.0], 0.3, 0.8),
+        v_reset=constant([0.0, 0.25], -0.2, 0.2),
+        reset=str(rng.choice(["hard", "soft", "none"])),
+        compare=str(rng.choice(["gt", "ge"])),
+        surrogate="rectangular" if dyadic else str(rng.choice(["rectangular", "triangular"])),
+        width=constant([0.5, 1.0], 0.5, 1.5)[0],
+        height=constant([0.5, 1.0], 0.3, 1.0)[0],
+        detach_reset=bool(rng.integers(2)),
+    )
+
+
+def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
+    (kh, kw), (sh, sw), (ph, pw) = (rng.integers(low, high, 2).tolist() for low, high in ((1, 4), (1, 3), (0, 2)))
+    rows, columns = x.shape[-3:-1]
+    channels, bias = int(rng.choice([3, 8, 12, 16])), bool(rng.integers(2))
+    kernel = (min(kh, rows + 2 * ph), min(kw, columns + 2 * pw))
+    x = builder.conv(x, name, channels, HERE, kernel=kernel, stride=(sh, sw), padding=(ph, pw), bias=bias)
+    x = _pooling(builder, x, rng)
+    return _pooling(builder, builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE), rng)
+
+
+def _pooling(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Signal:
+    if rng.random() > 0.35 or min(x.shape[-3:-1]) < 3:
+        return x
+    stride = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
+    return builder.pool(x, str(rng.choice(["avg", "max"])), (2, 2), stride, HERE)
+
+
+def certain_data(model: Model, recipe: Recipe, rng: np.random.Generator) -> Data:
+    """Return data in which rounding decides nothing, if some are soon found; half precision takes any."""
+    if recipe.precision == "fp16":
+        return random_data(model, recipe.train, rng)
+    graph = training_graph(model, recipe)
+    for _ in range(10):
+        data = random_data(model, recipe.train, rng)
+        if margin(graph, data) > MARGIN:
+            return data
+    return Data(data.arrays, data.valid, certain=False)
+
+
+def random_data(model: Model, train: Train | None, rng: np.random.Generator, *, dyadic: bool = False) -> Data:
+    """Return one batch, of which the last samples may be absent."""
+    (spec,) = model.inputs.values()
+    axis = 1 if len(spec.shape) in (3, 5) else 0
+    batch = spec.shape[axis]
+    valid = int(rng.integers(1, batch + 1))
+    live = (np.arange(batch) < valid).reshape([-1 if n == axis else 1 for n in range(len(spec.shape))])
+    x = rng.integers(0, 9, spec.shape) / 8 if dyadic else rng.random(spec.shape)
+    x = x < 0.4 if spec.dtype == "bool" else (x * (rng.random(spec.shape) < 0.8)).astype(np.float32)
+    arrays: Named = {("input", "x"): x & live if spec.dtype == "bool" else x * live}
+    arrays |= {("parameter", name): value for name, value in model.parameters.items()}
+    if train is not None:
+        arrays["label", "label"] = (rng.integers(0, CLASSES, batch) * (np.arange(batch) < valid)).astype(np.int32)
+        for name, value in model.parameters.items() if train.optimizer.momentum else ():
+            momentum = rng.integers(-4, 5, value.shape) / 8 if dyadic else rng.normal(0, 0.1, value.shape)
+            arrays["state", f"momentum.{name}"] = momentum.astype(np.float32)
+    return Data(arrays, valid)
+
+
+def device_samples(data: Data, role: str, name: str) -> Array:
+    """Return only the samples of an input that are there."""
+    value = data.arrays[role, name]
+    return value[:, : data.valid] if value.ndim in (3, 5) else value[: data.valid]
+
+
+def arguments(graph: builtin.ModuleOp, data: Data) -> list[Array]:
+    """Return the data as arguments of ``@main`` (of ``graph`` and of what it is lowered to)."""
+    scalars = RunScalars(LEARNING_RATE, data.valid, 0, RANDOM_SEED, FIRST_SAMPLE).to_array()
+    entries = get_io(graph)[: len(main_block(graph).args)]
+    return [
+        scalars if entry.role == "scalars" else entry.to_device(data.arrays[entry.role, entry.name])
+        for entry in entries
+    ]
+
+
+def margin(graph: builtin.ModuleOp, data: Data) -> float:
+    """Return how far the nearest decision is from its edge: thresholds, surrogate windows, maxima of reals."""
+    probe = graph.clone()
+    block = main_block(probe)
+    deciding = [
+        op
+        for op in block.ops
+        if isinstance(op, spike.LifOp) or (isinstance(op, spike.PoolOp) and op.kind.data == "max")
+    ]
+    end = block.last_op
+    assert end is not None
+    end.operands = [op.u if isinstance(op, spike.LifOp) else op.x for op in deciding]
+    values = interpret_spike(probe, arguments(graph, data), np.float64)
+    return min((_distance(op, value) for op, value in zip(deciding, values, strict=True)), default=np.inf)
+
+
+def _distance(op: spike.LifOp | spike.PoolOp, value: npt.NDArray[np.float64]) -> float:
+    if isinstance(op, spike.LifOp):
+        neuron = neuron_of(op)
+        away = np.abs(value - np.asarray(neuron.theta))
+        return float(min(away.min(), np.abs(away - neuron.width).min()))
+    if value.dtype == np.bool_:
+        return np.inf
+    kernel, stride = int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)
+    windows = np.lib.stride_tricks.sliding_window_view(value, kernel, axis=(-3, -2))
+    windows = windows[..., :: stride[0], :: stride[1], :, :, :]
+    ranked = np.sort(windows.reshape(*windows.shape[:-2], -1), axis=-1)
+    return float((ranked[..., -1] - ranked[..., -2]).min())
+
+
+def training_graph(model: Model, recipe: Recipe) -> builtin.ModuleOp:
+    """Return the program at the end of phase ``train``."""
+    module = model.module.clone()
+    module.attributes[PRECISION_ATTRIBUTE] = builtin.StringAttr(recipe.precision)
+    for one in recipe.passes("train"):
+        one.apply(new_context(), module)
+    module.verify()
+    return module
+
+
+def lowered(model: Model, recipe: Recipe) -> dict[str, builtin.ModuleOp]:
+    """Return the program at every level; ``spike`` is the training graph (without training: the model)."""
+    module = training_graph(model, recipe)
+    levels = {"spike": module.clone()}
+    for one in recipe.passes("h2")[len(recipe.passes("train")) :]:
+        one.apply(new_context(), module)
+        if one.name in LAST_PASS:
+            module.verify()
+            levels[LAST_PASS[one.name]] = module.clone()
+    return levels
+
+
+def lowered_from_lut(module: builtin.ModuleOp, recipe: Recipe) -> builtin.ModuleOp:
+    """Return the ``h2`` program of a ``lut`` program."""
+    result = module.clone()
+    names = [one.name for one in recipe.passes("h2")]
+    for one in recipe.passes("h2")[names.index("h2l-lut-to-tile") :]:
+        one.apply(new_context(), result)
+    return result
