@@ -10,7 +10,7 @@ from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.checkpoints import read_parameters
 from h2learn.profiling import profile_program
 from h2learn.program import load_program
-from h2learn.runtime.profile import profile_text
+from h2learn.runtime.profile_text import profile_text
 
 from .options import profile_option
 from .run import named_arrays

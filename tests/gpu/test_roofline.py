@@ -9,6 +9,7 @@ import h2learn
 from h2learn.backends import gpu
 from h2learn.backends.gpu.roofline import EAGER, PRECISIONS, STYLES
 from h2learn.backends.gpu.shapes import NEURON, SYNAPSE
+from h2learn.cli import run
 
 CONV = gpu.LayerShape("c", SYNAPSE, steps=4, inputs=1000, outputs=500, macs=10**9, weights=2000, input_gradient=True)
 LIF = gpu.LayerShape("n", NEURON, steps=4, inputs=500, outputs=10**6)
@@ -126,8 +127,6 @@ def test_shapes_come_from_the_model(tmp_path):
 
 
 def test_the_command_prints_ranges_and_assumptions(tmp_path, capsys):
-    from h2learn.cli import run
-
     file = tmp_path / "small.snn"
     file.write_text(NET)
     assert run(["baseline", str(file), "--batch", "4", "--layers"]) == 0

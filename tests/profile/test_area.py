@@ -6,6 +6,7 @@ import pytest
 
 from h2learn.backends.h2learn.area import CONSTANTS, PAPER_MM2, area_of, area_text
 from h2learn.backends.h2learn.machine import from_dict, load_machine
+from h2learn.cli import run
 
 
 def part(report, name):
@@ -57,8 +58,6 @@ def test_another_node_is_said():
 
 
 def test_the_command(capsys):
-    from h2learn.cli import run
-
     assert run(["arch", "show", "h2l-v0", "--area"]) == 0
     assert "total" in capsys.readouterr().out
     assert run(["arch", "show", "h2l-v0", "--area", "--json"]) == 0

@@ -11,7 +11,8 @@ from h2learn.backends.h2learn.machine import load_machine
 from h2learn.cli import run
 from h2learn.profiling import profile_program, random_inputs
 from h2learn.runtime.loader import load
-from h2learn.runtime.profile import PHASES, profile_run, profile_text
+from h2learn.runtime.profile import PHASES, profile_run
+from h2learn.runtime.profile_text import profile_text
 from h2learn.runtime.simulator import Simulator
 from h2learn.runtime.timing import BUILDER_START_UP, START_UP
 
