@@ -148,7 +148,7 @@ def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
     known = [c.name for c in (synapse.weight, synapse.bias) if c is not None and not _LOST_NAME.match(c.name)]
     base = known[0].rpartition(".")[0] if known else ""
     base = base or layer.node.scope or _scope_of(split_source(layer.node.source)[0]) or f"layer{len(plan.names)}"
-    found = []
+    found: list[str] = []
     for constant, kind in ((synapse.weight, "weight"), (synapse.bias, "bias")):
         name = constant.name if constant is not None else ""
         taken = {*plan.parameters, *found}

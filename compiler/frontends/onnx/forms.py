@@ -7,7 +7,7 @@ spelling. A :class:`Form` holds these coefficients in float64, per channel where
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -156,14 +156,14 @@ def _kinked(node: StepNode, args: Sequence[Form], decide: _Decide) -> Form:
     second = args[1] if len(args) > 1 else (-first if node.op == "abs" else first * 0)
     above = _compare(node, first - second, decide)[-1]
     larger, smaller = (first, second) if node.op != "min" else (second, first)
-    return larger * above + smaller * (1 - above)
+    return np.asarray(larger * above + smaller * (1 - above))
 
 
 def _product(node: StepNode, a: Form, b: Form) -> Form:
     if not np.any(a[:-1]):
-        return b * a[-1]
+        return np.asarray(b * a[-1])
     if not np.any(b[:-1]):
-        return a * b[-1]
+        return np.asarray(a * b[-1])
     raise NotAffineError(f"{node.source} multiplies two values that depend on the currents")
 
 
@@ -210,20 +210,17 @@ def _proportional(a: Form, b: Form) -> bool:
     return bool(np.allclose(a / scale_a, b / scale_b, rtol=1e-6, atol=1e-7))
 
 
-class _Decide:
-    """Gives the truth of a comparison of a form that is not constant with 0."""
-
-    def __call__(self, node: StepNode, form: Form) -> float: ...
-
+_Decide = Callable[[StepNode, Form], float]
+"""Gives the truth of a comparison of a form that is not constant with 0."""
 
 _COMPARE = {"gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}
 _KINKED = {"relu", "max", "min", "abs"}
-_LINEAR = {
-    "add": np.add,
-    "sub": np.subtract,
-    "neg": np.negative,
+_LINEAR: dict[str, Callable[..., Form]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "neg": lambda a: -a,
 }
-_ON_CONSTANTS = {
+_ON_CONSTANTS: dict[str, Callable[..., npt.NDArray[np.float64]]] = {
     "not": lambda a: 1 - a,
     "and": lambda a, b: a * b,
     "or": lambda a, b: np.maximum(a, b),

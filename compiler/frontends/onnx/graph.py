@@ -136,7 +136,9 @@ def read_graph(path: str | PathLike[str]) -> Graph:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises many types for damaged bytes
-        raise H2LearnError(f"expected an ONNX model, found damaged data ({_first_line(error)})", location=file) from None
+        raise H2LearnError(
+            f"expected an ONNX model, found damaged data ({_first_line(error)})", location=file
+        ) from None
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(Path(path).parent))
         onnx.checker.check_model(model)

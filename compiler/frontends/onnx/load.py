@@ -17,8 +17,9 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.model import Model
 
 from .emit import Output, Plan, prepare
-from .execute import MAX_STEPS, Executor, Problem
+from .executor import MAX_STEPS, Executor, Problem
 from .graph import Constant, Graph, GraphInput, read_graph
+from .operators import new_executor
 from .roll import Layer, Roller
 from .steps import StepNode
 from .values import RefusalError, Refused, Series, Value, series
@@ -153,7 +154,7 @@ def _stem(name: str) -> str:
 
 
 def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None) -> _Attempt:
-    executor = Executor(graph.opset)
+    executor = new_executor(graph.opset)
     first = graph.inputs[0]
     try:
         sizes = _sizes(first, form, time_steps)
@@ -194,7 +195,8 @@ def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
             steps = time_steps
         if steps is None:
             raise RefusalError(
-                "expected a number of time steps, the file leaves it open", "give the option time_steps (--time-steps T)"
+                "expected a number of time steps, the file leaves it open",
+                "give the option time_steps (--time-steps T)",
             )
         if time_steps is not None and steps != time_steps:
             raise RefusalError(f"expected {time_steps} time steps, found {steps} in the file")

@@ -107,7 +107,9 @@ class _Recogniser:
         first = silent[0]
         gain = first[0]
         if not np.all(gain):
-            raise RefusalError("the current of a step acts in a later step only", "synaptic delays are not supported yet")
+            raise RefusalError(
+                "the current of a step acts in a later step only", "synaptic delays are not supported yet"
+            )
         if np.any(first[1:-1]):
             raise RefusalError("its first step depends on a later one")
         alpha = np.zeros_like(gain)

@@ -17,10 +17,8 @@ from .graph import Constant
 Shape = tuple[int, ...]
 Key = tuple[object, ...]
 
-POINTWISE = frozenset(
-    "const add sub mul div neg gt ge eq not and or ne where relu max min abs round floor ceil sqrt exp log power tanh "
-    "sigmoid erf softplus reciprocal remainder other".split()
-)
+_POINTWISE_NAMES = "const add sub mul div neg gt ge eq not and or ne where relu max min abs round floor ceil other"
+POINTWISE = frozenset(_POINTWISE_NAMES.split())
 """Operators that work element by element; the others are layers, inputs and readouts."""
 
 

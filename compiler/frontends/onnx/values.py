@@ -130,7 +130,9 @@ def transpose(value: Tensor, order: Sequence[int]) -> Value:
         return value
     rest = [axis for axis in order if isinstance(value, StepNode) or axis != value.axis]
     if isinstance(value, StepNode) or value.axis < 0 or rest != sorted(rest):
-        raise RefusalError("a transposition of batch or features is not supported", "keep channels before rows, columns")
+        raise RefusalError(
+            "a transposition of batch or features is not supported", "keep channels before rows, columns"
+        )
     return Series(value.nodes, list(order).index(value.axis))
 
 
