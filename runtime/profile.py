@@ -191,6 +191,7 @@ class _Builder:
         self.posters = _posters(program)
         self.labels = _stage_labels(program)
         self.counters = report.by_pc
+        self.dense = _dense_macs(report.by_pc)
         by_stage: dict[tuple[str, str], list[PcCounters]] = {}
         for item in self.counters:
             by_stage.setdefault((item.source, self.labels[item.pc]), []).append(item)
@@ -238,6 +239,7 @@ class _Builder:
             for memory, count in _SAVED.items():
                 if item.mnemonic == "v.lif" and memory in item.bytes_written:
                     add_counts(work["v.lif"], {count: item.work["elements"]})
+        _leave_out_halos(work, items, self.dense)
         first = min((item.first_cycle for item in items if item.first_cycle >= 0), default=-1)
         last = max((item.last_cycle for item in items), default=-1)
         energy = energy_of(self.machine, self.item_bytes, work, read, written, self.energies).parts_pj
@@ -387,6 +389,37 @@ def _densities(work: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
         if whole:
             found[name] = part / whole
     return found
+
+
+def _dense_macs(counters: Iterable[PcCounters]) -> dict[str, int]:
+    """Return source -> multiply-accumulates of its dense convolution, from its forward pass or its weight update."""
+    found: dict[str, dict[str, int]] = {}
+    for item in counters:
+        way = {"fe.run": "forward", "be.fwd": "forward", "wu.run": "weights", "be.wgt": "weights"}.get(item.mnemonic)
+        if way is not None and item.work:
+            add_counts(found.setdefault(item.source, {}), {way: item.work["dense_products"]})
+    return {source: min(ways.values()) for source, ways in found.items()}
+
+
+def _leave_out_halos(work: Mapping[str, dict[str, int]], items: Iterable[PcCounters], dense: Mapping[str, int]) -> None:
+    """Make the dense counts of ``be.run`` those of its layer's convolution.
+
+    The engine also meets the zeros around a gradient tile, which for a layer behind a flattened map are nearly all.
+    """
+    met: dict[str, dict[str, int]] = {}
+    for item in items:
+        if item.mnemonic == "be.run" and item.source in dense:
+            counted = {name: item.work.get(name, 0) for name in ("dense_inputs", "dense_products")}
+            add_counts(met.setdefault(item.source, {}), counted)
+    for source, counts in met.items():
+        own, width = dense[source], counts["dense_products"] / max(counts["dense_inputs"], 1)
+        add_counts(
+            work["be.run"],
+            {
+                "dense_products": own - counts["dense_products"],
+                "dense_inputs": round(own / max(width, 1)) - counts["dense_inputs"],
+            },
+        )
 
 
 def _eta(work: Mapping[str, Mapping[str, int]], multipliers: float) -> float | None:

@@ -232,3 +232,28 @@ def test_inputs_from_files_and_bad_options(folder, step, capsys):
     assert "there is no energy profile 'x'" in capsys.readouterr().err
     assert run(["run", str(folder / "step.h2x"), *pairs, "--profile", "45nm-horowitz"]) == 0
     assert "energy profile 45nm-horowitz" in capsys.readouterr().out
+
+
+def test_dense_work_is_the_convolution_in_every_pass(step):
+    profile = profile_program(step)
+    dense = {(part.layer, part.phase): part.operations.get("dense_macs") for part in profile.layers}
+    samples = 3 * 2
+    for layer, products in (("c2", 36 * 5 * 6 * 9), ("f1", 5 * 36 * 4)):
+        assert dense[layer, "forward"] == dense[layer, "backward"] == samples * products, layer
+    assert profile.phases[1].operations["dense_macs"] == samples * (36 * 5 * 6 * 9 + 5 * 36 * 4)
+    seen = {(part.layer, part.phase): part.densities for part in profile.layers}
+    last = next(p for p in profile.layers if p.phase == "backward" and set(p.densities) == {"gradients"})
+    assert seen["f1", "backward"]["gradients_into_BE"] == pytest.approx(last.densities["gradients"])
+
+
+def test_training_takes_a_profile_and_a_checkpoint_keeps_to_it(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((4, 1, 6, 6), dtype=np.float32), np.array([0, 1, 2, 3], np.int32)
+    data = h2learn.DataSet("noise", images, labels, images, labels)
+    model = h2learn.load_model(folder / "tiny.snn")
+    usual = h2learn.train(model, data, batch=2, evaluate=False)
+    file = tmp_path / "state.safetensors"
+    other = h2learn.train(model, data, batch=2, evaluate=False, profile="45nm-horowitz", checkpoint=file)
+    assert other.losses == usual.losses and other.epochs[0].energy_pj > usual.epochs[0].energy_pj
+    with pytest.raises(h2learn.H2LearnError, match="another energy profile"):
+        h2learn.train(model, data, 2, batch=2, evaluate=False, checkpoint=file, resume=True)
