@@ -341,7 +341,7 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
     sampled = role in (*FED, "output")
     source = _user_shape(entry, shapes, shape, view, perm, program.name)
     steps = int(program.note.get("time_steps", 1))
-    batch_axis = _batch_axis(source, shape, batch, steps) if sampled else None
+    batch_axis = _batch_axis(source, shape, () if view else perm, batch, steps) if sampled else None
     return Port(
         name,
         role,
@@ -376,10 +376,11 @@ def _user_shape(
     return tuple(given)
 
 
-def _batch_axis(source: Shape, shape: Shape, batch: int, steps: int) -> int | None:
-    """Samples come first, behind time where there is time; device arrays over time have rank 5 (features: 3)."""
+def _batch_axis(source: Shape, shape: Shape, perm: Shape, batch: int, steps: int) -> int | None:
+    """Samples come first on the device, behind time where there is time; arrays over time have rank 5 (features: 3)."""
     over_time = len(shape) in (3, 5) and shape[:2] == (steps, batch)
     axis = 1 if over_time else 0
+    axis = perm[axis] if len(perm) == len(source) else axis
     return axis if len(source) > axis and source[axis] == batch else None
 
 

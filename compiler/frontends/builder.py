@@ -73,16 +73,25 @@ class NetworkBuilder:
         *,
         time_steps: int | None = None,
         binary: bool = False,
+        time_axis: int = 0,
     ) -> Signal:
-        """Add an input of one sample's ``shape`` (F) or (C, H, W); with ``time_steps`` it is ``[T,N,...]``."""
+        """Add an input of one sample's ``shape`` (F) or (C, H, W).
+
+        With ``time_steps`` it is ``[T,N,...]``, or ``[N,...]`` with time inserted at ``time_axis``.
+        """
         if len(shape) not in (1, 3):
             raise H2LearnError(f"expected an input F or C x H x W, found {len(shape)} dimensions", location=location)
         outer = [self._batch] if time_steps is None else [time_steps, self._batch]
         device = (*outer, *shape[1:], shape[0])
         _check_size(f"input {name}", device, location)
-        entry = IoEntry(name, "input", (), _channels_last(len(outer)) if len(shape) == 3 else ())
+        order = _channels_last(len(outer)) if len(shape) == 3 else ()
+        source = (*outer, *shape)
+        if time_axis and time_steps is not None:
+            order = _time_moved(order or tuple(range(len(source))), time_axis)
+            source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
+        entry = IoEntry(name, "input", (), order)
         value = self._argument(entry, spikes(device) if binary else real(device), location)
-        self._inputs[name] = TensorSpec((*outer, *shape), "bool" if binary else "float32")
+        self._inputs[name] = TensorSpec(source, "bool" if binary else "float32")
         return Signal(value)
 
     def encode(self, x: Signal, kind: str, time_steps: int, location: Location) -> Signal:
@@ -148,7 +157,8 @@ class NetworkBuilder:
         """
         _expect_features(x, f"linear {name}", location)
         inner = x.shape[-1]
-        view, perm = ((features, *x.maps), (2, 3, 1, 0)) if x.maps else ((), (1, 0))
+        view: tuple[int, ...] = (features, *x.maps) if x.maps else ()
+        perm: tuple[int, ...] = (2, 3, 1, 0) if x.maps else (1, 0)
         source = (features, inner)
         if inputs_first:
             view, perm = ((*x.maps, features), (1, 2, 0, 3)) if x.maps else ((), ())
@@ -178,6 +188,12 @@ class NetworkBuilder:
         flat = self._add(spike.FlattenOp(x.value, location=_mark(location)), location)
         return replace(flat, maps=(channels, height, width))
 
+    def potentials(self, spikes: Signal) -> Signal:
+        """Return the membrane potentials of neurons, before the reset, from the spikes that :meth:`lif` returned."""
+        op = spikes.value.owner
+        assert isinstance(op, spike.LifOp)
+        return replace(spikes, value=op.u)
+
     def lif(self, x: Signal, neuron: Neuron, location: Location, name: str = "") -> Signal:
         """Add spiking neurons and return their spikes."""
         _expect_currents(x, f"lif {name}".rstrip(), location)
@@ -202,8 +218,8 @@ class NetworkBuilder:
             )
         return replace(self._add(spike.ReadoutOp(x.value, kind, location=_mark(location)), location), maps=x.maps)
 
-    def output(self, name: str, x: Signal) -> None:
-        """Make ``x`` the output ``name``, in the source's order of dimensions."""
+    def output(self, name: str, x: Signal, time_axis: int = 0) -> None:
+        """Make ``x`` the output ``name``, in the source's order of dimensions, with time at ``time_axis``."""
         shape = x.shape
         rank = len(shape)
         time = rank in (3, 5)
@@ -215,6 +231,11 @@ class NetworkBuilder:
             source, perm = (*outer, shape[-1], *shape[-3:-1]), _channels_last(len(outer))
         elif x.maps:
             view, perm = (*outer[:-1], -1, *x.maps), _channels_last(len(outer))
+        if time_axis and time and x.maps and rank == 3:
+            raise H2LearnError(f"expected time as first dimension of the flattened maps {name}, found another order")
+        if time_axis and time:
+            perm = _time_moved(perm or tuple(range(rank)), time_axis)
+            source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
         self._entries["output"].append(IoEntry(name, "output", view, perm))
         self._outputs[name] = TensorSpec(tuple(source), "bool" if x.is_spikes else "float32")
         self._results.append(x.value)
@@ -303,6 +324,12 @@ def _mark(location: Location) -> builtin.FileLineColLoc:
 
 def _channels_last(outer: int) -> tuple[int, ...]:
     return (*range(outer), outer + 1, outer + 2, outer)
+
+
+def _time_moved(order: tuple[int, ...], time_axis: int) -> tuple[int, ...]:
+    """Return the order of a source whose time stands at ``time_axis`` instead of first."""
+    places = [time_axis, *range(time_axis), *range(time_axis + 1, len(order))]
+    return tuple(places[axis] for axis in order)
 
 
 def _check_size(what: str, shape: Sequence[int], location: Location) -> None:
