@@ -14,7 +14,7 @@ from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import load_object
 
 FRONT_ENDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    ".onnx": ("h2learn.compiler.frontends.onnx:load_onnx", ("time_steps", "reset")),
+    ".onnx": ("h2learn.compiler.frontends.onnx:load_onnx", ("time_steps", "reset", "neurons")),
     ".snn": ("h2learn.compiler.frontends.dsl:load_snn", ()),
     ".nir": (
         "h2learn.compiler.frontends.nir:load_nir",

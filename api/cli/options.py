@@ -103,6 +103,7 @@ def import_options(command: Command) -> Command:
     @click.option("--dt", type=float, metavar="SECONDS", help="Time step, for neurons in continuous time.")
     @click.option("--discretisation", metavar="forward-euler|exponential", help="How continuous time becomes steps.")
     @click.option("--reset", metavar="hard|soft|soft-delayed", help="Reset of the neurons, where the file is silent.")
+    @click.option("--neurons", metavar="lif", help="Turn the activations of a network without time into these.")
     @click.option("--producer", metavar="NAME", help="Framework that wrote the file: presets for what it cannot say.")
     @functools.wraps(command)
     def wrapped(
@@ -112,6 +113,7 @@ def import_options(command: Command) -> Command:
         dt: float | None,
         discretisation: str | None,
         reset: str | None,
+        neurons: str | None,
         producer: str | None,
         **rest: object,
     ) -> object:
@@ -121,6 +123,7 @@ def import_options(command: Command) -> Command:
             "dt": dt,
             "discretisation": discretisation,
             "reset": reset,
+            "neurons": neurons,
             "producer": producer,
         }
         return command(*args, reading={name: value for name, value in every.items() if value is not None}, **rest)

@@ -2,12 +2,13 @@
 
 import random
 
-import h2learn
 import numpy as np
 import onnx
 import pytest
-from h2learn.backends.h2learn.errors import H2LearnError
 from onnx import TensorProto, helper, numpy_helper
+
+import h2learn
+from h2learn.backends.h2learn.errors import H2LearnError
 
 MUTATIONS = 300
 

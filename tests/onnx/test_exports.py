@@ -3,9 +3,10 @@
 import itertools
 import warnings
 
-import h2learn
 import numpy as np
 import pytest
+
+import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
 torch = pytest.importorskip("torch")
@@ -123,19 +124,82 @@ class Direct(Net):
         return torch.stack(collected)
 
 
-def export(net, x, path, dynamo=False):
+class Layout(Net):
+    """Time behind the batch, or behind the features, in input and output."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        return torch.stack(super().forward(x.movedim(self.axis, 0)).unbind(0), self.axis)
+
+
+class Unbound(Net):
+    """Selects the steps of a batch-first input one by one."""
+
+    def forward(self, x):
+        v1, v2, collected = torch.zeros(x.shape[0], 7), torch.zeros(x.shape[0], 4), []
+        for t in range(x.shape[1]):
+            s, v1 = self.c1(self.f1(x[:, t]), v1)
+            y, v2 = self.c2(self.f2(s), v2)
+            collected.append(y)
+        return torch.stack(collected, 1)
+
+
+class Recorded(Net):
+    """Puts out spikes and potentials of the last layer, or only the last potentials of an integrator."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.beta = what, torch.linspace(0.5, 0.9, 4)
+
+    def forward(self, x):
+        v1, v2, spikes, potentials = torch.zeros(x.shape[1], 7), torch.zeros(x.shape[1], 4), [], []
+        for t in range(x.shape[0]):
+            s, v1 = self.c1(self.f1(x[t]), v1)
+            u = v2 * (self.beta if self.what == "channels" else 0.5) + self.f2(s)
+            y = (u >= 1).float()
+            v2 = u if self.what == "last" else u * (1 - y)
+            spikes.append(y)
+            potentials.append(u)
+        if self.what == "last":
+            return potentials[-1]
+        if self.what == "channels":
+            return torch.stack(spikes)
+        return torch.stack(potentials), torch.stack(spikes)
+
+
+class Gain(Net):
+    """SpikingJelly's default: ``u = v + (x - v) / tau``, here also without decay (``tau`` infinite)."""
+
+    def forward(self, x):
+        v, w, collected = torch.zeros(x.shape[1], 7), torch.zeros(x.shape[1], 4), []
+        for t in range(x.shape[0]):
+            v = v + (self.f1(x[t]) - v) / 2.0
+            s = (v - 0.4 >= 0).float()
+            v = (1.0 - s) * v + s * 0.0
+            w = w + self.f2(s)
+            y = (w - 1.0 > 0).float()
+            w = w - y
+            collected.append(y)
+        return torch.stack(collected)
+
+
+def export(net, x, path, dynamo=False, names=("output",)):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(net.eval(), (x,), str(path), dynamo=dynamo, input_names=["input"], output_names=["output"])
+        torch.onnx.export(net.eval(), (x,), str(path), dynamo=dynamo, input_names=["input"], output_names=list(names))
     return path
 
 
-def check(net, x, path, dynamo=False, **options):
-    model = h2learn.load_model(export(net, x, path, dynamo), **options)
-    found = h2learn.compile(model).run({"input": x.numpy()}).outputs["output"]
-    expected = net(x).detach().numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert np.ptp(expected) > 0
+def check(net, x, path, dynamo=False, names=("output",), **options):
+    model = h2learn.load_model(export(net, x, path, dynamo, names), **options)
+    found = h2learn.compile(model).run({"input": x.numpy()}).outputs
+    expected = net(x)
+    for name, value in zip(names, (expected,) if len(names) == 1 else expected, strict=True):
+        np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-5, atol=1e-5)
+        assert np.ptp(value.detach().numpy()) > 0
     return model
 
 
@@ -188,6 +252,62 @@ def test_the_size_of_the_module_does_not_depend_on_the_steps(tmp_path):
 @pytest.mark.parametrize("order", ["step", "layer"])
 def test_outputs(tmp_path, out, order):
     check(Net(order=order, out=out), spikes_over_time(), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_time_may_stand_behind(tmp_path, axis):
+    x = spikes_over_time().movedim(0, axis).contiguous()
+    model = check(Layout(axis), x, tmp_path / "net.onnx")
+    assert model.inputs["input"].shape == tuple(x.shape)
+
+
+def test_the_batch_may_come_first(tmp_path):
+    model = check(Unbound(), spikes_over_time(shape=(3, 4, 6)), tmp_path / "net.onnx")
+    x = spikes_over_time(shape=(3, 4, 6)).numpy()
+    program = h2learn.compile(model)
+    fewer = program.run({"input": x[:2]}).outputs["output"]
+    np.testing.assert_array_equal(fewer, program.run({"input": x}).outputs["output"][:2])
+
+
+def test_potentials_and_spikes_come_from_one_operation(tmp_path):
+    model = check(Recorded("both"), spikes_over_time(), tmp_path / "net.onnx", names=("potentials", "spikes"))
+    assert len(neuron_ops(model)) == 2
+
+
+def test_the_last_potential(tmp_path):
+    check(Recorded("last"), spikes_over_time(shape=(6, 2, 6)), tmp_path / "net.onnx")
+
+
+def test_constants_by_channel(tmp_path):
+    model = check(Recorded("channels"), spikes_over_time(shape=(6, 2, 6)), tmp_path / "net.onnx")
+    np.testing.assert_allclose(neuron_ops(model)[1].alpha.get_values(), [0.5, 0.6333333, 0.7666667, 0.9], rtol=1e-6)
+
+
+def test_a_gain_and_no_decay(tmp_path):
+    model = check(Gain(), spikes_over_time(), tmp_path / "net.onnx")
+    first, second = neuron_ops(model)
+    assert (first.reset.data, second.reset.data) == ("hard", "soft")
+    np.testing.assert_allclose(first.theta.get_values(), [0.8], rtol=1e-6)
+    np.testing.assert_allclose(second.alpha.get_values(), [1.0])
+
+
+def test_activations_become_neurons(tmp_path):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4))
+    x = torch.rand(2, 1, 6, 6)
+    path = export(net, x, tmp_path / "net.onnx")
+    with pytest.raises(H2LearnError) as caught:
+        h2learn.load_model(path)
+    assert "neurons='lif'" in caught.value.excerpt
+    model = h2learn.load_model(path, neurons="lif", time_steps=5)
+    assert len(neuron_ops(model)) == 1 and any("assumed" in note for note in model.notes)
+    found = h2learn.compile(model).run({"input": x.numpy()}).outputs["output"]
+    current, u, s, total = net[0](x), 0, torch.zeros(1), 0
+    for _ in range(5):
+        u = 0.5 * u * (1 - s) + current
+        s = (u > 1).float()
+        total = total + net[4](net[3](net[2](s)))
+    np.testing.assert_allclose(found, (total / 5).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_without_bias(tmp_path):

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-import h2learn
 import numpy as np
 import pytest
+
+import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
 SHARED = Path(os.environ.get("H2LEARN_SHARED", Path(__file__).parents[3] / "shared")) / "models" / "onnx"

@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
-from h2learn.compiler.frontends.neuron_description import NeuronDescription, SpikeNeuron, add_neuron, spike_neuron
+from h2learn.compiler.frontends.neuron_description import (
+    NeuronDescription,
+    SpikeNeuron,
+    add_neuron,
+    is_power_of_two,
+    spike_neuron,
+)
 from h2learn.compiler.model import Network
 
 from .graph import Constant
@@ -22,8 +28,8 @@ from .values import RefusalError
 
 Floats = npt.NDArray[np.float32]
 
-READOUTS = {"time_mean": ("rate", "membrane_mean")}
-"""Readout layer -> the readout of spikes, and of reals."""
+READOUTS: dict[str, tuple[str, str]] = {"time_mean": ("rate", "membrane_mean"), "time_last": ("", "membrane_last")}
+"""Readout layer -> the readout of spikes (none: not possible), and of reals."""
 
 _LOST_NAME = re.compile(r"(val_\d+.*|onnx::.*|.*::.*|/.*|.*_output_\d+|t(_\d+)?|p_?\d*|\d+|_.*|)$")
 
@@ -34,6 +40,7 @@ class Output:
 
     name: str
     layer: Layer
+    time_axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Plan:
     file: str
     name: str
     input_name: str
+    input_axis: int
     time_steps: int
     layers: list[Layer]
     outputs: list[Output]
@@ -64,14 +72,31 @@ class Plan:
         """Return the network for ``batch`` samples; raises H2LearnError."""
         builder = NetworkBuilder(batch)
         signals: dict[Layer, Signal] = {}
+        neurons: dict[tuple[Layer, SpikeNeuron], Signal] = {}
         for layer in self.layers:
-            signals[layer] = _EMIT[layer.kind](self, builder, layer, [signals[i] for i in layer.inputs])
+            inputs = [signals[i] for i in layer.inputs]
+            if layer.kind == "neuron":
+                signals[layer] = self._neuron(builder, layer, inputs[0], neurons)
+            else:
+                signals[layer] = _EMIT[layer.kind](self, builder, layer, inputs)
         for output in self.outputs:
             signal = signals[output.layer]
             if output.layer.kind not in ("neuron", *READOUTS):
                 signal = builder.li(signal, 0.0, self.location(output.layer), output.name)
-            builder.output(output.name, signal)
+            builder.output(output.name, signal, output.time_axis)
         return builder.finish(self.name, Location(self.file))
+
+    def _neuron(
+        self, builder: NetworkBuilder, layer: Layer, x: Signal, known: dict[tuple[Layer, SpikeNeuron], Signal]
+    ) -> Signal:
+        """Return spikes or potentials of a neuron; both of the same neuron come from one operation."""
+        form = self.neurons[layer]
+        key = (layer.inputs[0], form)
+        if key not in known:
+            known[key] = add_neuron(builder, x, form, self.location(layer), f"neuron{len(known) + 1}")
+        assert layer.neuron is not None
+        wants_potentials = form.fires and layer.neuron.output == "potentials"
+        return builder.potentials(known[key]) if wants_potentials else known[key]
 
     def location(self, layer: Layer) -> Location:
         """Return where a layer stands in the file: the name of its node in the first time step it occurs in."""
@@ -82,17 +107,12 @@ def prepare(plan: Plan, refuse: Callable[[str, str, str, str], None]) -> None:
     """Name the parameters and choose the neurons of a plan; ``refuse`` is told what the ``spike`` level lacks."""
     for layer in plan.layers:
         try:
-            if layer.kind not in _EMIT:
+            if layer.kind not in (*_EMIT, "neuron"):
                 raise RefusalError(_LACKING.get(layer.kind, "this layer is not supported yet"))
             _PREPARE.get(layer.kind, _nothing)(plan, layer)
         except RefusalError as error:
             name, operator = split_source(layer.node.source)
             refuse(name, operator, str(error), error.hint)
-    for output in plan.outputs:
-        found = output.layer.neuron
-        if found is not None and found.neuron.fires and found.output == "potentials":
-            name, operator = split_source(output.layer.node.source)
-            refuse(name, operator, "potentials of neurons that fire are no output yet", "put out their spikes")
 
 
 def summary(neuron: NeuronDescription) -> str:
@@ -202,9 +222,14 @@ def _prepare_neuron(plan: Plan, layer: Layer) -> None:
         raise RefusalError(f"{error.message} (found {summary(found.neuron)})", error.hint) from None
     if set(form.input_factor) != {1.0}:
         raise RefusalError(f"an input that the neuron scales is not supported yet (found {summary(found.neuron)})")
+    if found.output == "potentials" and form.potential_scale != 1.0:
+        raise RefusalError("potentials of a neuron with a gain are no output yet", "put out its spikes")
     plan.neurons[layer] = _with_surrogate(form, found)
-    plan.notes.append(f"{split_source(layer.node.source)[0]}: exact: {summary(found.neuron)}")
-    plan.notes.extend(f"{split_source(layer.node.source)[0]}: {note}" for note in form.notes)
+    status = (
+        "assumed" if found.assumed else "exact" if is_power_of_two(form.potential_scale) else "exact up to rounding"
+    )
+    plan.notes.append(f"{layer.name}: {status}: {summary(found.neuron)}")
+    plan.notes.extend(f"{layer.name}: {note}" for note in form.notes)
 
 
 def _with_surrogate(form: SpikeNeuron, found: Recognised) -> SpikeNeuron:
@@ -218,6 +243,9 @@ def _with_surrogate(form: SpikeNeuron, found: Recognised) -> SpikeNeuron:
 def _prepare_readout(plan: Plan, layer: Layer) -> None:
     if len(layer.node.shape) != 2:
         raise RefusalError("a readout of maps is not supported", "flatten before it")
+    before = layer.inputs[0].neuron
+    if layer.kind == "time_last" and before is not None and before.output == "spikes":
+        raise RefusalError("the spikes of the last time step alone are no output", "average the spikes over time")
 
 
 def _prepare_flatten(plan: Plan, layer: Layer) -> None:
@@ -229,7 +257,8 @@ def _emit_input(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seque
     location = Location(f"{plan.file}:{plan.input_name}")
     shape = layer.node.shape[1:]
     if layer.node.key[1] is not None:
-        return builder.input(plan.input_name, shape, location, time_steps=plan.time_steps)
+        steps, axis = plan.time_steps, plan.input_axis
+        return builder.input(plan.input_name, shape, location, time_steps=steps, time_axis=axis)
     return builder.encode(builder.input(plan.input_name, shape, location), "direct", plan.time_steps, location)
 
 
@@ -273,11 +302,6 @@ def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seq
     return builder.flatten(inputs[0], plan.location(layer))
 
 
-def _emit_neuron(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
-    number = list(plan.neurons).index(layer) + 1
-    return add_neuron(builder, inputs[0], plan.neurons[layer], plan.location(layer), f"neuron{number}")
-
-
 def _emit_readout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     x, place = inputs[0], plan.location(layer)
     if not x.is_spikes and layer.inputs[0].kind != "neuron":
@@ -301,7 +325,6 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "avgpool": _emit_pool,
     "maxpool": _emit_pool,
     "flatten": _emit_flatten,
-    "neuron": _emit_neuron,
     **dict.fromkeys(READOUTS, _emit_readout),
 }
 _LACKING = {

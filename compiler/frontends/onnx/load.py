@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.frontends.neuron_description import NeuronDescription
 from h2learn.compiler.model import Model
 
 from .emit import Output, Plan, prepare
 from .executor import MAX_STEPS, Executor, Problem
+from .forms import pointwise_order
 from .graph import Constant, Graph, GraphInput, read_graph
 from .operators import new_executor
 from .roll import Layer, Roller
@@ -25,9 +27,12 @@ from .steps import StepNode
 from .values import RefusalError, Refused, Series, Value, series
 
 RESETS = ("hard", "soft", "soft-delayed")
+NEURONS = {"lif": NeuronDescription()}
 UNKNOWN_BATCH = 2
 MAX_PAIRINGS = 24
 MAX_INPUT_ELEMENTS = 1 << 32
+STEPS_HINT = "give the option time_steps (--time-steps T)"
+NEURONS_HINT = "for a network without time, give neurons='lif' and time_steps"
 
 
 def load_onnx(
@@ -35,19 +40,21 @@ def load_onnx(
     *,
     time_steps: int | None = None,
     reset: str | None = None,
+    neurons: str | None = None,
 ) -> Model:
     """Return the model of an ``.onnx`` file, for the batch of the file (1 where it leaves the batch open).
 
     ``time_steps``: for files that leave the number of time steps open (loops over a dynamic input, single-step cells).
     ``reset``: what the neurons' reset is expected to be; the file says it, so another one is an error.
+    ``neurons``: ``"lif"`` turns the activations (ReLU) of a network without time into neurons, which run ``time_steps``.
     Raises H2LearnError when the file cannot be read, or lists every node that cannot be imported, with the reason.
     """
     file = str(path)
-    _check_options(file, time_steps, reset)
+    _check_options(file, time_steps, reset, neurons)
     graph = read_graph(path)
     best: _Attempt | None = None
     for form in _forms(file, graph, time_steps):
-        attempt = _attempt(file, graph, form, time_steps)
+        attempt = _attempt(file, graph, form, time_steps, neurons)
         if best is None or _rank(attempt) < _rank(best):
             best = attempt
         if not best.problems and best.plan is not None:
@@ -83,13 +90,19 @@ def _rank(attempt: _Attempt) -> tuple[bool, int, int]:
     return attempt.plan is None, -attempt.understood, len(attempt.problems)
 
 
-def _check_options(file: str, time_steps: int | None, reset: str | None) -> None:
+def _check_options(file: str, time_steps: int | None, reset: str | None, neurons: str | None) -> None:
     if time_steps is not None and (isinstance(time_steps, bool) or not isinstance(time_steps, int)):
         raise H2LearnError(f"expected a number of time steps, found {time_steps!r}", location=file)
     if time_steps is not None and not 1 <= time_steps <= MAX_STEPS:
         raise H2LearnError(f"expected 1 to {MAX_STEPS} time steps, found {time_steps}", location=file)
     if reset is not None and reset not in RESETS:
         raise H2LearnError(f"expected reset {', '.join(RESETS)}, found {reset!r}", location=file)
+    if neurons is not None and neurons not in NEURONS:
+        raise H2LearnError(f"expected neurons {', '.join(NEURONS)}, found {neurons!r}", location=file)
+    if neurons is not None and time_steps is None:
+        raise H2LearnError(
+            "expected a number of time steps for new neurons, found none", location=file, hint=STEPS_HINT
+        )
 
 
 def _check_reset(file: str, plan: Plan, reset: str | None) -> None:
@@ -116,7 +129,7 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
     if len(graph.inputs) > 1:
         return _single_steps(file, graph, time_steps)
     rank = len(first.shape)
-    axes: dict[int, tuple[int | None, ...]] = {2: (None,), 3: (0, 1), 4: (None, 0, 1), 5: (0, 1)}
+    axes: dict[int, tuple[int | None, ...]] = {2: (None,), 3: (0, 1, 2), 4: (None, 0, 1, 3), 5: (0, 1, 4)}
     if rank not in axes:
         raise H2LearnError(f"expected an input of 2 to 5 dimensions, found {first.name} of {rank}", location=file)
     return [_Form(axis) for axis in axes[rank]]
@@ -135,7 +148,7 @@ def _single_steps(file: str, graph: Graph, time_steps: int | None) -> list[_Form
         raise H2LearnError(
             f"expected a number of time steps for a single step with the states {', '.join(s.name for s in states)}",
             location=file,
-            hint="give the option time_steps (--time-steps T)",
+            hint=STEPS_HINT,
         )
     choices = itertools.permutations(range(len(graph.outputs)), len(states))
     ranked = sorted(itertools.islice(choices, 5040), key=lambda order: -_affinity(graph, order))
@@ -153,7 +166,7 @@ def _stem(name: str) -> str:
     return "_".join(word for word in words if word not in ("in", "out", "prev", "next", "new", "old", "state", "t"))
 
 
-def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None) -> _Attempt:
+def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None, neurons: str | None) -> _Attempt:
     executor = new_executor(graph.opset)
     first = graph.inputs[0]
     try:
@@ -166,8 +179,9 @@ def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None) -> _A
         executor.refuse(first.name, "input", str(error), error.hint)
         return _Attempt(executor.problems, None, 1, 0)
     outputs = _outputs(executor, graph, form, values)
-    roller = Roller(executor.refuse)
-    plan = _plan(file, executor, roller, first.name, outputs)
+    roller = Roller(executor.refuse, NEURONS[neurons] if neurons is not None else None)
+    found = _layers(executor, roller, outputs, sizes.steps)
+    plan = _plan(file, executor, roller, first.name, form, found) if len(found) == len(outputs) else None
     if plan is not None:
         prepare(plan, executor.refuse)
     if plan is not None and not executor.problems:
@@ -196,7 +210,7 @@ def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
         if steps is None:
             raise RefusalError(
                 "expected a number of time steps, the file leaves it open",
-                "give the option time_steps (--time-steps T)",
+                STEPS_HINT,
             )
         if time_steps is not None and steps != time_steps:
             raise RefusalError(f"expected {time_steps} time steps, found {steps} in the file")
@@ -257,63 +271,103 @@ def _outputs(executor: Executor, graph: Graph, form: _Form, values: Sequence[Val
     return others or named[:1]
 
 
-def _plan(
-    file: str, executor: Executor, roller: Roller, input_name: str, outputs: Sequence[tuple[str, Value]]
-) -> Plan | None:
-    found: list[Output] = []
-    counts: set[int] = set()
+@dataclass(frozen=True)
+class _Found:
+    """An output, and how many time steps it stands for."""
+
+    output: Output
+    steps: int
+
+
+def _layers(executor: Executor, roller: Roller, outputs: Sequence[tuple[str, Value]], steps: int) -> list[_Found]:
+    """Return the outputs whose layers were found; the others are refused."""
+    found: list[_Found] = []
     for name, value in outputs:
         if isinstance(value, Refused):
             continue
         try:
-            nodes, readout = _over_steps(value)
+            nodes, readout = _over_steps(value, steps if roller.activation is not None else None)
         except RefusalError as error:
             executor.refuse(name, "output", str(error), error.hint)
             continue
         layer = roller.roll(nodes)
-        counts.add(len(nodes))
         if layer is not None and readout is not None:
             layer = Layer(readout.op, readout, (layer,))
             roller.layers.append(layer)
         if layer is not None:
-            found.append(Output(name, layer))
-    if len(counts) > 1:
-        executor.refuse(outputs[0][0], "output", "the outputs have different numbers of time steps")
-    if len(found) < len(outputs) or not counts:
+            axis = value.axis if isinstance(value, Series) else 0
+            found.append(_Found(Output(name, layer, axis), len(nodes)))
+    return found
+
+
+def _plan(
+    file: str, executor: Executor, roller: Roller, input_name: str, form: _Form, found: Sequence[_Found]
+) -> Plan | None:
+    counts = {entry.steps for entry in found}
+    outputs = [entry.output for entry in found]
+    layers = _used(roller.layers, outputs)
+    inputs = [layer.node.key[1] for layer in layers if layer.kind == "input"]
+    if len(counts) != 1 or not inputs:
+        executor.refuse(outputs[0].name, "output", "the outputs have different numbers of time steps, or no input")
         return None
-    layers = _used(roller.layers, found)
-    _check_inputs(executor, layers, max(counts))
-    return Plan(file, Path(file).stem, input_name, max(counts), layers, found)
+    if counts == {1} and None in inputs:
+        executor.refuse(input_name, "input", "a network without time", NEURONS_HINT)
+    return Plan(file, Path(file).stem, input_name, form.time_axis or 0, counts.pop(), layers, outputs)
 
 
-def _over_steps(value: Value) -> tuple[tuple[StepNode, ...], StepNode | None]:
-    """Return the nodes of all steps, and the readout that reduces them."""
+def _over_steps(value: Value, repeat: int | None) -> tuple[tuple[StepNode, ...], StepNode | None]:
+    """Return the nodes of all steps, and the readout that reduces them; ``repeat`` gives a network time."""
     if isinstance(value, Series):
-        if value.axis != 0:
-            raise RefusalError("an output whose first dimension is not time is not supported yet", "stack on axis 0")
+        if value.axis < 0:
+            raise RefusalError("an output with time folded into the batch", "unfold it to T x N x ...")
         return value.nodes, None
     if not isinstance(value, StepNode):
         raise RefusalError("it does not depend on the network's input")
+    if repeat is not None:
+        nodes = (value,) * repeat
+        return nodes, _readout("mean", nodes, value)
     if value.op.startswith("time_"):
         return value.args, value
-    return _mean(value)
+    return _mean(value) or _last(value)
 
 
-def _mean(value: StepNode) -> tuple[tuple[StepNode, ...], StepNode | None]:
+def _readout(kind: str, nodes: Sequence[StepNode], like: StepNode) -> StepNode:
+    return StepNode(-1, f"time_{kind}", tuple(nodes), (), like.shape, like.source)
+
+
+def _mean(value: StepNode) -> tuple[tuple[StepNode, ...], StepNode] | None:
     """Return the steps of a mean that is spelled as a sum times a constant."""
     factor, node = 1.0, value
-    while node.op in ("mul", "div") and any(_scalar(a) is not None for a in node.args):
-        known = [(_scalar(a), a) for a in node.args]
-        number = next(n for n, _ in known if n is not None)
-        if node.op == "div" and known[1][0] is None:
+    while node.op in ("mul", "div"):
+        numbers = [_scalar(a) for a in node.args]
+        if (numbers[0] is None) == (numbers[1] is None) or (node.op == "div" and numbers[1] is None):
             break
-        factor = factor * number if node.op == "mul" else factor / number
-        node = next(a for n, a in known if n is None)
+        number = numbers[0] if numbers[0] is not None else numbers[1]
+        assert number is not None
+        factor = factor * number if node.op == "mul" else factor / number if number else math.inf
+        node = node.args[1] if numbers[0] is not None else node.args[0]
     terms = node.args if node.op == "time_sum" else _terms(node)
-    if len(terms) < 2:
-        raise RefusalError("an output of a single time step is not supported yet", "stack all time steps, or average")
-    kind = "time_mean" if abs(factor * len(terms) - 1) < 1e-6 else "time_sum"
-    return terms, StepNode(-1, kind, terms, (), value.shape, value.source)
+    if len(terms) < 2 or len({(t.op, t.shape) for t in terms}) > 1:
+        return None
+    kind = "mean" if abs(factor * len(terms) - 1) < 1e-6 else "sum"
+    return terms, _readout(kind, terms, value)
+
+
+def _last(value: StepNode) -> tuple[tuple[StepNode, ...], StepNode]:
+    """Return the steps of a potential of which only the last one is an output: each has one current more."""
+    leaves: dict[int, frozenset[int]] = {}
+    steps: dict[int, StepNode] = {}
+    for node in pointwise_order([value]):
+        inner = [leaves[a.number] for a in node.args] if node.pointwise else [frozenset({node.number})]
+        leaves[node.number] = frozenset().union(*inner)
+        count = len(leaves[node.number])
+        if count and (count not in steps or node.op == value.op):
+            steps[count] = node
+    nodes = [steps[count] for count in sorted(steps)]
+    if len(nodes) < 2 or sorted(steps) != list(range(1, len(steps) + 1)) or not value.pointwise:
+        raise RefusalError("an output of a single time step", f"stack all time steps, or average them; {NEURONS_HINT}")
+    nodes[-1] = value
+    return tuple(nodes), _readout("last", nodes, value)
 
 
 def _scalar(node: StepNode) -> float | None:
@@ -340,13 +394,6 @@ def _used(layers: Sequence[Layer], outputs: Sequence[Output]) -> list[Layer]:
             used.add(layer)
             waiting += layer.inputs
     return [layer for layer in layers if layer in used]
-
-
-def _check_inputs(executor: Executor, layers: Sequence[Layer], count: int) -> None:
-    if not any(layer.kind == "input" for layer in layers):
-        executor.refuse("output", "output", "it does not depend on the network's input")
-    if count == 1 and any(layer.kind == "input" and layer.node.key[1] is None for layer in layers):
-        executor.refuse("input", "input", "a network without time is not supported")
 
 
 def _try_build(executor: Executor, plan: Plan, batch: int) -> None:

@@ -29,6 +29,8 @@ class Recognised:
     neuron: NeuronDescription
     output: str
     surrogate: tuple[str, float] | None = None
+    assumed: bool = False
+    """Whether the user chose the neuron, not the file."""
 
 
 def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode]) -> Recognised:

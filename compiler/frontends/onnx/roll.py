@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from h2learn.compiler.frontends.neuron_description import NeuronDescription
+
 from .recognise import Recognised, recognise
 from .steps import StepNode
 from .values import RefusalError
@@ -39,6 +41,8 @@ class Roller:
     """Finds layers; ``refuse(node name, operator, reason, hint)`` is told about everything that is none."""
 
     refuse: Callable[[str, str, str, str], None]
+    activation: NeuronDescription | None = None
+    """What the activations (ReLU) of a network without time become."""
     layers: list[Layer] = field(default_factory=list)
     _known: dict[tuple[int, ...], Layer | None] = field(default_factory=dict)
 
@@ -84,6 +88,10 @@ class Roller:
         return Layer("input", first)
 
     def _neuron(self, nodes: Sequence_) -> Layer | None:
+        if self.activation is not None and nodes[0].op == "relu" and set(nodes) == {nodes[0]}:
+            source = self.roll((nodes[0].args[0],) * len(nodes))
+            neuron = Recognised(self.activation, "spikes", assumed=True)
+            return Layer("neuron", nodes[0], (source,), neuron) if source is not None else None
         groups = _new_leaves(nodes)
         sizes = [len(group) for group in groups]
         static = sizes[0] == 1 and not any(sizes[1:]) and len(nodes) > 1
