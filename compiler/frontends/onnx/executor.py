@@ -55,6 +55,7 @@ class Executor:
     bodies: Mapping[str, BodyHandler]
     steps: Steps = field(default_factory=Steps)
     problems: list[Problem] = field(default_factory=list)
+    _noted: set[Problem] = field(default_factory=set)
 
     def run(self, graph: Graph, arguments: Mapping[str, Value], outer: Scope | None = None) -> list[Value]:
         """Return the values of the graph's outputs."""
@@ -65,8 +66,10 @@ class Executor:
 
     def refuse(self, node: str, op: str, reason: str, hint: str = "") -> None:
         """Note a refusal once."""
-        if not any((p.op, p.reason) == (op, reason) for p in self.problems):
-            self.problems.append(Problem(node, op, reason, hint))
+        problem = Problem(node, op, reason, hint)
+        if problem not in self._noted:
+            self._noted.add(problem)
+            self.problems.append(problem)
 
     def _results(self, node: GraphNode, scope: Scope) -> Sequence[Value]:
         refused = [Refused()] * len(node.outputs)

@@ -30,6 +30,7 @@ RESETS = ("hard", "soft", "soft-delayed")
 NEURONS = {"lif": NeuronDescription()}
 UNKNOWN_BATCH = 2
 MAX_PAIRINGS = 24
+SHOWN_NODES = 8
 MAX_INPUT_ELEMENTS = 1 << 32
 STEPS_HINT = "give the option time_steps (--time-steps T)"
 NEURONS_HINT = "for a network without time, give neurons='lif' and time_steps"
@@ -46,7 +47,7 @@ def load_onnx(
 
     ``time_steps``: for files that leave the number of time steps open (loops over a dynamic input, single-step cells).
     ``reset``: what the neurons' reset is expected to be; the file says it, so another one is an error.
-    ``neurons``: ``"lif"`` turns the activations (ReLU) of a network without time into neurons, which run ``time_steps``.
+    ``neurons``: ``"lif"`` turns the activations (ReLU) of a network without time into neurons (needs ``time_steps``).
     Raises H2LearnError when the file cannot be read, or lists every node that cannot be imported, with the reason.
     """
     file = str(path)
@@ -126,6 +127,13 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
             raise H2LearnError(f"expected a float tensor of known rank as input {entry.name}", location=file)
     first = graph.inputs[0]
     assert first.shape is not None
+    weights = _weight_inputs(graph)
+    if weights:
+        raise H2LearnError(
+            f"expected weights inside the file, found the inputs {', '.join(weights)}: a training step is no network",
+            location=file,
+            hint="export the network's forward pass; h2learn derives the training step itself",
+        )
     if len(graph.inputs) > 1:
         return _single_steps(file, graph, time_steps)
     rank = len(first.shape)
@@ -133,6 +141,14 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
     if rank not in axes:
         raise H2LearnError(f"expected an input of 2 to 5 dimensions, found {first.name} of {rank}", location=file)
     return [_Form(axis) for axis in axes[rank]]
+
+
+def _weight_inputs(graph: Graph) -> list[str]:
+    """Return the inputs that are weights of a layer, directly or transposed."""
+    transposed = {n.outputs[0]: n.inputs[0] for n in graph.nodes if n.op == "Transpose" and n.inputs and n.outputs}
+    used = [n.inputs[1] for n in graph.nodes if n.op in ("Gemm", "MatMul", "Conv") and len(n.inputs) > 1]
+    sources = {transposed.get(name, name) for name in used}
+    return [entry.name for entry in graph.inputs if entry.name in sources]
 
 
 def _single_steps(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
@@ -406,7 +422,13 @@ def _try_build(executor: Executor, plan: Plan, batch: int) -> None:
 
 
 def _refusal(file: str, problems: Sequence[Problem]) -> H2LearnError:
-    lines = [f"  {p.node} ({p.op}): {p.reason}" + (f"; {p.hint}" if p.hint else "") for p in problems]
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for p in problems:
+        groups.setdefault((p.op, p.reason, p.hint), []).append(p.node)
+    lines = []
+    for (op, reason, hint), nodes in groups.items():
+        more = f" and {len(nodes) - SHOWN_NODES} more" if len(nodes) > SHOWN_NODES else ""
+        lines.append(f"  {', '.join(nodes[:SHOWN_NODES])}{more} ({op}): {reason}" + (f"; {hint}" if hint else ""))
     count = "1 node" if len(problems) == 1 else f"{len(problems)} nodes"
     return H2LearnError(
         f"expected a spiking network, found {count} that cannot be imported",
