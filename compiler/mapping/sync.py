@@ -4,29 +4,35 @@ Engines run decoupled and each in order. The program is a list of stages, each a
 the sequential one. Two jobs on different engines that touch the same bytes, at least one writing, must be ordered by
 tokens.
 
-Every stage is unrolled a little (enough that every buffer ring wraps) and walked in program order with one vector clock
-per engine. A dependence that the clocks do not cover yet becomes an :class:`Edge` between the two places in the loop
-tree; a dependence carried from iteration to iteration becomes an edge with credits. Finally every edge whose removal
-leaves all dependences covered is dropped, so that each remaining one is necessary. The unrolling does not depend on
-trip counts: the same structure gives the same edges at any T and batch.
+The edges must hold for any trip counts, so that the same structure gives the same edges at any T and batch. Therefore a
+stage is unrolled in several ways: every loop once, and for each loop, that loop alone often enough that every buffer
+ring wraps. (A dependence that one loop carries shows when that loop runs; other loops that run more often only add
+order.) Each unrolling is walked in program order with one vector clock per engine. A dependence that the clocks do not
+cover yet becomes an :class:`Edge` between two places in the loop tree; a dependence carried from iteration to iteration
+becomes an edge with credits. Finally every edge whose removal leaves all dependences of all unrollings covered is
+dropped, so that each remaining one is necessary.
+
+From stage to stage only what holds in every unrolling is remembered: for each pair of engines, up to which job the one
+has seen the other finish for good. Buffers are compared byte by byte. So are windows of a tensor that one and the same
+function of the loop counters picks; any other two windows of a tensor count as overlapping, because a few iterations do
+not show where they meet.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Clock = list[int]
-Interval = tuple[object, int, int, bool]
-"""(space, low, high, written): bytes low..high-1 of a memory or of a DRAM tensor."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """Bytes that a job touches: ``low + sum(coeff * counter)`` for ``size`` bytes, within ``0..limit`` if there is one.
+    """Bytes that a job touches: ``low + sum(coeff * counter)`` for ``size`` bytes.
 
-    ``ring`` is (slots, slot bytes, depth): a buffer that rotates with the iterations of the ``depth`` outermost loops.
+    ``limit`` says that they belong to a tensor of so many bytes. ``ring`` is (slots, slot bytes, depth): a buffer that
+    rotates with the iterations of the ``depth`` outermost loops.
     """
 
     space: object
@@ -72,26 +78,6 @@ class Edge:
         return self.source is other.source and self.target is other.target and engines
 
 
-@dataclass
-class _Event:
-    """One executed job: what it needs from other engines, as {engine: (clock, needed event)}."""
-
-    job: Job
-    clock: int
-    path: tuple[tuple[Loop, int], ...]
-    stage: Loop
-    needs: dict[int, _Event] = field(default_factory=dict)
-    seen: tuple[int, ...] = ()
-
-
-@dataclass
-class _Record:
-    low: int
-    high: int
-    written: bool
-    event: _Event
-
-
 def order_stages(stages: Sequence[Loop], engines: int) -> list[Edge]:
     """Return the edges that order ``engines`` engines over the stages, in order of their targets' stages."""
     analysis = _Analysis(engines)
@@ -100,168 +86,232 @@ def order_stages(stages: Sequence[Loop], engines: int) -> list[Edge]:
     return analysis.edges
 
 
+@dataclass(eq=False)
+class _Event:
+    """A job that ran: its number among those of its engine, and the iterations of the loops around it.
+
+    ``needs`` holds, per other engine, the last event that must be over before; ``seen`` the clock after this one.
+    """
+
+    job: Job
+    stage: Loop
+    clock: int
+    path: tuple[tuple[Loop, int], ...] = ()
+    needs: dict[int, _Event] = field(default_factory=dict)
+    seen: Sequence[int] = ()
+
+
+@dataclass
+class _Access:
+    low: int
+    high: int
+    region: Region
+    event: _Event
+
+    def meets(self, other: _Access) -> bool:
+        """Whether the two accesses may share bytes and one of them writes."""
+        if not (self.region.written or other.region.written):
+            return False
+        return not self.comparable(other) or max(self.low, other.low) < min(self.high, other.high)
+
+    def replaces(self, old: _Access) -> bool:
+        """Whether whoever waits for this access need not know of ``old`` any more."""
+        if self.event.job.engine != old.event.job.engine or self.event is old.event or not self.comparable(old):
+            return False
+        return self.low <= old.low and old.high <= self.high and self.region.written >= old.region.written
+
+    def comparable(self, other: _Access) -> bool:
+        """Whether the bytes tell if two accesses meet in any iteration."""
+        if self.region.limit is None:
+            return True
+        same_window = (self.region.low, self.region.coeffs) == (other.region.low, other.region.coeffs)
+        return same_window and self.event.stage is other.event.stage
+
+
+Accesses = dict[object, list[_Access]]
+Trace = list[tuple[str, Loop | Job | _Event]]
+"""("before" or "after", place in the tree) and ("run", event), in program order."""
+
+
 class _Analysis:
+    """What is known after some stages; clocks count the jobs of the stages before, and within a stage its events."""
+
     def __init__(self, engines: int) -> None:
-        self.engines = engines
         self.edges: list[Edge] = []
-        self.count = [0] * engines
-        self.records: dict[object, list[_Record]] = {}
-        self.clocks: list[Clock] = [[0] * engines for _ in range(engines)]
-        self.stage_ends: dict[Loop | Job, list[Clock]] = {}
+        self._total = [0] * engines
+        self._known: list[Clock] = [[0] * engines for _ in range(engines)]
+        self._ends: dict[Loop | Job, list[Clock]] = {}
+        self._past: Accesses = {}
 
     def add_stage(self, stage: Loop) -> None:
         """Find the edges into and within a stage, and move the clocks past it."""
-        trace = list(self._unroll(stage))
+        traces = [self._trace(stage, trips) for trips in _trip_counts(stage)]
         edges: list[Edge] = []
-        while self._discover(trace, edges):
+        while sum(self._discover(trace, edges) for trace in traces):
             pass
         for edge in list(edges):
             rest = [e for e in edges if e is not edge]
-            if self._covered(trace, rest):
+            if all(self._covered(trace, rest) for trace in traces):
                 edges = rest
-        self._walk(trace, edges, _ignore, commit=True)
         self.edges += edges
-        self._forget()
+        self._close(stage, traces, [self._walk(trace, edges, _refuse) for trace in traces])
 
-    def _unroll(self, stage: Loop) -> Iterator[tuple[str, Loop | Job | _Event]]:
-        """Yield ("pre"/"post", node) and ("run", event) in program order, with the needs of every event."""
+    def _trace(self, stage: Loop, trips: Mapping[Loop, int]) -> Trace:
+        """Run the stage in program order and note what every event needs."""
+        trace: Trace = []
         iterations: dict[Loop, int] = {}
+        counts = list(self._total)
+        accesses: Accesses = {}
 
-        def visit(
-            node: Loop | Job, path: tuple[tuple[Loop, int], ...], counters: tuple[int, ...], wraps: bool
-        ) -> Iterator[tuple[str, Loop | Job | _Event]]:
-            yield "pre", node
+        def visit(node: Loop | Job, path: tuple[tuple[Loop, int], ...], counters: tuple[int, ...]) -> None:
+            trace.append(("before", node))
             if isinstance(node, Job):
-                yield "run", self._event(node, path, stage, counters)
+                counts[node.engine] += 1
+                event = _Event(node, stage, counts[node.engine], path)
+                self._note(event, [_access(region, event, counters) for region in node.regions], accesses)
+                trace.append(("run", event))
             else:
-                plain = len(node.children) == 1 and isinstance(node.children[0], Loop)
-                trips = 1 if node is stage or plain else 2 if wraps else 3
-                for count in range(trips):
+                for count in range(trips.get(node, 1)):
                     number = iterations.get(node, 0)
                     iterations[node] = number + 1
-                    inner = counters if node is stage else (*counters, count)
                     for child in node.children:
-                        yield from visit(child, (*path, (node, number)), inner, wraps or trips > 1)
-            yield "post", node
+                        visit(child, (*path, (node, number)), () if node is stage else (*counters, count))
+            trace.append(("after", node))
 
-        yield from visit(stage, (), (), False)
+        visit(stage, (), ())
+        return trace
 
-    def _event(
-        self,
-        job: Job,
-        path: tuple[tuple[Loop, int], ...],
-        stage: Loop,
-        counters: tuple[int, ...],
-    ) -> _Event:
-        self.count[job.engine] += 1
-        event = _Event(job, self.count[job.engine], path, stage)
-        fresh: list[tuple[object, _Record]] = []
-        for region in job.regions:
-            low = region.low + sum(c * n for c, n in zip(region.coeffs, counters, strict=False))
-            slots, slot_bytes, depth = region.ring
-            if slots > 1:
-                low += path[depth][1] % slots * slot_bytes
-            high = low + region.size
-            if region.limit is not None:
-                low, high = max(low, 0), min(high, region.limit)
-            if low >= high:
-                continue
-            self._conflicts(event, region.space, low, high, region.written)
-            fresh.append((region.space, _Record(low, high, region.written, event)))
-        for space, record in fresh:
-            known = self.records.setdefault(space, [])
-            known[:] = [r for r in known if not _replaces(record, r)]
-            known.append(record)
-        return event
+    def _note(self, event: _Event, fresh: Sequence[_Access], accesses: Accesses) -> None:
+        """Find what an event must wait for, and add its accesses to those of the trace."""
+        for access in fresh:
+            space = access.region.space
+            for before in (*self._past.get(space, ()), *accesses.get(space, ())):
+                engine = before.event.job.engine
+                if engine != event.job.engine and before.meets(access):
+                    known = event.needs.get(engine)
+                    if known is None or known.clock < before.event.clock:
+                        event.needs[engine] = before.event
+        for access in fresh:
+            _record(access, accesses)
 
-    def _conflicts(self, event: _Event, space: object, low: int, high: int, written: bool) -> None:
-        for record in self.records.get(space, ()):
-            other = record.event.job.engine
-            if other == event.job.engine or not (written or record.written):
-                continue
-            if record.low < high and low < record.high:
-                known = event.needs.get(other)
-                if known is None or known.clock < record.event.clock:
-                    event.needs[other] = record.event
-
-    def _discover(self, trace: list[tuple[str, Loop | Job | _Event]], edges: list[Edge]) -> bool:
+    def _discover(self, trace: Trace, edges: list[Edge]) -> bool:
         """Walk the trace, add edges for what is not covered, and say whether any was added or tightened."""
         changed = False
 
         def miss(event: _Event, missing: dict[int, _Event]) -> None:
             nonlocal changed
-            for engine, needed in missing.items():
-                others = (o for e, o in missing.items() if e != engine)
-                if any(o.seen[engine] >= needed.clock for o in others):
-                    continue
+            for needed in missing.values():
                 changed = _add_edge(edges, needed, event) or changed
 
         self._walk(trace, edges, miss)
         return changed
 
-    def _covered(self, trace: list[tuple[str, Loop | Job | _Event]], edges: list[Edge]) -> bool:
+    def _covered(self, trace: Trace, edges: Sequence[Edge]) -> bool:
         gaps: list[_Event] = []
         self._walk(trace, edges, lambda event, _: gaps.append(event))
         return not gaps
 
     def _walk(
-        self,
-        trace: list[tuple[str, Loop | Job | _Event]],
-        edges: list[Edge],
-        miss: Callable[[_Event, dict[int, _Event]], None],
-        *,
-        commit: bool = False,
-    ) -> None:
-        """Move vector clocks along the trace; ``miss(event, uncovered needs)`` hears of gaps, which count as closed."""
-        clocks = [list(clock) for clock in self.clocks]
+        self, trace: Trace, edges: Sequence[Edge], miss: Callable[[_Event, dict[int, _Event]], None]
+    ) -> list[Clock]:
+        """Return the clocks behind the trace; ``miss(event, uncovered needs)`` hears of gaps, which count as closed."""
+        clocks = [list(clock) for clock in self._known]
         waits: dict[Loop | Job, list[Edge]] = {}
         posts: dict[Loop | Job, list[Edge]] = {}
-        tokens: dict[Edge, deque[Clock]] = {}
+        tokens: dict[Edge, deque[Sequence[int]]] = {}
         for edge in edges:
             waits.setdefault(edge.target, []).append(edge)
             posts.setdefault(edge.source, []).append(edge)
-            tokens[edge] = deque([0] * self.engines for _ in range(edge.credits))
-            before = self.stage_ends.get(edge.source)
-            if before is not None:
-                tokens[edge].append(list(before[edge.producer]))
+            tokens[edge] = deque([[0] * len(clocks)] * edge.credits)
+            if edge.source in self._ends:
+                tokens[edge].append(self._ends[edge.source][edge.producer])
         for what, item in trace:
             if isinstance(item, _Event):
-                engine = item.job.engine
-                clock = clocks[engine]
-                missing = {e: o for e, o in item.needs.items() if clock[e] < o.clock}
+                clock = clocks[item.job.engine]
+                missing = {e: other for e, other in item.needs.items() if clock[e] < other.clock}
                 if missing:
                     miss(item, missing)
                     for other in missing.values():
                         _join(clock, other.seen)
-                clock[engine] = item.clock
+                clock[item.job.engine] = item.clock
                 item.seen = tuple(clock)
-            elif what == "pre":
+            elif what == "before":
                 for edge in waits.get(item, ()):
                     _join(clocks[edge.consumer], tokens[edge].popleft())
             else:
                 for edge in posts.get(item, ()):
                     tokens[edge].append(list(clocks[edge.producer]))
-        if commit:
-            self.clocks = clocks
-            stage = trace[0][1]
-            assert isinstance(stage, Loop)
-            self.stage_ends[stage] = [list(clock) for clock in clocks]
+        return clocks
 
-    def _forget(self) -> None:
-        """Drop records that every engine already knows of."""
-        floor = [min(clock[e] for i, clock in enumerate(self.clocks) if i != e) for e in range(self.engines)]
-        for space, records in self.records.items():
-            self.records[space] = [r for r in records if r.event.clock > floor[r.event.job.engine]]
+    def _close(self, stage: Loop, traces: Sequence[Trace], clocks: Sequence[list[Clock]]) -> None:
+        """Keep what all traces agree on: clocks and accesses by job instead of by event."""
+        jobs = list(_jobs(stage))
+        engines = range(len(self._total))
+        ends = [_last_clocks(trace) for trace in traces]
+        for one in engines:
+            for other in engines:
+                start = self._total[other]
+                theirs = [job for job in jobs if job.engine == other]
+                self._known[one][other] = min(
+                    min(clock[one][other], start) + sum(end[job] <= clock[one][other] for job in theirs)
+                    for clock, end in zip(clocks, ends, strict=True)
+                )
+        self._ends[stage] = [list(clock) for clock in self._known]
+        for job in jobs:
+            self._total[job.engine] += 1
+            event = _Event(job, stage, self._total[job.engine], seen=self._ends[stage][job.engine])
+            for region in job.regions:
+                slots, slot_bytes, depth = region.ring
+                size = region.size + (slots - 1) * slot_bytes * (depth > 0)
+                _record(_Access(region.low, region.low + size, region, event), self._past)
+        floor = [min(self._known[one][other] for one in engines if one != other) for other in engines]
+        for space, accesses in self._past.items():
+            self._past[space] = [a for a in accesses if a.event.clock > floor[a.event.job.engine]]
 
 
-def _ignore(event: _Event, missing: dict[int, _Event]) -> None:
+def _trip_counts(stage: Loop) -> Iterator[dict[Loop, int]]:
+    """Yield the unrollings as trip counts of the loops that run more than once: none, then every loop alone."""
+    ring = max((region.ring[0] for job in _jobs(stage) for region in job.regions), default=1)
+    yield {}
+    for loop in _loops(stage):
+        yield {loop: max(ring, 2) + 1}
+
+
+def _access(region: Region, event: _Event, counters: tuple[int, ...]) -> _Access:
+    low = region.low + sum(c * n for c, n in zip(region.coeffs, counters, strict=False))
+    slots, slot_bytes, depth = region.ring
+    if slots > 1:
+        low += event.path[depth][1] % slots * slot_bytes
+    return _Access(low, low + region.size, region, event)
+
+
+def _record(access: _Access, accesses: Accesses) -> None:
+    known = accesses.setdefault(access.region.space, [])
+    known[:] = [old for old in known if not access.replaces(old)]
+    known.append(access)
+
+
+def _last_clocks(trace: Trace) -> dict[Job, int]:
+    return {item.job: item.clock for _, item in trace if isinstance(item, _Event)}
+
+
+def _loops(loop: Loop) -> Iterator[Loop]:
+    for child in loop.children:
+        if isinstance(child, Loop):
+            yield child
+            yield from _loops(child)
+
+
+def _jobs(loop: Loop) -> Iterator[Job]:
+    for child in loop.children:
+        if isinstance(child, Job):
+            yield child
+        else:
+            yield from _jobs(child)
+
+
+def _refuse(event: _Event, missing: dict[int, _Event]) -> None:
     raise AssertionError(f"a dependence of engine {event.job.engine} on {sorted(missing)} is not covered")
-
-
-def _replaces(new: _Record, old: _Record) -> bool:
-    """Whether a later access of the same engine makes an older record superfluous."""
-    same = new.event.job.engine == old.event.job.engine and new.low <= old.low and old.high <= new.high
-    return same and new.written >= old.written and new.event is not old.event
 
 
 def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
