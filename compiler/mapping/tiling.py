@@ -6,7 +6,7 @@ everything fits, so that the result is deterministic; :class:`TileLimits` caps e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import prod
@@ -204,8 +204,7 @@ def plan_forward(
             L=SLOTS * tables,
         )
 
-    whole = _whole(shape, shape.out_h, shape.out_w, limits)
-    choices = _restrict(whole, shape, 8, 8)
+    choices = _choices(shape, shape.out_h, shape.out_w, limits, {})
     if reduce_block is not None:
         choices["c"] = (reduce_block,)
     return ForwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "forward tile"))
@@ -247,10 +246,8 @@ def _plan_backward(
             A=SLOTS * outs * t.c * 4 + (SLOTS * 16 * t.c if fused else 0),
         )
 
-    rows_unit, columns_unit = shape.stride
-    whole = _whole(shape, shape.in_h, shape.in_w, limits)
-    c_unit = max(8, gblk_out) if fused else 8
-    choices = _restrict(whole, shape, c_unit, max(8, gblk_in), rows_unit, columns_unit)
+    units = {"c": gblk_out if fused else 8, "k": gblk_in, "rows": shape.stride[0], "columns": shape.stride[1]}
+    choices = _choices(shape, shape.in_h, shape.in_w, limits, units)
     if reduce_block is not None:
         choices["k"] = (reduce_block,)
     return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"), fused=fused)
@@ -279,8 +276,7 @@ def plan_weights(
             A=SLOTS * shape.taps * t.c * t.k * 4,
         )
 
-    whole = _whole(shape, shape.out_h, shape.out_w, limits)
-    choices = _restrict(whole, shape, 8, max(8, gblk))
+    choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})
     if reduce_block is not None:
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
@@ -309,16 +305,13 @@ def plan_positions(
     shape = ConvShape(
         steps, batch, height, width, channels, height, width, channels, (1, 1), (1, 1), (0, 0), True, False, 4
     )
-    whole = _whole(shape, height, width, limits)
+    units = {"k": slot_channels(channels, slot_cap(machine, limits)), "rows": row_unit, "columns": column_unit}
+    choices = _choices(shape, height, width, limits, units)
+    choices["c"] = (1,)
     if whole_steps:
-        whole["steps"] = (steps,)
-    unit = max(8, slot_channels(channels, slot_cap(machine, limits)))
-    whole["k"] = tuple(_divisors(channels, limits.k, unit))
-    whole["rows"] = tuple(_extents(height, limits.rows, row_unit))
-    whole["columns"] = tuple(_extents(width, limits.columns, column_unit))
-    whole["c"] = (1,)
+        choices["steps"] = (steps,)
     order = ("samples", "rows", "k", "columns", "steps")
-    return Tile(**_shrink(whole, order, usage, machine, "tile"))
+    return Tile(**_shrink(choices, order, usage, machine, "tile"))
 
 
 def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits) -> tuple[int, int]:
@@ -337,26 +330,15 @@ Choices = dict[str, tuple[int, ...]]
 CONV_ORDER = ("samples", "k", "rows", "c", "columns", "steps")
 
 
-def _whole(shape: ConvShape, height: int, width: int, limits: TileLimits) -> Choices:
+def _choices(shape: ConvShape, height: int, width: int, limits: TileLimits, units: Mapping[str, int]) -> Choices:
+    """Return the legal sizes of every dimension from large to small; ``units`` says of what they are multiples."""
     return {
         "steps": tuple(_divisors(shape.steps, limits.steps, 1)),
         "samples": tuple(_divisors(shape.batch, limits.samples, 1)),
-        "rows": tuple(_extents(height, limits.rows, 1)),
-        "columns": tuple(_extents(width, limits.columns, 1)),
-        "c": tuple(_divisors(shape.c, limits.c, 8)),
-        "k": tuple(_divisors(shape.k, limits.k, 8)),
-    }
-
-
-def _restrict(
-    choices: Choices, shape: ConvShape, c_unit: int, k_unit: int, rows_unit: int = 1, columns_unit: int = 1
-) -> Choices:
-    return {
-        **choices,
-        "c": tuple(v for v in choices["c"] if v % c_unit == 0 or v == shape.c) or (shape.c,),
-        "k": tuple(v for v in choices["k"] if v % k_unit == 0 or v == shape.k) or (shape.k,),
-        "rows": tuple(_round_up_all(choices["rows"], rows_unit)),
-        "columns": tuple(_round_up_all(choices["columns"], columns_unit)),
+        "rows": tuple(_extents(height, limits.rows, units.get("rows", 1))),
+        "columns": tuple(_extents(width, limits.columns, units.get("columns", 1))),
+        "c": tuple(_divisors(shape.c, limits.c, max(8, units.get("c", 8)))),
+        "k": tuple(_divisors(shape.k, limits.k, max(8, units.get("k", 8)))),
     }
 
 
@@ -414,7 +396,3 @@ def _extents(count: int, cap: int | None, unit: int) -> Iterator[int]:
 
 def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
-
-
-def _round_up_all(values: Sequence[int], unit: int) -> Iterator[int]:
-    return iter(dict.fromkeys(_round_up(v, unit) for v in values))

@@ -123,8 +123,8 @@ def _place_table(writer: _Writer, symbols: dict[str, h2.TensorSymbol]) -> dict[s
         op.attributes[h2.LOOPS_ATTRIBUTE] = builtin.StringAttr(place)
         inserted.append((position, op))
         address += len(words) * isa.WORD_BYTES
-    for position, op in reversed(inserted):
-        writer.ops.insert(position, op)
+    for position, setup in reversed(inserted):
+        writer.ops.insert(position, setup)
     moved = {name: s if s.section == "rodata" else replace(s, address=s.address + move) for name, s in symbols.items()}
     if size:
         name = next(n for n in (f"{SETUP_SYMBOL}{'_' * k}" for k in range(len(symbols) + 1)) if n not in symbols)
