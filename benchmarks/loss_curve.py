@@ -38,7 +38,8 @@ Floats = npt.NDArray[np.float32]
 class Flips:
     """Spikes of one layer in one step that differ from PyTorch's, of ``neurons`` (with time and samples).
 
-    ``margin``: the largest distance of PyTorch's membrane potential from the threshold where they differ.
+    ``margin``: the largest distance of PyTorch's membrane potential from the threshold where they differ, at the first
+    time step at which any does (a flip changes the potentials of later time steps).
     """
 
     layer: str
@@ -123,7 +124,8 @@ def _flips(
     spikes, potentials = (value.numpy() for value in other.recorded[layer.name])
     found = np.asarray(next(iter(result.outputs.values()))).astype(np.bool_)
     differ = found != spikes.astype(np.bool_)
-    margins = np.abs(potentials[differ] - np.float32(layer.neuron.theta[0]))
+    time = int(np.argmax(differ.reshape(len(differ), -1).any(axis=1)))
+    margins = np.abs(potentials[time][differ[time]] - np.float32(layer.neuron.theta[0]))
     return Flips(layer.name, int(differ.sum()), differ.size, float(margins.max(initial=0.0)))
 
 
