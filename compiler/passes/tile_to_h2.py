@@ -238,8 +238,8 @@ class _Writer:
                 self._add("loop", op.location, count=op.trips.data)
                 self._place = f"{outer}{'' if outer.endswith(':') else ','} {op.label.data}"
                 self._block(op.body.block, body)
-                self._place = outer
                 self._add("endl", op.location)
+                self._place = outer
             elif isinstance(op, tile.SignalOp | tile.WaitOp):
                 self._token(op)
             elif op in body:
