@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from h2learn.backends.h2learn.atomic_file import replace_file
 from h2learn.backends.h2learn.errors import H2LearnError
 
 
@@ -47,18 +48,9 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         _write_through(target, data)
         return
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        replace_file(target, data)
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _write_through(target: Path, data: bytes) -> None:
@@ -67,12 +59,6 @@ def _write_through(target: Path, data: bytes) -> None:
         target.write_bytes(data)
     except OSError as error:
         raise _unwritable(target, error) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _unwritable(path: str | Path, error: OSError) -> H2LearnError:

@@ -19,7 +19,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Attribute, Operation
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.dialects.common import Array, Interpreter, IoEntry, get_io, precision
+from h2learn.dialects.common import GRADIENT_SCALE_ATTRIBUTE, Array, Interpreter, IoEntry, get_io, precision
 
 from .manager import module_text
 from .pipeline import load_object
@@ -268,7 +268,7 @@ def _moved(before: Sequence[IoEntry], after: Sequence[IoEntry]) -> str:
 
 
 def _gradient_scale(module: builtin.ModuleOp) -> np.float32:
-    attribute = module.attributes.get("h2learn.gradient_scale")
+    attribute = module.attributes.get(GRADIENT_SCALE_ATTRIBUTE)
     return np.float32(attribute.value.data if isinstance(attribute, builtin.FloatAttr) else 1)
 
 

@@ -45,7 +45,6 @@ _CODES = {
 _CLEARED: dict[str, dict[str, int | float]] = {
     row.name: {f.name: 0.0 if f.kind is Kind.F32 else 0 for f in row.fields} for row in DESCRIPTORS
 }
-COORDINATES = frozenset({"y", "x", "pos", "neu", "tick"})
 _MAX_OPERATIONS_KEPT = 1 << 16
 
 

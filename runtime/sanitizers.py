@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import ENGINES
+from h2learn.backends.h2learn.isa import BY_MNEMONIC, ENGINES
 
-from .frontend import COORDINATES
 from .loader import LoadedProgram
 from .operation import Memories, Operation
 from .regions import Access
@@ -97,7 +96,7 @@ class Sanitizers:
         unset: Sequence[str],
         where: str,
     ) -> None:
-        used = {access.operand for access in accesses} | COORDINATES | {"desc"}
+        used = {access.operand for access in accesses} | BY_MNEMONIC[op.mnemonic].coordinates | {"desc"}
         for name in unset:
             if name in used:
                 what = "its descriptor" if name == "desc" else f"the address register of {name}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from h2learn.backends.h2learn.atomic_file import replace_file
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.isa import ENGINES
 
@@ -62,17 +61,8 @@ def chrome_trace(program: LoadedProgram, spans: Sequence[Span]) -> dict[str, Any
 
 def write_trace(path: str | Path, program: LoadedProgram, spans: Sequence[Span]) -> None:
     """Write the trace file atomically; raises H2LearnError when it cannot be written."""
-    target = Path(path)
-    temporary = ""
+    text = json.dumps(chrome_trace(program, spans), separators=(",", ":"))
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(chrome_trace(program, spans), stream, separators=(",", ":"))
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
+        replace_file(path, text.encode())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise H2LearnError(f"cannot write the trace: {error.strerror}", location=str(path)) from error

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects import builtin
 
-from h2learn.dialects.common import IoEntry, get_io, precision, source_of
+from h2learn.dialects.common import GRADIENT_SCALE_ATTRIBUTE, IoEntry, get_io, precision, source_of
 from h2learn.dialects.h2 import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, program_ops, verify_program
 from h2learn.dialects.h2.ops import LOOPS_ATTRIBUTE, setup_words
 
@@ -18,8 +18,6 @@ from .errors import H2LearnError
 from .machine import Machine
 from .numerics import round_to_storage, storage_dtype
 from .object_file import DATA_SECTIONS, DRAM_BASE, PAGE_BYTES, ObjectFile, Symbol, new_note
-
-GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
 
 
 def emit(

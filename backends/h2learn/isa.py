@@ -89,6 +89,12 @@ class Instruction:
     latency: str
     doc: str
 
+    @property
+    def coordinates(self) -> frozenset[str]:
+        """Register operands whose value counts, not the memory: those through which no memory is touched."""
+        registers = (field.name for field in self.fields if field.kind is Kind.AREG)
+        return frozenset(registers) - frozenset(self.reads + self.writes)
+
 
 @dataclass(frozen=True)
 class Descriptor:

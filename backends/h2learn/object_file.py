@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from .atomic_file import replace_file
 from .errors import H2LearnError
 from .isa import ISA_VERSION, WORD_BYTES, isa_hash
 from .machine import Machine, from_dict
@@ -101,19 +100,9 @@ class ObjectFile:
     def save(self, path: str | Path) -> None:
         """Write the file atomically; raises H2LearnError when it is not valid or cannot be written."""
         contents = write_object(self)
-        target = Path(path)
-        temporary = ""
         try:
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(contents)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, target)
+            replace_file(path, contents)
         except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
             raise H2LearnError(f"cannot write the object file: {error.strerror}", location=str(path)) from error
 
 

@@ -166,7 +166,7 @@ class _FrontEnd:
             value = fields[item.name]
             if item.kind is isa.Kind.AREG:
                 register = self.registers[value]
-                memory = register.memory if item.name in row.reads + row.writes else "DRAM"
+                memory = "DRAM" if item.name in row.coordinates else register.memory
                 places[item.name] = Place(self.memories[memory], register.value(indices))
             elif item.kind is isa.Kind.DESC:
                 contents = self.descriptor(isa.DESCRIPTOR_BY_NAME[item.of], value)
