@@ -300,6 +300,41 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
 
 
+def v_map(op: Operation, buffers: Buffers) -> Work:
+    """``v.map``: a change of format, or a + b."""
+    n, k, target = op.number("n"), op.number("k"), op.choice("dst")
+    counts = {"elements": n * k}
+    values = [_dense(op, name, buffers[name], counts) for name in ("a", "b") if name in buffers]
+    plain = target == "f32" or (target == "storage" and not _is_half(op))
+    result = buffers["dst"].view(np.float32) if plain else _scratch("mapped", n * k, np.float32)
+    if len(values) == 1:
+        result[:] = values[0].reshape(-1)
+    else:
+        with np.errstate(all="ignore"):
+            np.add(values[0].reshape(n, k), values[1].reshape(-1, k), out=result.reshape(n, k))
+    if target == "slots":
+        counts["live_outputs"] = _encode(op, buffers["dst"], result, n)
+    elif not plain:
+        bits.round_all(result)
+        bits.narrow(result, buffers["dst"].view(np.uint16))
+    return Work(counts | {"nonfinite": int(bits.count_nonfinite(result))})
+
+
+def _dense(op: Operation, name: str, buffer: Bytes, counts: dict[str, int]) -> F32:
+    """Return operand ``name`` of ``v.map`` as float32; live gradients are counted."""
+    n, k, form = op.number("n"), op.number("k"), op.choice(name)
+    if form == "bits":
+        packed = buffer.reshape(n, -(-k // 8))
+        return np.unpackbits(packed, axis=-1, count=k, bitorder="little").astype(np.float32)
+    if form == "slots":
+        *lists, live = _gradient_lists(op, buffer, n)
+        counts["live_inputs"] = counts.get("live_inputs", 0) + live
+        dense = _scratch(f"dense {name}", n * k, np.float32)
+        vector.densify(*lists, n, k, dense)
+        return dense
+    return _reals(op, name, buffer) if form == "storage" else buffer.view(np.float32)
+
+
 def v_loss(op: Operation, buffers: Buffers) -> Work:
     """``v.loss``: loss summed over valid samples / N, and its gradient times p0; all samples at a time."""
     n, k, first = op.number("n"), op.number("k"), op.operands["pos"].address
@@ -612,6 +647,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.unpool": v_unpool,
     "v.rng": v_rng,
     "v.reduce": v_reduce,
+    "v.map": v_map,
     "v.loss": v_loss,
     "v.opt": v_opt,
 }

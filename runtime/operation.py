@@ -331,6 +331,21 @@ def _v_reduce(op: Operation) -> dict[str, int]:
     return {"dst": n * k * 4, "src": steps * n * row}
 
 
+def _v_map(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
+    n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
+    if kind not in ("copy", "add"):
+        raise op.fault(f"v.map cannot compute {kind}")
+
+    def size(form: str) -> int:
+        if form == "slots":
+            return n * slot_row_bytes(op)
+        return {"f32": 4 * n * k, "bits": n * _packed(k), "storage": n * k * item_bytes(op), "row": 4 * k}[form]
+
+    names = ("dst", "a", "b") if kind == "add" else ("dst", "a")
+    return {name: size(op.choice(name)) for name in names}
+
+
 def _v_loss(op: Operation) -> dict[str, int]:
     n, k = op.number("n"), op.number("k")
     if op.choice("kind") not in ("cross_entropy", "mse_rate"):
@@ -390,6 +405,7 @@ _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "v.unpool": _v_unpool,
     "v.rng": _v_rng,
     "v.reduce": _v_reduce,
+    "v.map": _v_map,
     "v.loss": _v_loss,
     "v.opt": _v_opt,
 }

@@ -25,11 +25,14 @@ _PHASE_OF_STAGE = {
     "forward": "forward",
     "neuron": "forward",
     "pool": "forward",
+    "sum": "forward",
+    "convert": "forward",
     "readout": "forward",
     "loss": "backward",
     "gradient": "backward",
     "backward": "backward",
     "unpool": "backward",
+    "gradient sum": "backward",
     "time sum": "backward",
     "weights": "weights",
     "bias": "weights",
@@ -50,6 +53,7 @@ _PHASE_OF_MNEMONIC = {
     "v.pool": "forward",
     "v.rng": "forward",
     "v.reduce": "forward",
+    "v.map": "forward",
 }
 """In the order of precedence: a stage of several instructions has the phase of the first that it contains."""
 

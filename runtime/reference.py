@@ -350,6 +350,35 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     return Work(counts | {"nonfinite": nonfinite(result)})
 
 
+def v_map(op: Operation, buffers: Buffers) -> Work:
+    """``v.map``: a change of format, or a + b."""
+    shape = (op.number("n"), op.number("k"))
+    counts = {"elements": shape[0] * shape[1]}
+    values = [_operand(op, name, buffers[name], shape, counts) for name in ("a", "b") if name in buffers]
+    result = values[0] if op.choice("kind") == "copy" else values[0] + values[1]
+    if op.choice("dst") == "slots":
+        result = _round(op, result)
+        counts["live_outputs"] = _encode(op, buffers["dst"], result)
+    else:
+        result = result if op.choice("dst") == "f32" else _round(op, result)
+        _save(buffers["dst"], result, "f32" if op.choice("dst") == "f32" else op.storage())
+    return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def _operand(op: Operation, name: str, buffer: Bytes, shape: tuple[int, int], counts: dict[str, int]) -> F32:
+    """Return operand ``name`` of ``v.map`` as float32; live gradients are counted."""
+    form = op.choice(name)
+    if form == "bits":
+        return _unpack(buffer, shape).astype(np.float32)
+    if form == "slots":
+        values, bitmap = _decode(op, buffer, shape[:1])
+        counts["live_inputs"] = counts.get("live_inputs", 0) + int(bitmap.sum())
+        return values
+    if form == "row":
+        return np.broadcast_to(_load(buffer, "f32"), shape)
+    return _load(buffer, "f32" if form == "f32" else op.storage()).reshape(shape)
+
+
 def v_loss(op: Operation, buffers: Buffers) -> Work:
     """``v.loss``: loss summed over valid samples / N, and its gradient times p0."""
     n, k, pos = op.number("n"), op.number("k"), op.operands["pos"].address
@@ -551,6 +580,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.unpool": v_unpool,
     "v.rng": v_rng,
     "v.reduce": v_reduce,
+    "v.map": v_map,
     "v.loss": v_loss,
     "v.opt": v_opt,
 }

@@ -30,7 +30,10 @@ FROM_BITS, FROM_SLOTS = _value("pool", "src", "bits"), _value("pool", "src", "sl
 TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
 TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "slots")
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
-TIME_SUM = _value("vec", "kind", "tsum")
+TIME_SUM, ADD = _value("vec", "kind", "tsum"), _value("vec", "kind", "add")
+
+_VEC = DESCRIPTOR_BY_NAME["vec"]
+_FORMS = {name: _VEC.fields[_VEC.field_index(name)].values for name in ("dst", "a", "b")}
 
 LOSS_SCALARS = (4, 4)  # valid sample count: offset and bytes in the run scalars
 RNG_SCALARS = (16, 16)  # seed and first sample number
@@ -291,6 +294,19 @@ def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]
     return [_read("src", _slots(n, desc)), *_update("dst", k * 4, init)]
 
 
+def _v_map(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    n, k = int(desc["n"]), int(desc["k"])
+
+    def size(operand: str) -> int:
+        form = _FORMS[operand][int(desc[operand])]
+        if form == "slots":
+            return _slots(n, desc)
+        return {"f32": n * k * 4, "bits": n * _spikes(k), "storage": n * k * item_bytes(desc), "row": k * 4}[form]
+
+    second = [_read("b", size("b"))] if desc["kind"] == ADD else []
+    return [_read("a", size("a")), *second, _write("dst", size("dst"))]
+
+
 def _v_loss(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k = int(desc["n"]), int(desc["k"])
     offset, size = LOSS_SCALARS
@@ -319,6 +335,7 @@ _RULES: dict[str, Callable[[Desc, bool, Mapping[str, int]], list[Access]]] = {
     "v.unpool": _v_unpool,
     "v.rng": _v_rng,
     "v.reduce": _v_reduce,
+    "v.map": _v_map,
     "v.loss": _v_loss,
     "v.opt": _v_opt,
 }

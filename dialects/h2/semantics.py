@@ -318,6 +318,33 @@ def unpool(job: Job) -> None:
         write_real(job["dst"], total, "f32")
 
 
+def elementwise(job: Job) -> None:
+    """A change of format, or a sum of two values."""
+    shape, kind = job.size("n", "k"), job.word("kind")
+    if kind not in ("copy", "add"):
+        raise H2LearnError(f"v.map cannot compute {kind}")
+    values = _values(job, "a", shape)
+    if kind == "add":
+        values = values + _values(job, "b", shape)
+    target, dtype = job.word("dst"), job.word("dtype")
+    if target == "slots":
+        write_grads(job["dst"], round_to_storage(values, dtype), job.integer("gblk"), dtype)
+    else:
+        write_real(job["dst"], values, "f32" if target == "f32" else dtype)
+
+
+def _values(job: Job, operand: str, shape: tuple[int, ...]) -> F32:
+    """Return an operand of ``v.map`` ``[n, k]`` in the format that the descriptor gives it."""
+    form = job.word(operand)
+    if form == "bits":
+        return read_bits(job[operand], shape).astype(np.float32)
+    if form == "slots":
+        return read_grads(job[operand], shape, job.integer("gblk"), job.word("dtype"))[1]
+    if form == "row":
+        return np.broadcast_to(read_real(job[operand], shape[-1:], "f32"), shape)
+    return read_real(job[operand], shape, "f32" if form == "f32" else job.word("dtype"))
+
+
 def rng(job: Job) -> None:
     """Bernoulli spikes."""
     n, steps, k = job.size("n", "steps", "k")
@@ -409,6 +436,7 @@ SEMANTICS: dict[str, Callable[[Job], None]] = {
     "v.grad": gradient,
     "v.pool": pool,
     "v.unpool": unpool,
+    "v.map": elementwise,
     "v.rng": rng,
     "v.reduce": reduce,
     "v.loss": loss,

@@ -400,6 +400,15 @@ def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
     b["dst"][...] = result.reshape(b["dst"].shape)
 
 
+def _map(b: Buffers, p: Params, fresh: bool) -> None:
+    result = b["a"].astype(np.float32)
+    if p["kind"] == "add":
+        result = result + b["b"].astype(np.float32)
+    if p["dst"] != "f32":
+        result = numerics.round_to_storage(result, str(p["dtype"]))
+    b["dst"][...] = np.where(result != 0, result, _ZERO) if p["dst"] == "slots" else result
+
+
 def _loss(b: Buffers, p: Params, fresh: bool) -> None:
     n, k, first = _int(p, "n", "k", "pos")
     valid = int(b["scal"].view(np.uint32)[1])
@@ -458,6 +467,7 @@ JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.unpool": _unpool,
     "tile.rng": _rng,
     "tile.reduce": _reduce,
+    "tile.map": _map,
     "tile.loss": _loss,
     "tile.opt": _opt,
 }

@@ -413,6 +413,9 @@ FACTS: dict[str, JobFacts] = {
     "tile.reduce": JobFacts(
         "VEC", ("dst", "src"), ("src", "dst"), ("dst",), ("n", "k", "steps", "kind", "dtype", "gblk")
     ),
+    "tile.map": JobFacts(
+        "VEC", ("dst", "a", "b"), ("a", "b"), ("dst",), ("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")
+    ),
     "tile.loss": JobFacts(
         "VEC",
         ("loss", "grad", "logits", "label", "scal"),
@@ -655,6 +658,13 @@ class ReduceOp(JobOp):
 
 
 @irdl_op_definition
+class MapOp(JobOp):
+    """Sum of two values element by element, or a change of format; no role ``b`` when ``kind`` is ``copy``."""
+
+    name = "tile.map"
+
+
+@irdl_op_definition
 class LossOp(JobOp):
     """Loss of ``n`` samples and its gradient times ``scale``."""
 
@@ -730,6 +740,7 @@ JOBS: tuple[type[JobOp], ...] = (
     UnpoolOp,
     RngOp,
     ReduceOp,
+    MapOp,
     LossOp,
     OptOp,
 )
@@ -790,6 +801,8 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
         unused |= {"m"} if p["masked"] == "no" else set()
     elif name in ("tile.pool", "tile.unpool"):
         unused |= {"idx"} if p["kind"] == "avg" else set()
+    elif name == "tile.map":
+        unused |= {"b"} if p["kind"] == "copy" else set()
     elif name == "tile.opt":
         unused |= {"mom"} if p["momentum"] == 0 else set()
         unused |= {"w"} if p["dtype"] == "f32" else set()

@@ -59,6 +59,9 @@ CASES += [
 ]
 CASES += [("v.pool", {"kind": "max", "src": form, "dst": form}) for form in ("bits", "f32")]
 CASES += [("v.unpool", {"kind": k, "src": form, "dst": form}) for form in ("slots", "f32") for k in ("avg", "max")]
+CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a in ("f32", "bits", "storage") for d in ("f32", "storage")]
+CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a, d in (("f32", "slots"), ("slots", "f32"))]
+CASES += [("v.map", {"kind": "add", "a": "f32", "b": b, "dst": "f32"}) for b in ("bits", "storage", "slots", "row")]
 
 
 @pytest.mark.parametrize(
@@ -75,10 +78,12 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
     addresses = {name: 0x1000 + DISTANCE * number for number, name in enumerate(operands)}
     for name, address in addresses.items():
         exact = "f32" if name in ("acc", "gs", "par", "logits", "p", "g", "mom", "loss") else str(descriptor["dtype"])
+        exact = "f32" if settings.get(name) in ("f32", "row") else exact
         image[address : address + DISTANCE] = np.frombuffer(contents(rng, exact), np.uint8)
         if name in COORDINATES:
             addresses[name] = int(rng.integers(0, 4))
     gradients = {"g", "src"} if settings.get("kind") in ("tsum", "bias") or settings.get("src") == "slots" else {"g"}
+    gradients |= {name for name in ("a", "b") if settings.get(name) == "slots"}
     for name in gradients & set(addresses):
         if mnemonic != "v.opt":
             slots(image, addresses[name], descriptor, rng)
@@ -119,7 +124,7 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
 
     got, wanted = dram.view(0, SIZE), memories.view(Operand("DRAM", 0), SIZE)
     written = set(row.writes)
-    if mnemonic == "v.grad" or settings.get("kind") == "tsum" or settings.get("src") == "slots":
+    if mnemonic == "v.grad" or settings.get("kind") == "tsum" or "slots" in (settings.get("src"), settings.get("dst")):
         written -= {"go", "dst"}
         target = addresses["go" if mnemonic == "v.grad" else "dst"]
         rows = slot_rows(mnemonic, descriptor)

@@ -113,6 +113,11 @@ class Builder:
     def draw_v_reduce(self) -> None:
         self.draw_vec("rate", "mean", "last", "tsum", "bias")
 
+    def draw_v_map(self) -> None:
+        self.draw_vec("copy", "add")
+        for operand in ("a", "b", "dst"):
+            self.enum(operand)
+
     def draw_v_loss(self) -> None:
         self.draw_vec("cross_entropy", "mse_rate")
 
@@ -204,6 +209,8 @@ def format_of(op: Operation, name: str) -> str:
         return storage if form == "storage" else form
     if op.mnemonic == "v.rng" and name in ("src", "dst"):
         return {"src": "f32", "dst": "bits"}[name]
+    if op.mnemonic == "v.map":
+        return {"storage": storage, "row": "f32"}.get(op.choice(name), op.choice(name))
     if op.mnemonic == "v.reduce":
         source = {"rate": "bits", "tsum": "slots", "bias": "slots"}.get(op.choice("kind"), storage)
         return source if name == "src" else "slots" if op.choice("kind") == "tsum" else "f32"
