@@ -55,8 +55,13 @@ def load_model(path: str | Path, **options: Any) -> Model:
 
 
 def recipe_of(model: Model, train: Train | str | None) -> Train | None:
-    """Return the recipe to compile with: as given, or the model file's with the named method."""
-    if train is None or isinstance(train, Train):
+    """Return the recipe to compile with: as given, or the model file's with the named method.
+
+    Without either it is None (inference), or the file's own for a file that is a whole training step.
+    """
+    if train is None:
+        return model.train if model.step is not None else None
+    if isinstance(train, Train):
         return train
     if not isinstance(train, str):
         raise H2LearnError(f"expected a training recipe or the name of a method, found {type(train).__name__}")

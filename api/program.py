@@ -20,13 +20,14 @@ from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.driver import Recipe, compile_program
 from h2learn.compiler.manager import ManagerOptions
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.compiler.model import Model, TensorSpec
+from h2learn.compiler.model import Model, StepInterface, TensorSpec
 from h2learn.models import limits_text, recipe_of
 from h2learn.runtime.counters import RunReport
-from h2learn.runtime.device import Device, DeviceResult
+from h2learn.runtime.device import Device, DeviceResult, Port
 from h2learn.runtime.loader import LoadedProgram, load
 from h2learn.runtime.sanitizers import CHECKS
 from h2learn.runtime.trace import write_trace
+from h2learn.step_names import Request, read_step, translate
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -89,8 +90,9 @@ class Tensors(Mapping[str, Floats]):
 class Result:
     """What one run gave, arrays in the model file's names, shapes and order.
 
-    ``loss`` is None for inference; ``gradients`` are those of the mean loss over the samples given; ``parameters`` are
-    the values after the update. ``report`` holds all counters.
+    ``loss`` is None for inference; otherwise it is also ``outputs["loss"]`` unless the model has such an output.
+    ``gradients`` are those of the mean loss over the samples given; ``parameters`` are the values after the update.
+    ``report`` holds all counters.
     """
 
     outputs: dict[str, Array]
@@ -161,15 +163,28 @@ class Program:
         return float(rate) if isinstance(rate, int | float) else None
 
     @property
+    def step(self) -> StepInterface | None:
+        """The names of the file that this training step comes from, None when the file is a network."""
+        return read_step(self.loaded.note)
+
+    @property
     def inputs(self) -> dict[str, TensorSpec]:
-        """What ``run`` takes: inputs, and the label of a training step."""
-        return {n: TensorSpec(p.source, _NUMPY_DTYPES.get(p.dtype, "float32")) for n, p in self._initial.inputs.items()}
+        """What ``run`` takes: inputs, and the label of a training step (and its parameters, if they are inputs)."""
+        found = {n: _spec(p) for n, p in self._initial.inputs.items()}
+        if self.step is None:
+            return found
+        logits = next(iter(self._initial.outputs.values())).source
+        return self.step.input_specs(found, self._parameter_specs, logits)
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
         """What ``run`` gives back."""
-        ports = self._initial.outputs.items()
-        return {n: TensorSpec(p.source, _NUMPY_DTYPES.get(p.dtype, "float32")) for n, p in ports}
+        found = {n: _spec(p) for n, p in self._initial.outputs.items()}
+        return found if self.step is None else self.step.output_specs(found, self._parameter_specs)
+
+    @property
+    def _parameter_specs(self) -> dict[str, TensorSpec]:
+        return {name: TensorSpec(value.shape) for name, value in self.parameters.items()}
 
     @property
     def parameters(self) -> Tensors:
@@ -231,6 +246,8 @@ class Session:
         )
         self._next: dict[str, int] = {"seed": seed, "step": 0, "first_sample": 0}
         self._last: weakref.ref[Result] | None = None
+        step = program.step
+        self._known: set[str] = set(step.parameters) if step is not None and step.complete else set()
 
     def __enter__(self) -> Session:
         return self
@@ -275,13 +292,26 @@ class Session:
         """Run once on what the device holds. Raises H2LearnError as ``Program.run`` does."""
         if not isinstance(inputs, Mapping):
             raise H2LearnError(f"expected inputs by name, found {type(inputs).__name__}")
-        device = self.device
+        step = self.program.step
+        request = Request(dict(inputs), {}, lr) if step is None else translate(step, inputs, lr)
         self._keep_last()
-        rate = self.program.learning_rate if lr is None else lr
-        found: DeviceResult = device.run(inputs, lr=rate, **self._next)
+        self.set_parameters(request.parameters)
+        if step is not None and (missing := [name for name in step.parameters if name not in self._known]):
+            raise H2LearnError(
+                f"expected the parameters among the inputs, found none named {missing[0]!r}",
+                hint="the file holds no values for them; a session keeps what it was given once",
+            )
+        device = self.device
+        rate = self.program.learning_rate if request.lr is None else request.lr
+        found: DeviceResult = device.run(request.fed, lr=rate, **self._next)
         self._next |= {"step": self._next["step"] + 1, "first_sample": self._next["first_sample"] + found.samples}
         gradients, parameters = Tensors(device.gradients), Tensors(device.parameters)
-        result = Result(found.outputs, found.loss, gradients, parameters, found.report)
+        outputs = dict(found.outputs)
+        if found.loss is not None:
+            outputs.setdefault("loss" if step is None else step.loss, np.asarray(found.loss, dtype=np.float32))
+        if step is not None:
+            outputs |= {new: parameters[name] for name, new in step.parameters.items()}
+        result = Result(outputs, found.loss, gradients, parameters, found.report)
         self._last = weakref.ref(result)
         return result
 
@@ -295,6 +325,8 @@ class Session:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise H2LearnError(f"{role} {name!r} holds values that are not finite")
             self.device.write(name, array, role)
+            if role == "parameter":
+                self._known.add(name)
 
     def _keep_last(self) -> None:
         """Read what the last result has not read yet, if somebody still holds it."""
@@ -302,6 +334,10 @@ class Session:
         if result is not None:
             result.gradients.keep_all()
             result.parameters.keep_all()
+
+
+def _spec(port: Port) -> TensorSpec:
+    return TensorSpec(port.source, _NUMPY_DTYPES.get(port.dtype, "float32"))
 
 
 def compile(
@@ -319,8 +355,9 @@ def compile(
 
     ``arch``: the name of a machine, the path of its TOML file, or a Machine. ``precision``: storage type, ``fp32`` or
     ``fp16``. ``train``: a recipe (or the name of a method, for the model file's recipe with it) for a training step,
-    None for inference. ``batch``: samples per run (default: the model's). ``mapping``: caps of tile sizes, as text
-    (``"rows=4,k=8"``) or by name. ``options`` and ``check_each``: what to print and check around passes.
+    None for inference (for a file that is a whole training step: that step). ``batch``: samples per run (default: the
+    model's). ``mapping``: caps of tile sizes, as text (``"rows=4,k=8"``) or by name. ``options`` and ``check_each``:
+    what to print and check around passes.
     Raises H2LearnError for arguments that cannot be used and models that cannot be compiled.
     """
     if not isinstance(model, Model):

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -136,7 +136,7 @@ def evaluate(model: Model, data: DataSet, **options: object) -> float:
 
     ``options`` are those of ``compile`` (``arch``, ``precision``, ``batch``, ``mapping``).
     """
-    return _accuracy(compile(model, **options), data, None)  # type: ignore[arg-type]
+    return _accuracy(compile(replace(model, step=None), **options), data, None)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -229,7 +229,7 @@ class _Trainer:
         if self._inference is None:
             trained = self.program
             self._inference = compile(
-                self.model,
+                replace(self.model, step=None),
                 arch=trained.machine,
                 precision=trained.precision,
                 batch=trained.batch,
@@ -238,7 +238,7 @@ class _Trainer:
         return self._inference
 
     def _input(self, images: Floats) -> dict[str, Floats]:
-        return {next(iter(self.model.inputs)): images}
+        return {next(iter(self.model.network.inputs)): images}
 
     def _save(self, session: Session, progress: Progress) -> None:
         if self.checkpoint is not None:
@@ -257,10 +257,10 @@ def _check_counts(**values: int | None) -> None:
 
 
 def _load(data: DataSet | str | Path, model: Model, limit: int | None) -> DataSet:
-    if len(model.inputs) != 1:
-        raise H2LearnError(f"training needs a model with one input, {model.name!r} has {len(model.inputs)}")
-    one = next(iter(model.with_batch(1).inputs.values())).shape
-    two = next(iter(model.with_batch(2).inputs.values())).shape
+    if len(model.network.inputs) != 1:
+        raise H2LearnError(f"training needs a model with one input, {model.name!r} has {len(model.network.inputs)}")
+    one = next(iter(model.with_batch(1).network.inputs.values())).shape
+    two = next(iter(model.with_batch(2).network.inputs.values())).shape
     if one[1:] != two[1:]:
         raise H2LearnError(
             f"{model.name!r} takes inputs over time, image data has no time axis", hint="add an encoder to the model"

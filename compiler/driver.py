@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -161,6 +161,7 @@ def emit_program(model: Model, module: builtin.ModuleOp, recipe: Recipe) -> Obje
         model=model.name,
         mapping=recipe.limits,
         **({} if recipe.train is None else {"learning_rate": recipe.train.optimizer.lr}),
+        **({} if model.step is None or recipe.train is None else {"step": asdict(model.step)}),
     )
     for entry in program.note["io"]:
         if (shape := _source_shape(model, entry["role"], entry["name"])) is not None:
@@ -170,7 +171,7 @@ def emit_program(model: Model, module: builtin.ModuleOp, recipe: Recipe) -> Obje
 
 def _source_shape(model: Model, role: str, name: str) -> tuple[int, ...] | None:
     if role in ("input", "output"):
-        return (model.inputs if role == "input" else model.outputs)[name].shape
+        return (model.network.inputs if role == "input" else model.network.outputs)[name].shape
     if role in ("parameter", "gradient", "state"):
         return model.parameters[name.removeprefix(STATE_PREFIX) if role == "state" else name].shape
     return None

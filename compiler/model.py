@@ -35,6 +35,40 @@ class Network:
 
 
 @dataclass(frozen=True)
+class StepInterface:
+    """How a file that is a whole training step calls its inputs and outputs, parameters among them.
+
+    ``inputs``: in the file's order. ``target``: the input for labels, classes ``[N]`` or ``one_hot`` ``[N, K]``.
+    ``loss``: the output that is the loss. ``parameters``: each parameter's input and the output that is its new value.
+    ``rate``: the input for the learning rate, or nothing. ``complete``: the model has values for its parameters, so
+    that a run may leave them out.
+    """
+
+    inputs: tuple[str, ...]
+    target: str
+    one_hot: bool
+    loss: str
+    parameters: Mapping[str, str]
+    rate: str = ""
+    complete: bool = False
+
+    def input_specs(
+        self, fed: Mapping[str, TensorSpec], parameters: Mapping[str, TensorSpec], logits: tuple[int, ...]
+    ) -> dict[str, TensorSpec]:
+        """Return the inputs of a run in the file's order; ``fed``: those of the network, which gives ``logits``."""
+        target = TensorSpec(logits) if self.one_hot else TensorSpec(logits[:1], "int32")
+        known = {**fed, **parameters, self.rate: TensorSpec(()), self.target: target}
+        return {name: known[name] for name in self.inputs}
+
+    def output_specs(
+        self, outputs: Mapping[str, TensorSpec], parameters: Mapping[str, TensorSpec]
+    ) -> dict[str, TensorSpec]:
+        """Return the outputs of a run: those of the network, the loss, and the new parameters."""
+        new = {output: parameters[name] for name, output in self.parameters.items()}
+        return {**outputs, self.loss: TensorSpec(()), **new}
+
+
+@dataclass(frozen=True)
 class Model:
     """A network with its parameters, ready to compile.
 
@@ -42,6 +76,7 @@ class Model:
     float32 in PyTorch layout (convolution ``[K,C,kh,kw]``, linear ``[out,in]``), named ``layer.weight``.
     ``train`` is the recipe that the file states, if any. ``build`` makes the network for a batch size. ``notes`` say
     what the front end assumed because the file does not say it. ``source`` is what an exporter needs of the file.
+    ``step``: set when the file is a whole training step, which is then what the model compiles to.
     """
 
     name: str
@@ -51,6 +86,7 @@ class Model:
     build: Callable[[int], Network]
     notes: tuple[str, ...] = ()
     source: object = None
+    step: StepInterface | None = None
 
     @property
     def module(self) -> builtin.ModuleOp:
@@ -59,13 +95,18 @@ class Model:
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
-        """Inputs by name, batch included."""
-        return self.network.inputs
+        """Inputs by name, batch included; those of a whole training step hold the parameters and the target."""
+        if self.step is None:
+            return self.network.inputs
+        logits = next(iter(self.network.outputs.values())).shape
+        return self.step.input_specs(self.network.inputs, self.network.parameters, logits)
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
-        """Outputs by name, batch included."""
-        return self.network.outputs
+        """Outputs by name, batch included; those of a whole training step hold the loss and the new parameters."""
+        if self.step is None:
+            return self.network.outputs
+        return self.step.output_specs(self.network.outputs, self.network.parameters)
 
     def with_parameters(self, parameters: Mapping[str, npt.ArrayLike]) -> Model:
         """Return the model with other parameters.
@@ -81,7 +122,8 @@ class Model:
         if missing:
             raise H2LearnError(f"expected all parameters of {self.name}, found none named {missing[0]}")
         checked = {name: _checked(name, parameters[name], old.shape) for name, old in self.parameters.items()}
-        return replace(self, parameters=checked)
+        step = None if self.step is None else replace(self.step, complete=True)
+        return replace(self, parameters=checked, step=step)
 
     def with_batch(self, batch: int) -> Model:
         """Return the model for ``batch`` samples at a time; raises H2LearnError unless it is a positive integer."""

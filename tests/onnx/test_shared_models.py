@@ -97,6 +97,17 @@ def test_a_training_step_equals_that_of_pytorch(stem):
             assert np.abs(same - known).max() <= 1e-5 * np.abs(known).max(), (ours, name)
 
 
+def test_a_whole_training_step_gives_the_stored_loss_and_parameters():
+    stored = reference("mlp_full_trainstep_fwd_bwd_sgd_T4_dynamo_io")
+    model = h2learn.load_model(SHARED / "mlp_full_trainstep_fwd_bwd_sgd_T4_dynamo.onnx")
+    names = [f"layers_{layer}_{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
+    result = h2learn.compile(model).run({name: stored[f"in_{name}"] for name in (*names, "input", "target_onehot")})
+    assert result.loss == pytest.approx(float(stored["out_0"]), rel=1e-5)
+    for index, name in enumerate(names):
+        known = stored[f"out_{index + 1}"]
+        assert np.abs(result.parameters[name] - known).max() <= 1e-5 * np.abs(known).max()
+
+
 @pytest.mark.parametrize("stem", [MLP[1], CONV[3]])
 def test_another_batch_gives_the_same_samples(stem):
     expected = reference(f"{stem.split('_')[0]}_T4_B2_reference")

@@ -23,7 +23,8 @@ _OTHER_NAMES = (
     "Not Neg Abs Sqrt Exp Log Reciprocal Sigmoid HardSigmoid Tanh Relu Sign Floor Ceil Round Erf Softplus Clip Cast "
     "CastLike Reshape Squeeze Unsqueeze Flatten Gather Slice Concat Split Shape Size Transpose ReduceSum ReduceProd "
     "ReduceMean ReduceMax ReduceMin Identity ScatterND ScatterElements Trilu CumSum Conv BatchNormalization "
-    "AveragePool MaxPool GlobalAveragePool Dropout"
+    "AveragePool MaxPool GlobalAveragePool Dropout ConvTranspose Softmax LogSoftmax SoftmaxCrossEntropyLoss "
+    "NegativeLogLikelihoodLoss GatherElements GatherND OneHot Pad ReduceLogSumExp ReduceSumSquare ReduceL2 Einsum"
 )
 _BROADCAST = frozenset(_BROADCAST_NAMES.split()) - {"Gemm", "MatMul"}
 _FOLDABLE = frozenset(_BROADCAST_NAMES.split()) | frozenset(_OTHER_NAMES.split())

@@ -67,6 +67,8 @@ class Plan:
     names: dict[Layer, Parameters] = field(default_factory=dict)
     neurons: dict[Layer, SpikeNeuron] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    given: frozenset[str] = frozenset()
+    """Parameters that are inputs of the file's graph: their names are the file's, whatever they look like."""
 
     def build(self, batch: int) -> Network:
         """Return the network for ``batch`` samples; raises H2LearnError."""
@@ -165,14 +167,15 @@ def _float(constant: Constant) -> Floats:
 
 def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
     """Keep the file's names; where the exporter lost one, or two layers share it, make one from the layer's."""
-    known = [c.name for c in (synapse.weight, synapse.bias) if c is not None and not _LOST_NAME.match(c.name)]
+    pair = (synapse.weight, synapse.bias)
+    known = [c.name for c in pair if c is not None and not _is_lost(plan, c.name)]
     base = known[0].rpartition(".")[0] if known else ""
     base = base or layer.node.scope or _scope_of(split_source(layer.node.source)[0]) or f"layer{len(plan.names)}"
     found: list[str] = []
     for constant, kind in ((synapse.weight, "weight"), (synapse.bias, "bias")):
         name = constant.name if constant is not None else ""
         taken = {*plan.parameters, *found}
-        if _LOST_NAME.match(name) or name in taken:
+        if _is_lost(plan, name) or name in taken:
             new = _free(f"{base}.{kind}", taken)
             if constant is not None and name in taken:
                 plan.notes.append(f"{name} is shared by several layers: {new} is a parameter of its own")
@@ -181,6 +184,10 @@ def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
             name = new
         found.append(name)
     return Parameters(base, found[0], found[1])
+
+
+def _is_lost(plan: Plan, name: str) -> bool:
+    return name not in plan.given and _LOST_NAME.match(name) is not None
 
 
 def _scope_of(node_name: str) -> str:

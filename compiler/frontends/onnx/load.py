@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,9 @@ from .forms import pointwise_order
 from .graph import Constant, Graph, GraphInput, read_graph
 from .operators import new_executor
 from .roll import Layer, Roller
+from .step_graph import weight_inputs
 from .steps import StepNode
+from .training_step import load_step
 from .values import RefusalError, Refused, Series, Value, series
 
 RESETS = ("hard", "soft", "soft-delayed")
@@ -53,9 +55,23 @@ def load_onnx(
     file = str(path)
     _check_options(file, time_steps, reset, neurons)
     graph = read_graph(path)
+    if weight_inputs(graph) and len(graph.outputs) > 1:
+        return load_step(file, graph, lambda forward, given: _network(file, forward, time_steps, reset, None, given))
+    return _network(file, graph, time_steps, reset, neurons, {})
+
+
+def _network(
+    file: str,
+    graph: Graph,
+    time_steps: int | None,
+    reset: str | None,
+    neurons: str | None,
+    given: Mapping[str, Constant],
+) -> Model:
+    """Return the model of a forward graph whose parameters are in the file, or ``given``."""
     best: _Attempt | None = None
     for form in _forms(file, graph, time_steps):
-        attempt = _attempt(file, graph, form, time_steps, neurons)
+        attempt = _attempt(file, graph, form, time_steps, neurons, given)
         if best is None or _rank(attempt) < _rank(best):
             best = attempt
         if not best.problems and best.plan is not None:
@@ -65,7 +81,7 @@ def load_onnx(
         raise _refusal(file, best.problems)
     _check_reset(file, best.plan, reset)
     plan = best.plan
-    model = Model(Path(path).stem, plan.build(best.batch), plan.parameters, None, plan.build, tuple(plan.notes))
+    model = Model(Path(file).stem, plan.build(best.batch), plan.parameters, None, plan.build, tuple(plan.notes))
     return model.with_parameters(plan.parameters)
 
 
@@ -127,12 +143,12 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
             raise H2LearnError(f"expected a float tensor of known rank as input {entry.name}", location=file)
     first = graph.inputs[0]
     assert first.shape is not None
-    weights = _weight_inputs(graph)
+    weights = weight_inputs(graph)
     if weights:
         raise H2LearnError(
-            f"expected weights inside the file, found the inputs {', '.join(weights)}: a training step is no network",
+            f"expected weights inside the file, found the inputs {', '.join(weights)}",
             location=file,
-            hint="export the network's forward pass; h2learn derives the training step itself",
+            hint="export the network with its parameters, or the whole training step with the new parameters",
         )
     if len(graph.inputs) > 1:
         return _single_steps(file, graph, time_steps)
@@ -141,14 +157,6 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
     if rank not in axes:
         raise H2LearnError(f"expected an input of 2 to 5 dimensions, found {first.name} of {rank}", location=file)
     return [_Form(axis) for axis in axes[rank]]
-
-
-def _weight_inputs(graph: Graph) -> list[str]:
-    """Return the inputs that are weights of a layer, directly or transposed."""
-    transposed = {n.outputs[0]: n.inputs[0] for n in graph.nodes if n.op == "Transpose" and n.inputs and n.outputs}
-    used = [n.inputs[1] for n in graph.nodes if n.op in ("Gemm", "MatMul", "Conv") and len(n.inputs) > 1]
-    sources = {transposed.get(name, name) for name in used}
-    return [entry.name for entry in graph.inputs if entry.name in sources]
 
 
 def _single_steps(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
@@ -182,7 +190,14 @@ def _stem(name: str) -> str:
     return "_".join(word for word in words if word not in ("in", "out", "prev", "next", "new", "old", "state", "t"))
 
 
-def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None, neurons: str | None) -> _Attempt:
+def _attempt(
+    file: str,
+    graph: Graph,
+    form: _Form,
+    time_steps: int | None,
+    neurons: str | None,
+    given: Mapping[str, Constant],
+) -> _Attempt:
     executor = new_executor(graph.opset)
     first = graph.inputs[0]
     try:
@@ -190,7 +205,7 @@ def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None, neuro
         if form.states:
             values = _run_steps(executor, graph, form, sizes)
         else:
-            values = executor.run(graph, {first.name: _input(executor, first, form, sizes)})
+            values = executor.run(graph, {first.name: _input(executor, first, form, sizes), **given})
     except RefusalError as error:
         executor.refuse(first.name, "input", str(error), error.hint)
         return _Attempt(executor.problems, None, 1, 0)
@@ -199,6 +214,7 @@ def _attempt(file: str, graph: Graph, form: _Form, time_steps: int | None, neuro
     found = _layers(executor, roller, outputs, sizes.steps)
     plan = _plan(file, executor, roller, first.name, form, found) if len(found) == len(outputs) else None
     if plan is not None:
+        plan.given = frozenset(given)
         prepare(plan, executor.refuse)
     if plan is not None and not executor.problems:
         _try_build(executor, plan, sizes.batch)
