@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from h2learn.backends.h2learn.errors import H2LearnError
     from h2learn.backends.h2learn.machine import Machine, load_machine
-    from h2learn.compiler.autodiff.spec import BPTT, SGD, Rectangular, Train, Triangular
+    from h2learn.compiler.autodiff.spec import BPTT, SGD, Adam, AdamW, Rectangular, Train, Triangular
     from h2learn.compiler.frontends.nir import from_nir, to_nir
     from h2learn.compiler.model import Model, TensorSpec
     from h2learn.data import DataSet, load_digits, load_npz
@@ -30,6 +30,8 @@ _HOMES = {
     "load_machine": "h2learn.backends.h2learn.machine",
     "BPTT": "h2learn.compiler.autodiff.spec",
     "SGD": "h2learn.compiler.autodiff.spec",
+    "Adam": "h2learn.compiler.autodiff.spec",
+    "AdamW": "h2learn.compiler.autodiff.spec",
     "Rectangular": "h2learn.compiler.autodiff.spec",
     "Train": "h2learn.compiler.autodiff.spec",
     "Triangular": "h2learn.compiler.autodiff.spec",
@@ -54,6 +56,8 @@ _HOMES = {
 __all__ = [
     "BPTT",
     "SGD",
+    "Adam",
+    "AdamW",
     "DataSet",
     "Epoch",
     "H2LearnError",

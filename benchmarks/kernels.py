@@ -211,7 +211,7 @@ def training_step(bench: Bench, steps: int = 8, batch: int = 32) -> None:
     add("conv1 time sum", "v.reduce", sums, {"src": bench.slots(frames * 784, 16, 0.4)})
     slots = bench.slots(batch * 784, 16, 0.8)
     add("conv1 weights", "be.wgt", first, {"x": bench.rng.random(batch * 900, dtype=np.float32), "g": slots})
-    add("optimizer", "v.opt", {"n": 20490, "kind": "sgd", "p0": 0.9, "p1": 1.0}, {})
+    add("optimizer", "v.opt", {"n": 20490, "kind": "sgd", "momentum": 0.9, "scale": 1.0}, {})
     print(f"  total {total:.1f} ms")
 
 

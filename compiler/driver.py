@@ -19,7 +19,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, load_machine, names
 from h2learn.backends.h2learn.object_file import ObjectFile
 from h2learn.compiler.autodiff.spec import Train
-from h2learn.dialects.common import PRECISION_ATTRIBUTE, get_io
+from h2learn.dialects.common import PRECISION_ATTRIBUTE, get_io, parameter_of_state
 from h2learn.dialects.h2 import get_io_symbols
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import tensor_type
@@ -33,7 +33,6 @@ from .pipeline import PHASES, load_pass, phase_names
 from .universe import new_context
 
 PRECISIONS = ("fp32", "fp16")
-STATE_PREFIX = "momentum."
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _source_shape(model: Model, role: str, name: str) -> tuple[int, ...] | None:
     if role in ("input", "output"):
         return (model.network.inputs if role == "input" else model.network.outputs)[name].shape
     if role in ("parameter", "gradient", "state"):
-        return model.parameters[name.removeprefix(STATE_PREFIX) if role == "state" else name].shape
+        return model.parameters[parameter_of_state(name) if role == "state" else name].shape
     return None
 
 

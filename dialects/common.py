@@ -79,6 +79,16 @@ def get_io(module: builtin.ModuleOp) -> list[IoEntry]:
     return [_entry(item) for item in attribute]
 
 
+def state_name(kind: str, parameter: str) -> str:
+    """Return the io name of an optimizer's buffer: its ``kind`` (a word) and the parameter that it belongs to."""
+    return f"{kind}.{parameter}"
+
+
+def parameter_of_state(name: str) -> str:
+    """Return the parameter that the optimizer's buffer ``name`` belongs to."""
+    return name.partition(".")[2]
+
+
 def precision(module: builtin.ModuleOp) -> str:
     """Return the storage type of the module, ``"f32"`` or ``"f16"``."""
     attribute = module.attributes.get(PRECISION_ATTRIBUTE)

@@ -132,8 +132,9 @@ _VECTOR_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "v.loss": (12, 9, 1, 1),
     "v.opt": (2, 3, 0, 0),
 }
-"""Per element: fp32 adds, fp32 multiplies, compares, selects of the equations in ``docs/semantics.md`` (Philox: ten
-rounds of two multiplies and two exclusive-ors, counted as adds; exp: Cephes polynomial)."""
+"""Per element (``elements`` as in the cycle formulas): fp32 adds, fp32 multiplies, compares, selects of the equations
+in ``docs/semantics.md`` (Philox: ten rounds of two multiplies and two exclusive-ors, counted as adds; exp: Cephes
+polynomial)."""
 
 
 def _vector(table: EnergyProfile, work: Mapping[str, Mapping[str, int]]) -> float:

@@ -24,6 +24,7 @@ from .kernels.bits import F32, U16, U32, U64
 from .kernels.convolution import I32, Shape
 from .kernels.rows import LANES
 from .operation import (
+    ADAM_KINDS,
     Bytes,
     Memories,
     Operation,
@@ -36,7 +37,7 @@ from .operation import (
     spans,
     transfer_range,
 )
-from .work import BACKWARD_MODES, element_count, issue_width, lookup_work, products_work, weight_work
+from .work import BACKWARD_MODES, element_count, issue_width, lookup_work, products_work, update_elements, weight_work
 
 Buffers = dict[str, Bytes]
 
@@ -378,19 +379,29 @@ def _column_sum(values: F32) -> F32:
 
 
 def v_opt(op: Operation, buffers: Buffers) -> Work:
-    """``v.opt``: stochastic gradient descent with momentum; the storage copy follows."""
-    parameters, copy = buffers["p"].view(np.float32), buffers.get("w", _NO_BYTES).view(np.uint16)
-    vector.descend(
-        parameters,
-        buffers["g"].view(np.float32),
-        buffers.get("mom", _NO_BYTES).view(np.float32),
-        copy,
-        buffers["scal"].view(np.float32)[0],
-        np.float32(op.desc["p0"]),
-        np.float32(op.desc["p1"]),
-        _is_half(op),
-    )
-    return Work({"elements": op.number("n"), "nonfinite": int(bits.count_nonfinite(parameters))})
+    """``v.opt``: gradient descent with momentum, or Adam; the storage copy follows."""
+    kind, parameters = op.choice("kind"), buffers["p"].view(np.float32)
+    gradient, mom = buffers["g"].view(np.float32), buffers.get("mom", _NO_BYTES).view(np.float32)
+    copy, real = buffers.get("w", _NO_BYTES).view(np.uint16), _factors(op)
+    rate = buffers["scal"].view(np.float32)[0]
+    if kind in ADAM_KINDS:
+        count = int(buffers["scal"].view(np.uint32)[2]) + 1
+        size = rate / numerics.complement_power(real["rate1"], count)
+        root = np.sqrt(numerics.complement_power(real["rate2"], count))
+        kept = np.float32(1) - rate * real["decay"] if kind == "adamw" else np.float32(1)
+        added = np.float32(0) if kind == "adamw" else real["decay"]
+        shares = (real["rate1"], real["rate2"], np.float32(1) - real["rate2"])
+        arrays = (parameters, gradient, mom, buffers["sq"].view(np.float32), copy)
+        vector.adapt(*arrays, real["scale"], kept, added, shares, size, root, real["eps"], _is_half(op))
+    else:
+        factors = (rate, real["momentum"], real["scale"], real["decay"])
+        vector.descend(parameters, gradient, mom, copy, *factors, kind == "nesterov", _is_half(op))
+    return Work({"elements": update_elements(op), "nonfinite": int(bits.count_nonfinite(parameters))})
+
+
+def _factors(op: Operation) -> dict[str, np.float32]:
+    """Return the descriptor fields of ``v.opt`` that are real numbers."""
+    return {name: np.float32(op.desc[name]) for name in ("scale", "decay", "momentum", "rate1", "rate2", "eps")}
 
 
 def _is_misaligned(op: Operation, name: str, memories: Memories) -> bool:

@@ -20,6 +20,7 @@ Span = tuple[int, int]
 """Absolute byte range ``[start, end)`` inside one memory."""
 
 SCALARS_BYTES = 32
+ADAM_KINDS = ("adam", "adamw")
 BITMAP_BYTES = 8
 
 
@@ -355,12 +356,12 @@ def _v_loss(op: Operation) -> dict[str, int]:
 
 
 def _v_opt(op: Operation) -> dict[str, int]:
-    n = op.number("n")
-    if op.choice("kind") != "sgd":
-        raise op.fault(f"v.opt cannot compute {op.choice('kind')}")
+    n, adam = op.number("n"), op.choice("kind") in ADAM_KINDS
     sizes = {"p": 4 * n, "g": 4 * n, "scal": SCALARS_BYTES}
-    if op.desc["p0"] != 0:
+    if adam or op.desc["momentum"] != 0:
         sizes["mom"] = 4 * n
+    if adam:
+        sizes["sq"] = 4 * n
     if op.storage() == "f16":
         sizes["w"] = 2 * n
     return sizes

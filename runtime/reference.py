@@ -15,6 +15,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn import numerics
 
 from .operation import (
+    ADAM_KINDS,
     Bytes,
     Memories,
     Operation,
@@ -27,7 +28,15 @@ from .operation import (
     spans,
     transfer_range,
 )
-from .work import BACKWARD_MODES, backward_work, issue_width, lookup_work, nonfinite, weight_work
+from .work import (
+    BACKWARD_MODES,
+    backward_work,
+    issue_width,
+    lookup_work,
+    nonfinite,
+    update_elements,
+    weight_work,
+)
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -411,18 +420,50 @@ def v_loss(op: Operation, buffers: Buffers) -> Work:
 
 
 def v_opt(op: Operation, buffers: Buffers) -> Work:
-    """``v.opt``: stochastic gradient descent with momentum; the storage copy follows."""
-    momentum, factor = np.float32(op.desc["p0"]), np.float32(op.desc["p1"])
-    rate = buffers["scal"][0:4].copy().view(np.float32)[0]
-    step = _load(buffers["g"], "f32") * factor
-    if momentum != 0:
-        step = momentum * _load(buffers["mom"], "f32") + step
-        _save(buffers["mom"], step, "f32")
-    parameter = _load(buffers["p"], "f32") - rate * step
+    """``v.opt``: gradient descent with momentum, or Adam; the storage copy follows."""
+    kind, rate, decay = op.choice("kind"), _scalar(buffers, 0, np.float32), np.float32(op.desc["decay"])
+    parameter = _load(buffers["p"], "f32")
+    step = _load(buffers["g"], "f32") * np.float32(op.desc["scale"])
+    if kind == "adamw":
+        parameter = parameter * (np.float32(1) - rate * decay)
+    elif decay != 0:
+        step = step + decay * parameter
+    if kind in ADAM_KINDS:
+        parameter = parameter - _adam(op, buffers, step, rate)
+    else:
+        parameter = parameter - rate * _direction(op, buffers, step)
     _save(buffers["p"], parameter, "f32")
     if "w" in buffers:
         _save(buffers["w"], parameter, "f16")
-    return Work({"elements": op.number("n"), "nonfinite": nonfinite(parameter)})
+    return Work({"elements": update_elements(op), "nonfinite": nonfinite(parameter)})
+
+
+def _direction(op: Operation, buffers: Buffers, step: F32) -> F32:
+    momentum = np.float32(op.desc["momentum"])
+    if momentum == 0:
+        return step
+    velocity = momentum * _load(buffers["mom"], "f32") + step
+    _save(buffers["mom"], velocity, "f32")
+    return step + momentum * velocity if op.choice("kind") == "nesterov" else velocity
+
+
+def _adam(op: Operation, buffers: Buffers, step: F32, rate: np.float32) -> F32:
+    time = int(_scalar(buffers, 8, np.uint32)) + 1
+    rate1, rate2 = np.float32(op.desc["rate1"]), np.float32(op.desc["rate2"])
+    mean, square = _load(buffers["mom"], "f32"), _load(buffers["sq"], "f32")
+    mean = mean + rate1 * (step - mean)
+    square = (np.float32(1) - rate2) * square + (rate2 * step) * step
+    _save(buffers["mom"], mean, "f32")
+    _save(buffers["sq"], square, "f32")
+    root = np.sqrt(numerics.complement_power(rate2, time))
+    spread = np.sqrt(square) / root + np.float32(op.desc["eps"])
+    change: F32 = (rate / numerics.complement_power(rate1, time)) * mean / spread
+    return change
+
+
+def _scalar(buffers: Buffers, offset: int, dtype: type[Scalar]) -> Scalar:
+    found: Scalar = buffers["scal"][offset : offset + 4].copy().view(dtype)[0]
+    return found
 
 
 def _rows(op: Operation) -> Iterator[tuple[bool, slice, slice]]:

@@ -31,13 +31,15 @@ TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
 TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "slots")
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
 TIME_SUM, ADD = _value("vec", "kind", "tsum"), _value("vec", "kind", "add")
+ADAMS = (_value("opt", "kind", "adam"), _value("opt", "kind", "adamw"))
 
 _VEC = DESCRIPTOR_BY_NAME["vec"]
 _FORMS = {name: _VEC.fields[_VEC.field_index(name)].values for name in ("dst", "a", "b")}
 
 LOSS_SCALARS = (4, 4)  # valid sample count: offset and bytes in the run scalars
 RNG_SCALARS = (16, 16)  # seed and first sample number
-OPT_SCALARS = (0, 4)  # learning rate
+RATE_SCALARS = (0, 4)  # learning rate
+STEP_SCALARS = (8, 4)  # step count
 
 
 class Access(NamedTuple):
@@ -316,9 +318,11 @@ def _v_loss(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
 
 def _v_opt(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n = int(desc["n"])
-    offset, size = OPT_SCALARS
-    found = [_read("scal", size, offset), _read("g", n * 4), *_update("p", n * 4, False)]
-    found += _update("mom", n * 4, False) if desc["p0"] else []
+    adam = desc["kind"] in ADAMS
+    found = [_read("scal", size, offset) for offset, size in (RATE_SCALARS, STEP_SCALARS)[: 1 + adam]]
+    found += [_read("g", n * 4), *_update("p", n * 4, False)]
+    found += _update("mom", n * 4, False) if adam or desc["momentum"] else []
+    found += _update("sq", n * 4, False) if adam else []
     return [*found, _write("w", n * 2)] if desc["dtype"] == HALF else found
 
 

@@ -12,7 +12,8 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
   be.*      the busiest processing element: ``pe_cycles`` counted from the actual bitmaps by the execution, for the
             mode of the instruction
   wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
-  v.*       ceil(elements / lanes), elements = n*k (v.opt: n; v.reduce, v.rng: steps*n*k; pools: results * window),
+  v.*       ceil(elements / lanes), elements = n*k (v.opt: n, with Adam 4n for a root and two divisions; v.reduce,
+            v.rng: steps*n*k; pools: results * window),
             v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
   ld, st    latency + bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel
   ========  ================================================================================================
@@ -34,7 +35,7 @@ from h2learn.backends.h2learn.isa import BY_MNEMONIC
 from h2learn.backends.h2learn.machine import Machine
 
 from .operation import BITMAP_BYTES, Memories, Operation
-from .regions import Access, Desc, conv_positions, existing_rows, groups, taps
+from .regions import ADAMS, Access, Desc, conv_positions, existing_rows, groups, taps
 
 START_UP: dict[str, int] = {
     "DMAIN": 0,  # the DRAM latency of the machine file stands for it
@@ -127,7 +128,7 @@ def _vector_elements(mnemonic: str, desc: Desc) -> int:
     if mnemonic in ("v.pool", "v.unpool"):
         return conv_positions(desc) * int(desc["k"]) * taps(desc)
     if mnemonic == "v.opt":
-        return int(desc["n"])
+        return int(desc["n"]) * (4 if desc["kind"] in ADAMS else 1)
     elements = int(desc["n"]) * int(desc["k"])
     if mnemonic in ("v.reduce", "v.rng"):
         return elements * max(1, int(desc["steps"]))

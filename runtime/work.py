@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .operation import Operation, Work
+from .operation import ADAM_KINDS, Operation, Work
 
 F32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -107,6 +107,11 @@ def issue_width(op: Operation) -> int:
 def element_count(op: Operation) -> int:
     """Return the number of processing elements of the backward engine."""
     return op.fields.get("elements", 32)
+
+
+def update_elements(op: Operation) -> int:
+    """Return the elements that a step of an optimizer counts for: a parameter of Adam as much as four others."""
+    return op.number("n") * (4 if op.choice("kind") in ADAM_KINDS else 1)
 
 
 def nonfinite(values: F32) -> int:

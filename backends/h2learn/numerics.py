@@ -1,9 +1,9 @@
 """The only arithmetic that the levels share: rounding to storage, elementary functions, random numbers.
 
 Everything here is built from IEEE binary32 ``+ - * /``, comparison and integer operations, so that NumPy, Numba and a
-hardware description would give the same bits. Sources: fp16 rounding is IEEE 754 round-to-nearest-even; the exponential
-and logarithm follow the Cephes ``expf``/``logf`` polynomials; Philox4x32-10 is Salmon et al., "Parallel random numbers:
-as easy as 1, 2, 3" (SC'11).
+hardware description would give the same bits; so does the square root, which IEEE 754 rounds correctly. Sources: fp16
+rounding is IEEE 754 round-to-nearest-even; the exponential and logarithm follow the Cephes ``expf``/``logf`` polynomials;
+Philox4x32-10 is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC'11).
 """
 
 from __future__ import annotations
@@ -83,6 +83,21 @@ def log(x: npt.ArrayLike) -> F32:
     y = np.where(v == np.float32(np.inf), v, y)
     y = np.where(v < np.float32(1.17549435e-38), np.float32(-np.inf), y)
     return np.asarray(np.where((v < 0) | np.isnan(v), np.float32(np.nan), y), dtype=np.float32)
+
+
+def complement_power(share: np.float32, exponent: int) -> np.float32:
+    """Return ``1 - (1 - share)**exponent`` in float32 for ``0 <= share <= 1``, to a few ulp also where it is small.
+
+    With ``d_n = 1 - (1 - share)**n`` follows ``d_{a+b} = d_a + d_b * (1 - d_a)``, a sum without cancellation; the
+    exponent is taken bit by bit, lowest first.
+    """
+    one, result, power = np.float32(1), np.float32(0), np.float32(share)
+    while exponent:
+        if exponent & 1:
+            result = result + power * (one - result)
+        power = power + power * (one - power)
+        exponent >>= 1
+    return result
 
 
 def philox(

@@ -58,14 +58,49 @@ def loss_gradient(logits: Real, label: Labels, valid: int, kind: str, scale: flo
 
 
 def sgd(
-    parameter: Real, gradient: Real, velocity: Real | None, lr: float, momentum: float, scale: float
+    parameter: Real,
+    gradient: Real,
+    velocity: Real | None,
+    lr: float,
+    momentum: float,
+    *,
+    nesterov: bool,
+    weight_decay: float,
+    scale: float,
 ) -> tuple[Real, ...]:
     """Return the new parameter, and the new velocity when there is one; the gradient counts ``scale`` times."""
-    rate, scaled = parameter.dtype.type(lr), gradient * parameter.dtype.type(scale)
+    real = parameter.dtype.type
+    step = gradient * real(scale) + real(weight_decay) * parameter
     if velocity is None:
-        return (parameter - rate * scaled,)
-    velocity = parameter.dtype.type(momentum) * velocity + scaled
-    return parameter - rate * velocity, velocity
+        return (parameter - real(lr) * step,)
+    velocity = real(momentum) * velocity + step
+    return parameter - real(lr) * (step + real(momentum) * velocity if nesterov else velocity), velocity
+
+
+def adam(
+    parameter: Real,
+    gradient: Real,
+    averages: tuple[Real, Real],
+    scalars: RunScalars,
+    betas: tuple[float, float],
+    *,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    scale: float,
+) -> tuple[Real, Real, Real]:
+    """Return the new parameter and the new averages of the gradient and its square (``spike.adam``)."""
+    real = parameter.dtype.type
+    corrections = [real(1 - beta ** (scalars.step + 1)) for beta in betas]
+    step, rate = gradient * real(scale), real(scalars.lr)
+    if decoupled:
+        parameter = parameter * (1 - rate * real(weight_decay))
+    else:
+        step = step + real(weight_decay) * parameter
+    mean = averages[0] + real(1 - betas[0]) * (step - averages[0])
+    square = real(betas[1]) * averages[1] + real(1 - betas[1]) * step * step
+    spread = np.sqrt(square) / np.sqrt(corrections[1]) + real(eps)
+    return parameter - rate / corrections[0] * mean / spread, mean, square
 
 
 def _cross_entropy(logits: Real, label: Labels) -> Real:

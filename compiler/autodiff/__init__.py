@@ -2,6 +2,18 @@
 
 from .bptt import differentiate
 from .rules import RULES
-from .spec import BPTT, SGD, Rectangular, Surrogate, Train, Triangular
+from .spec import BPTT, SGD, Adam, AdamW, Optimizer, Rectangular, Surrogate, Train, Triangular
 
-__all__ = ["BPTT", "RULES", "SGD", "Rectangular", "Surrogate", "Train", "Triangular", "differentiate"]
+__all__ = [
+    "BPTT",
+    "RULES",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "Rectangular",
+    "Surrogate",
+    "Train",
+    "Triangular",
+    "differentiate",
+]

@@ -18,22 +18,24 @@ from h2learn.dialects.common import (
     precision,
     set_io,
     source_of,
+    state_name,
 )
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import SCALARS, neuron_of, neuron_properties, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
+from h2learn.dialects.spike.optimizers import UpdateOp
 
 from .rules import Tape, rule_of, shape_of
-from .spec import Train
+from .spec import Adam, AdamW, Optimizer, Train
 
 
 def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     """Return the training graph of a ``spike`` module; the module itself is not changed.
 
-    ``@main`` gains the label after the inputs, momentum buffers after the parameters and the run scalars at the end;
-    its results are the loss, the outputs, the gradients (with ``keep_gradients``; they carry the loss scale), the new
-    parameters and the new momentum buffers. The loss reads the first output, averaged over its time steps if any.
+    ``@main`` gains the label after the inputs, the optimizer's buffers after the parameters and the run scalars at the
+    end; its results are the loss, the outputs, the gradients (with ``keep_gradients``; they carry the loss scale), the
+    new parameters and the new buffers. The loss reads the first output, averaged over its time steps if any.
     Raises H2LearnError when an op has no gradient rule or the output cannot be classified.
     """
     graph = module.clone()
@@ -58,14 +60,15 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     block.add_op(loss)
     gradients = _backward(block, logits, label, scalars, spec, scale, arguments.parameters)
 
-    updates = _update(block, arguments, gradients, scalars, spec, 1.0 / scale)
+    optimizer = spec.optimizer
+    updates = _update(block, arguments, gradients, scalars, optimizer, 1.0 / scale)
     kept = gradients if spec.keep_gradients else []
     results = [loss.result, *outputs, *kept, *(u.new_parameter for u in updates)]
-    results += [u.new_velocity for u in updates if u.new_velocity is not None]
+    results += [u.new_states[n] for n in range(len(optimizer.states)) for u in updates]
     block.add_op(_return(results, end))
 
     names = arguments.parameter_entries
-    states = [replace(e, name=f"momentum.{e.name}", role="state") for e in names if spec.optimizer.momentum]
+    states = [replace(e, name=state_name(state, e.name), role="state") for state in optimizer.states for e in names]
     function = block.parent_op()
     assert isinstance(function, func.FuncOp)
     function.function_type = builtin.FunctionType.from_lists([a.type for a in block.args], [r.type for r in results])
@@ -190,29 +193,59 @@ def _update(
     arguments: _Arguments,
     gradients: Sequence[SSAValue],
     scalars: SSAValue,
-    spec: Train,
+    optimizer: Optimizer,
     grad_scale: float,
-) -> list[spike.SgdOp]:
-    momentum, updates = spec.optimizer.momentum, []
+) -> list[UpdateOp]:
+    """Append one update per parameter; the buffers become arguments, all those of one kind side by side."""
     position = arguments.parameters[-1].index + 1
-    for parameter, gradient in zip(arguments.parameters, gradients, strict=True):
-        velocity = None
-        if momentum:
-            velocity = block.insert_arg(parameter.type, position, parameter.location)
-            velocity.name_hint = f"momentum_{parameter.name_hint}" if parameter.name_hint else None
+    buffers: list[list[SSAValue]] = [[] for _ in arguments.parameters]
+    for state in optimizer.states:
+        for parameter, own in zip(arguments.parameters, buffers, strict=True):
+            buffer = block.insert_arg(parameter.type, position, parameter.location)
+            buffer.name_hint = f"{state}_{parameter.name_hint}" if parameter.name_hint else None
+            own.append(buffer)
             position += 1
-        update = spike.SgdOp(
-            parameter,
-            gradient,
-            velocity,
-            scalars,
-            momentum=momentum,
-            grad_scale=grad_scale,
-            location=parameter.location,
-        )
+    updates = []
+    for parameter, gradient, states in zip(arguments.parameters, gradients, buffers, strict=True):
+        update = _update_of(optimizer, parameter, gradient, states, scalars, grad_scale)
         block.add_op(update)
         updates.append(update)
     return updates
+
+
+def _update_of(
+    optimizer: Optimizer,
+    parameter: BlockArgument,
+    gradient: SSAValue,
+    states: Sequence[SSAValue],
+    scalars: SSAValue,
+    grad_scale: float,
+) -> UpdateOp:
+    if isinstance(optimizer, Adam):
+        mean, square = states
+        return spike.AdamOp(
+            parameter,
+            gradient,
+            (mean, square),
+            scalars,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            decoupled=isinstance(optimizer, AdamW),
+            grad_scale=grad_scale,
+            location=parameter.location,
+        )
+    return spike.SgdOp(
+        parameter,
+        gradient,
+        states[0] if states else None,
+        scalars,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        weight_decay=optimizer.weight_decay,
+        grad_scale=grad_scale,
+        location=parameter.location,
+    )
 
 
 def _return(results: Sequence[SSAValue], old: func.ReturnOp) -> func.ReturnOp:

@@ -16,19 +16,72 @@ FP16_LOSS_SCALE = 1024.0
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent: ``m = momentum * m + g``, ``p = p - lr * m``; ``lr`` can change from run to run.
+    """Stochastic gradient descent as ``torch.optim.SGD`` (without dampening); ``lr`` can change from run to run.
 
-    Raises H2LearnError unless ``lr >= 0`` and ``0 <= momentum < 1``.
+    ``g = g + weight_decay * p``, ``m = momentum * m + g``, ``p = p - lr * m``; with ``nesterov``
+    ``p = p - lr * (g + momentum * m)``.
+    Raises H2LearnError unless ``lr`` and ``weight_decay`` are >= 0, ``0 <= momentum < 1``, and momentum is there for
+    Nesterov's variant.
     """
 
     lr: float = 0.1
     momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise H2LearnError(f"expected a learning rate >= 0, found {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise H2LearnError(f"expected a momentum in [0, 1), found {self.momentum}")
+        _check_not_negative("learning rate", self.lr)
+        _check_not_negative("weight decay", self.weight_decay)
+        _check_share("momentum", self.momentum)
+        if self.nesterov and not self.momentum:
+            raise H2LearnError("expected a momentum above 0 with nesterov, found 0")
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the buffers that every parameter needs."""
+        return ("momentum",) if self.momentum else ()
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with bias correction (Kingma & Ba, ICLR 2015), in the form of ``torch.optim.Adam``.
+
+    ``g = g + weight_decay * p``, ``m = m + (1 - b1) * (g - m)``, ``v = b2 * v + (1 - b2) * g^2``,
+    ``p = p - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`` in step ``t`` = 1, 2, ...; ``betas`` = (b1, b2).
+    Raises H2LearnError unless ``lr``, ``eps`` and ``weight_decay`` are >= 0 and the betas in [0, 1).
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("learning rate", self.lr), ("eps", self.eps), ("weight decay", self.weight_decay)):
+            _check_not_negative(name, value)
+        for beta in self.betas:
+            _check_share("beta", beta)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the buffers that every parameter needs."""
+        return ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), in the form of ``torch.optim.AdamW``.
+
+    First ``p = p * (1 - lr * weight_decay)``; the gradient is not changed.
+    """
+
+    weight_decay: float = 1e-2
+
+
+Optimizer: TypeAlias = SGD | Adam
+
+OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""Name in model files and pass options -> optimizer."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +136,7 @@ class Train:
 
     method: Method = "bptt"
     loss: str = "cross_entropy"
-    optimizer: SGD = field(default_factory=SGD)
+    optimizer: Optimizer = field(default_factory=SGD)
     surrogate: Surrogate | None = None
     detach_reset: bool = False
     keep_gradients: bool = True
@@ -102,3 +155,13 @@ class Train:
         if self.loss_scale is not None:
             return self.loss_scale
         return FP16_LOSS_SCALE if precision == "f16" else 1.0
+
+
+def _check_not_negative(what: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise H2LearnError(f"expected a {what} >= 0, found {value}")
+
+
+def _check_share(what: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise H2LearnError(f"expected a {what} in [0, 1), found {value}")

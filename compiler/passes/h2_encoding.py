@@ -42,5 +42,7 @@ ENCODINGS: dict[str, Encoding] = {
     "tile.reduce": Encoding("v.reduce", "vec", _same("n", "k", "steps", "kind", "dtype", "gblk")),
     "tile.map": Encoding("v.map", "vec", _same("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")),
     "tile.loss": Encoding("v.loss", "vec", (*_same("n", "k", "kind"), ("p0", "scale")), coords=("pos",)),
-    "tile.opt": Encoding("v.opt", "vec", (*_same("n", "kind", "dtype"), ("p0", "momentum"), ("p1", "grad_scale"))),
+    "tile.opt": Encoding(
+        "v.opt", "opt", _same("n", "kind", "dtype", "scale", "decay", "momentum", "rate1", "rate2", "eps")
+    ),
 }

@@ -10,6 +10,7 @@ from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
 from h2learn.dialects.lut.attributes import SpikesType, StoreType, shape_of
 from h2learn.dialects.lut.ops import tensor
 from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.optimizers import UpdateOp
 
 from .lut_context import NoLoweringError, lifted
 
@@ -17,7 +18,7 @@ from .lut_context import NoLoweringError, lifted
 def argument_type(argument: BlockArgument, role: str, dtype: str) -> Attribute:
     """Return the ``lut`` type of an argument; raises NoLoweringError when its uses need different formats.
 
-    Weights become ``[kh*kw,C,K]``, momentum buffers follow their parameter, inputs gain H and W; an input of a
+    Weights become ``[kh*kw,C,K]``, optimizer buffers follow their parameter, inputs gain H and W; an input of a
     convolution is stored rounded, one of an encoder or neuron is fp32.
     """
     if role == "parameter":
@@ -59,7 +60,7 @@ def _maps(value: SSAValue) -> tuple[int, ...]:
 
 def _parameter_of_state(state: BlockArgument) -> SSAValue:
     for use in state.uses:
-        if isinstance(use.operation, spike.SgdOp):
+        if isinstance(use.operation, UpdateOp):
             return use.operation.parameter
     return state
 

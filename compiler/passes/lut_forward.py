@@ -11,10 +11,11 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, Neuron, SpikesType, StoreType
+from h2learn.dialects.lut.attributes import ConvGeometry, Neuron, SpikesType, StoreType, Update
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import float_values, int_values, neuron_of
+from h2learn.dialects.spike.optimizers import UpdateOp, flag
 
 from .lut_context import (
     Lowering,
@@ -161,19 +162,41 @@ def _loss(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 def _sgd(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.SgdOp)
+    update = Update(
+        kind="nesterov" if flag(op.properties, "nesterov") else "sgd",
+        grad_scale=float(op.grad_scale.value.data),
+        weight_decay=float(op.weight_decay.value.data),
+        momentum=float(op.momentum.value.data),
+    )
+    return _update(context, op, update)
+
+
+def _adam(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.AdamOp)
+    update = Update(
+        kind="adamw" if flag(op.properties, "decoupled") else "adam",
+        grad_scale=float(op.grad_scale.value.data),
+        weight_decay=float(op.weight_decay.value.data),
+        beta1=float(op.beta1.value.data),
+        beta2=float(op.beta2.value.data),
+        eps=float(op.eps.value.data),
+    )
+    return _update(context, op, update)
+
+
+def _update(context: LutContext, op: UpdateOp, update: Update) -> Sequence[SSAValue]:
     p = context.values[op.parameter]
-    sgd = lut.SgdOp(
+    opt = lut.OptOp(
         p,
         context.of(op.gradient),
-        None if op.velocity is None else context.values[op.velocity],
+        [context.values[state] for state in op.states],
         context.values[op.scalars],
-        float(op.momentum.value.data),
-        float(op.grad_scale.value.data),
+        update,
         context.dtype if p in context.copies else None,
         op.location,
     )
-    context.emit(sgd)
-    return [sgd.new_p] if sgd.new_m is None else [sgd.new_p, sgd.new_m]
+    context.emit(opt)
+    return [opt.new_p, *opt.new_states]
 
 
 def loss_of(context: LutContext, op: spike.LossOp | sgrad.LossOp) -> lut.LossOp:
@@ -221,5 +244,6 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.ReadoutOp: _readout,
     spike.LossOp: _loss,
     spike.SgdOp: _sgd,
+    spike.AdamOp: _adam,
 }
 """Lowerings of ``spike``; passes for other machines or dialects add rows."""

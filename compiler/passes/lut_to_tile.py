@@ -75,17 +75,16 @@ def _lower_all(ctx: TileContext, ops: list[Operation]) -> None:
             location=source_of(unknown[0]) or None,
         )
     for op in ops:
-        if isinstance(op, lut.SgdOp):
-            ctx.values[op.new_p] = ctx.values[op.p]
-            if op.m is not None and op.new_m is not None:
-                ctx.values[op.new_m] = ctx.values[op.m]
+        if isinstance(op, lut.OptOp):
+            for new, old in zip((op.new_p, *op.new_states), (op.p, *op.states), strict=True):
+                ctx.values[new] = ctx.values[old]
             if op.w is not None:
                 ctx.values[op.w] = _shadow(ctx, op.p)
         elif not isinstance(op, func.ReturnOp):
             STAGES[type(op)](ctx, op)
     for op in ops:
-        if isinstance(op, lut.SgdOp):
-            vector_stages.lower_sgd(ctx, op)
+        if isinstance(op, lut.OptOp):
+            vector_stages.lower_optimizer(ctx, op)
 
 
 def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:
@@ -131,6 +130,6 @@ STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
     lut.WuOp: convolution_stages.lower_weights,
     lut.BeWgtOp: convolution_stages.lower_weights,
     lut.BiasGradOp: vector_stages.lower_bias,
-    lut.SgdOp: vector_stages.lower_sgd,
+    lut.OptOp: vector_stages.lower_optimizer,
 }
 """The lowering of each op; every function takes the op of its key."""

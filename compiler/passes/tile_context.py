@@ -59,7 +59,7 @@ class TileContext:
     def label(self, kind: str, op: Operation) -> str:
         """Return a unique label ``kind layer`` for a stage; the layer is that of a parameter used or updated."""
         updates = (use.operation for result in op.results for use in result.uses)
-        values = [*op.operands, *(update.p for update in updates if isinstance(update, lut.SgdOp))]
+        values = [*op.operands, *(update.p for update in updates if isinstance(update, lut.OptOp))]
         layers = (self.names[value].rpartition(".")[0] for value in values if value in self.names)
         layer = next(filter(None, layers), "")
         text = f"{kind} {layer}".strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdsl.context import Context
 from xdsl.dialects import builtin
@@ -10,7 +10,16 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.autodiff.bptt import differentiate
-from h2learn.compiler.autodiff.spec import BPTT, SGD, Rectangular, Surrogate, Train, Triangular
+from h2learn.compiler.autodiff.spec import (
+    BPTT,
+    OPTIMIZERS,
+    SGD,
+    Optimizer,
+    Rectangular,
+    Surrogate,
+    Train,
+    Triangular,
+)
 
 SURROGATES: dict[str, type[Surrogate]] = {"rectangular": Rectangular, "triangular": Triangular}
 
@@ -27,7 +36,13 @@ class TrainPass(ModulePass):
 
     method: str = "bptt"
     loss: str = "cross_entropy"
+    optimizer: str = "sgd"
     momentum: float = 0.0
+    nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
     surrogate: str | None = None
     half_width: float = 0.5
     height: float = 1.0
@@ -38,18 +53,22 @@ class TrainPass(ModulePass):
     @classmethod
     def of(cls, spec: Train) -> TrainPass:
         """Return the pass that does what ``spec`` says."""
-        surrogate = spec.surrogate
-        return cls(
-            "bptt" if isinstance(spec.method, BPTT) else spec.method,
-            spec.loss,
-            spec.optimizer.momentum,
-            None if surrogate is None else type(surrogate).__name__.lower(),
-            0.5 if surrogate is None else surrogate.half_width,
-            1.0 if surrogate is None else surrogate.height,
-            spec.detach_reset,
-            spec.keep_gradients,
-            spec.loss_scale or 0.0,
+        surrogate, optimizer = spec.surrogate, spec.optimizer
+        base = cls(
+            method="bptt" if isinstance(spec.method, BPTT) else spec.method,
+            loss=spec.loss,
+            optimizer=next(name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind),
+            weight_decay=optimizer.weight_decay,
+            surrogate=None if surrogate is None else type(surrogate).__name__.lower(),
+            half_width=0.5 if surrogate is None else surrogate.half_width,
+            height=1.0 if surrogate is None else surrogate.height,
+            detach_reset=spec.detach_reset,
+            keep_gradients=spec.keep_gradients,
+            loss_scale=spec.loss_scale or 0.0,
         )
+        if isinstance(optimizer, SGD):
+            return replace(base, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+        return replace(base, beta1=optimizer.betas[0], beta2=optimizer.betas[1], eps=optimizer.eps)
 
     def recipe(self) -> Train:
         """Return the options as a training recipe; raises H2LearnError for a choice that does not exist."""
@@ -59,12 +78,20 @@ class TrainPass(ModulePass):
         return Train(
             method=self.method,
             loss=self.loss,
-            optimizer=SGD(momentum=self.momentum),
+            optimizer=self._optimizer(),
             surrogate=surrogate,
             detach_reset=self.detach_reset,
             keep_gradients=self.keep_gradients,
             loss_scale=self.loss_scale or None,
         )
+
+    def _optimizer(self) -> Optimizer:
+        kind = OPTIMIZERS.get(self.optimizer)
+        if kind is None:
+            raise H2LearnError(f"there is no optimizer {self.optimizer!r}", hint=f"known: {', '.join(OPTIMIZERS)}")
+        if issubclass(kind, SGD):
+            return kind(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
+        return kind(betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay)
 
     def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
         """Replace the program by its training graph."""

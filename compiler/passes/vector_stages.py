@@ -388,23 +388,26 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
         b.store(loss, total, [0], (1,))
 
 
-def lower_sgd(ctx: TileContext, op: lut.SgdOp) -> None:
-    """Lower an optimizer step: parameter, momentum and storage copy are updated where they lie."""
-    shape = shape_of(op.p.type)
+def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
+    """Lower an optimizer step: parameter, buffers and storage copy are updated where they lie."""
+    shape, update = shape_of(op.p.type), op.update
     count = prod(shape)
-    per_row, rows = plan_rows(shape, 12, ctx.machine.memory_bytes("A") - 4096, ctx.limits)
+    places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
+    per_row, rows = plan_rows(shape, 4 * len(places), ctx.machine.memory_bytes("A") - 4096, ctx.limits)
     b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
-    places = {"p": op.p, "g": op.g, **({"mom": op.m} if op.m is not None else {})}
     tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
-    memories = {"p": ("A", "f32"), "g": ("A", "f32"), "mom": ("A", "f32"), "w": ("W", "f16")}
     if op.w is not None:
         tensors["w"] = b.view(ctx.values[op.w], (count // per_row, per_row))
     params: dict[str, tile.Param] = {
         "n": rows * per_row,
-        "kind": "sgd",
+        "kind": update.kind,
         "dtype": "f16" if op.w is not None else "f32",
-        "momentum": float(op.momentum),
-        "grad_scale": float(op.grad_scale),
+        "scale": update.grad_scale,
+        "decay": update.weight_decay,
+        "momentum": update.momentum,
+        "rate1": 1 - update.beta1,
+        "rate2": 1 - update.beta2,
+        "eps": update.eps,
     }
     with b.stage(label, op.location):
         scal = _load_scalars(ctx, ctx.values[op.scalars])
@@ -413,7 +416,7 @@ def lower_sgd(ctx: TileContext, op: lut.SgdOp) -> None:
             sizes = (rows, per_row)
             buffers: dict[str, SSAValue] = {}
             for role, tensor in tensors.items():
-                buffers[role] = b.alloc(role, *memories[role], sizes)
+                buffers[role] = b.alloc(role, *(("W", "f16") if role == "w" else ("A", "f32")), sizes)
                 if role != "w":
                     b.load(tensor, buffers[role], starts, sizes)
             b.job(tile.OptOp, {**buffers, "scal": scal}, params)

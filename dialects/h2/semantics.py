@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.numerics import exp, log, round_to_storage, uniform
+from h2learn.backends.h2learn.numerics import complement_power, exp, log, round_to_storage, uniform
 
 from .layouts import (
     F32,
@@ -406,18 +406,16 @@ def loss(job: Job) -> None:
 
 
 def optimize(job: Job) -> None:
-    """Stochastic gradient descent with momentum."""
-    if job.word("kind") != "sgd":
-        raise H2LearnError(f"v.opt cannot compute {job.word('kind')}")
-    shape = job.size("n")
-    momentum = job.real("p0")
-    rate = read_real(job["scal"], (1,), "f32")[0]
+    """An optimizer's step."""
+    shape, adam = job.size("n"), job.word("kind") in ("adam", "adamw")
+    rate, decay = read_real(job["scal"], (1,), "f32")[0], job.real("decay")
     p = read_real(job["p"], shape, "f32")
-    step = read_real(job["g"], shape, "f32") * job.real("p1")
-    if momentum != 0:
-        step = momentum * read_real(job["mom"], shape, "f32") + step
-        write_real(job["mom"], step, "f32")
-    p = p - rate * step
+    step = read_real(job["g"], shape, "f32") * job.real("scale")
+    if job.word("kind") == "adamw":
+        p = p * (_ONE - rate * decay)
+    elif decay != 0:
+        step = step + decay * p
+    p = p - (_adam_change(job, step, rate) if adam else rate * _sgd_direction(job, step))
     write_real(job["p"], p, "f32")
     if job.word("dtype") == "f16":
         write_real(job["w"], p, "f16")
@@ -530,6 +528,29 @@ def _sample_loss(job: Job, logits: F32, target: F32, samples: np.float32) -> tup
     difference = logits - target
     grads = difference * np.float32(2) / (samples * classes) * job.real("p0")
     return _ascending_sum(difference * difference) / classes, grads
+
+
+def _sgd_direction(job: Job, step: F32) -> F32:
+    """Update the velocity, if any; return where the parameters go."""
+    momentum = job.real("momentum")
+    if momentum == 0:
+        return step
+    velocity = momentum * read_real(job["mom"], step.shape, "f32") + step
+    write_real(job["mom"], velocity, "f32")
+    return step + momentum * velocity if job.word("kind") == "nesterov" else velocity
+
+
+def _adam_change(job: Job, step: F32, rate: np.float32) -> F32:
+    """Update both averages; return what the parameters lose."""
+    count = int(read_numbers(job["scal"].offset(8), (1,), "u4")[0]) + 1
+    rate1, rate2 = job.real("rate1"), job.real("rate2")
+    mean = read_real(job["mom"], step.shape, "f32")
+    mean = mean + rate1 * (step - mean)
+    square = (_ONE - rate2) * read_real(job["sq"], step.shape, "f32") + rate2 * step * step
+    write_real(job["mom"], mean, "f32")
+    write_real(job["sq"], square, "f32")
+    spread = np.sqrt(square) / np.sqrt(complement_power(rate2, count)) + job.real("eps")
+    return np.asarray(rate / complement_power(rate1, count) * mean / spread)
 
 
 def _ascending_sum(values: F32) -> np.float32:

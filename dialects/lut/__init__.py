@@ -13,6 +13,8 @@ from .attributes import (
     NeuronAttr,
     SpikesType,
     StoreType,
+    Update,
+    UpdateAttr,
     WinnersType,
     shape_of,
 )
@@ -28,10 +30,10 @@ from .ops import (
     LiOp,
     LossOp,
     LutOp,
+    OptOp,
     PoolOp,
     ReadoutOp,
     RngOp,
-    SgdOp,
     TimeSumOp,
     UnpoolOp,
     WuOp,
@@ -54,13 +56,13 @@ OPERATIONS: tuple[type[LutOp], ...] = (
     WuOp,
     BeWgtOp,
     BiasGradOp,
-    SgdOp,
+    OptOp,
 )
 
 Lut = Dialect(
     "lut",
     list(OPERATIONS),
-    [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, NeuronAttr],
+    [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, NeuronAttr, UpdateAttr],
 )
 
 __all__ = [
@@ -83,14 +85,16 @@ __all__ = [
     "MaskType",
     "Neuron",
     "NeuronAttr",
+    "OptOp",
     "PoolOp",
     "ReadoutOp",
     "RngOp",
-    "SgdOp",
     "SpikesType",
     "StoreType",
     "TimeSumOp",
     "UnpoolOp",
+    "Update",
+    "UpdateAttr",
     "WinnersType",
     "WuOp",
     "shape_of",

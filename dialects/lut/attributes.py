@@ -25,8 +25,12 @@ STORAGE_TYPES = ("f32", "f16")
 RESETS = ("hard", "soft", "none")
 COMPARISONS = ("gt", "ge", "never")
 SURROGATES = ("rectangular", "triangular")
+ADAM_KINDS = ("adam", "adamw")
+UPDATE_KINDS = ("sgd", "nesterov", *ADAM_KINDS)
 
 Item = TypeVar("Item")
+
+_UPDATE_NUMBERS = ("grad_scale", "weight_decay", "momentum", "beta1", "beta2", "eps")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,28 @@ class Neuron:
     def fires(self) -> bool:
         """False for a leaky integrator."""
         return self.compare != "never"
+
+
+@dataclass(frozen=True)
+class Update:
+    """An optimizer's step; see ``v.opt`` in ``docs/semantics.md``.
+
+    ``kind``: ``sgd`` and ``nesterov`` (with ``momentum``), ``adam`` and ``adamw`` (with the betas and ``eps``).
+    ``grad_scale`` is the factor of the gradient read: the inverse of the loss scale.
+    """
+
+    kind: str = "sgd"
+    grad_scale: float = 1.0
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """How many buffers the parameter has."""
+        return 2 if self.kind in ADAM_KINDS else int(self.momentum != 0)
 
 
 class ShapedType(Data[Item], TypeAttribute, ABC, Generic[Item]):
@@ -277,6 +303,35 @@ class NeuronAttr(Data[Neuron]):
             raise VerifyException("expected finite neuron constants")
         if not n.fires and n.reset != "none":
             raise VerifyException(f"a neuron that never fires cannot have the reset {n.reset!r}")
+
+
+@irdl_attr_definition
+class UpdateAttr(Data[Update]):
+    """``#lut.update<sgd grad_scale 1.0 weight_decay 0.0 momentum 0.9 ...>``, the fields of :class:`Update` in order."""
+
+    name = "lut.update"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Update:
+        """Parse all fields in order."""
+        with parser.in_angle_brackets():
+            kind = parser.parse_identifier()
+            numbers: dict[str, float] = {}
+            for name in _UPDATE_NUMBERS:
+                parser.parse_keyword(name)
+                numbers[name] = _parse_real(parser)
+            return Update(kind, **numbers)
+
+    def print_parameter(self, printer: Printer) -> None:
+        """Print all fields in order."""
+        numbers = " ".join(f"{name} {_real_text(getattr(self.data, name))}" for name in _UPDATE_NUMBERS)
+        printer.print_string(f"<{self.data.kind} {numbers}>")
+
+    def verify(self) -> None:
+        """Refuse unknown kinds and numbers that are not finite."""
+        _verify_one_of("optimizer", self.data.kind, UPDATE_KINDS)
+        if not all(math.isfinite(getattr(self.data, name)) for name in _UPDATE_NUMBERS):
+            raise VerifyException("expected finite numbers of an optimizer")
 
 
 def shape_of(type_: Attribute) -> Shape:

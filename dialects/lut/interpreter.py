@@ -28,10 +28,10 @@ from .ops import (
     LifOp,
     LiOp,
     LossOp,
+    OptOp,
     PoolOp,
     ReadoutOp,
     RngOp,
-    SgdOp,
     TimeSumOp,
     UnpoolOp,
     WuOp,
@@ -170,10 +170,10 @@ def _bias_grad(op: BiasGradOp, gu: Real) -> Sequence[Array]:
     return [convolution.bias_gradient(gu, op.reduce_block)]
 
 
-def _sgd(op: SgdOp, p: Real, g: Real, *rest: Real) -> Sequence[Array | None]:
-    m, scalars = rest if len(rest) == 2 else (None, rest[0])
-    new_p, new_m = vector.sgd(p, g, m, scalars, op.momentum, op.grad_scale)
-    return [new_p, new_m, round_to_storage(new_p, _dtype(op.w)) if op.w is not None else None]
+def _opt(op: OptOp, p: Real, g: Real, *rest: Real) -> Sequence[Array | None]:
+    *states, scalars = rest
+    results = vector.optimize(p, g, states, scalars, op.update)
+    return [*results, round_to_storage(results[0], _dtype(op.w)) if op.w is not None else None]
 
 
 _RULES: dict[type[Operation], Rule] = {
@@ -193,5 +193,5 @@ _RULES: dict[type[Operation], Rule] = {
     WuOp: _wu,
     BeWgtOp: _be_wgt,
     BiasGradOp: _bias_grad,
-    SgdOp: _sgd,
+    OptOp: _opt,
 }

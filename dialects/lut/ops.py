@@ -39,6 +39,8 @@ from xdsl.irdl import (
     prop_def,
     result_def,
     traits_def,
+    var_operand_def,
+    var_result_def,
 )
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
@@ -53,6 +55,8 @@ from .attributes import (
     Shape,
     SpikesType,
     StoreType,
+    Update,
+    UpdateAttr,
     WinnersType,
     shape_of,
 )
@@ -813,69 +817,64 @@ class BiasGradOp(LutOp):
 
 
 @irdl_op_definition
-class SgdOp(LutOp):
-    """Gradient descent on one parameter; with ``momentum`` its buffer is an operand and a result.
+class OptOp(LutOp):
+    """An optimizer's step on one parameter: its buffers are operands and results.
 
-    ``g`` is multiplied by ``grad_scale`` first. The new storage copy ``w`` exists for fp16 weights only.
+    The new storage copy ``w`` exists for fp16 weights only.
     """
 
-    name = "lut.sgd"
+    name = "lut.opt"
     ENGINE: ClassVar[str] = "VEC"
     p = operand_def(TensorType)
     g = operand_def(TensorType)
-    m = opt_operand_def(TensorType)
+    states = var_operand_def(TensorType)
     scalars = operand_def(RUN_SCALARS)
     new_p = result_def(TensorType)
-    new_m = opt_result_def(TensorType)
+    new_states = var_result_def(TensorType)
     w = opt_result_def(StoreType)
-    momentum_attr = prop_def(FloatAttr[Float64Type], prop_name="momentum")
-    grad_scale_attr = prop_def(FloatAttr[Float64Type], prop_name="grad_scale")
+    update_attr = prop_def(UpdateAttr, prop_name="update")
     irdl_options = (ParsePropInAttrDict(), AttrSizedResultSegments(as_property=True))
     assembly_format = (
-        "$p `,` $g (`momentum` $m^)? `,` $scalars attr-dict `:` type($p) `,` type($g) (`momentum` type($m)^)? `->` "
-        "type($new_p) (`momentum` type($new_m)^)? (`copy` type($w)^)?"
+        "$p `,` $g (`states` `(` $states^ `)`)? `,` $scalars attr-dict `:` type($p) `,` type($g) "
+        "(`states` `(` type($states)^ `)`)? `->` type($new_p) (`states` `(` type($new_states)^ `)`)? "
+        "(`copy` type($w)^)?"
     )
 
     def __init__(
         self,
         p: SSAValue,
         g: SSAValue,
-        m: SSAValue | None,
+        states: Sequence[SSAValue],
         scalars: SSAValue,
-        momentum: float,
-        grad_scale: float,
+        update: Update,
         copy_dtype: str | None = None,
         location: LocationAttr | None = None,
     ) -> None:
         """``copy_dtype``: storage type of the copy ``w``, None for no copy."""
         copy = [StoreType(shape_of(p.type), copy_dtype)] if copy_dtype else []
         self.construct(
-            [p, g, _optional(m), scalars],
-            [p.type, [p.type] if m is not None else [], copy],
-            {"momentum": FloatAttr(momentum, f64), "grad_scale": FloatAttr(grad_scale, f64)},
+            [p, g, list(states), scalars],
+            [p.type, [p.type for _ in states], copy],
+            {"update": UpdateAttr(update)},
             location,
         )
 
     @property
-    def momentum(self) -> float:
-        """Factor of the old momentum buffer; 0 for plain gradient descent."""
-        return self.momentum_attr.value.data
-
-    @property
-    def grad_scale(self) -> float:
-        """Factor of the gradient read: the inverse of the loss scale."""
-        return self.grad_scale_attr.value.data
+    def update(self) -> Update:
+        """What is computed."""
+        return self.update_attr.data
 
     def verify_(self) -> None:
-        """Check shapes and the momentum buffer."""
+        """Check shapes and the number of buffers."""
         shape = shape_of(self.p.type)
         _expect_shape("gradient", self.g.type, shape)
         _expect_shape("new parameter", self.new_p.type, shape)
-        for what, value in (("momentum", self.m), ("new momentum", self.new_m), ("storage copy", self.w)):
-            if value is not None:
-                _expect_shape(what, value.type, shape)
-        if (self.m is None) != (self.momentum == 0) or (self.m is None) != (self.new_m is None):
-            raise VerifyException("expected a momentum buffer as operand and result when momentum is not 0")
+        for value in (*self.states, *self.new_states):
+            _expect_shape("buffer", value.type, shape)
+        if self.w is not None:
+            _expect_shape("storage copy", self.w.type, shape)
+        if not len(self.states) == len(self.new_states) == self.update.states:
+            raise VerifyException(f"expected {self.update.states} buffers as operands and results")
 
 
 def convolved(shape: Sequence[int], geometry: ConvGeometry, k: int) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from types import EllipsisType
 
@@ -12,7 +13,7 @@ from h2learn.backends.h2learn import numerics
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
 
-from .attributes import ConvGeometry, Neuron
+from .attributes import ADAM_KINDS, ConvGeometry, Neuron, Update
 
 F32 = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.bool_]
@@ -146,14 +147,22 @@ def loss(logits: F32, label: Ints, scalars: Ints, kind: str, scale: float) -> tu
     return np.asarray(total, dtype=np.float32), dlogits.reshape(logits.shape)
 
 
-def sgd(p: F32, g: F32, m: F32 | None, scalars: Ints, momentum: float, grad_scale: float) -> tuple[F32, F32 | None]:
-    """Return the new parameter and momentum buffer (None without momentum)."""
-    rate = scalars.view(np.float32)[0]
-    step = g * np.float32(grad_scale)
-    if m is None:
-        return p - rate * step, None
-    buffer = np.float32(momentum) * m + step
-    return p - rate * buffer, buffer
+def optimize(p: F32, g: F32, states: Sequence[F32], scalars: Ints, update: Update) -> list[F32]:
+    """Return the new parameter and the new buffers."""
+    one, rate, decay = np.float32(1), scalars.view(np.float32)[0], np.float32(update.weight_decay)
+    step = g * np.float32(update.grad_scale)
+    if update.kind == "adamw":
+        p = p * (one - rate * decay)
+    elif decay != 0:
+        step = step + decay * p
+    if update.kind in ADAM_KINDS:
+        return _adam(p, step, states, scalars, update)
+    momentum = np.float32(update.momentum)
+    if not states:
+        return [p - rate * step]
+    buffer = momentum * states[0] + step
+    direction = step + momentum * buffer if update.kind == "nesterov" else buffer
+    return [p - rate * direction, buffer]
 
 
 def time_sum(g: F32) -> F32:
@@ -162,6 +171,17 @@ def time_sum(g: F32) -> F32:
     for step in g[::-1]:
         total = total + step
     return total
+
+
+def _adam(p: F32, step: F32, averages: Sequence[F32], scalars: Ints, update: Update) -> list[F32]:
+    shares = [np.float32(1 - beta) for beta in (update.beta1, update.beta2)]
+    exponent = int(scalars.view(np.uint32)[2]) + 1
+    corrections = [numerics.complement_power(share, exponent) for share in shares]
+    mean = averages[0] + shares[0] * (step - averages[0])
+    square = (np.float32(1) - shares[1]) * averages[1] + shares[1] * step * step
+    rate = scalars.view(np.float32)[0] / corrections[0]
+    spread = np.sqrt(square) / np.sqrt(corrections[1]) + np.float32(update.eps)
+    return [p - rate * mean / spread, mean, square]
 
 
 def _rows(neuron: Neuron) -> tuple[F32, F32, F32]:

@@ -28,6 +28,7 @@ from .base import (
     neuron_of,
     tensor_type,
 )
+from .optimizers import flag
 
 Data: TypeAlias = npt.NDArray[Any]
 Semantics: TypeAlias = Callable[[Operation, Sequence[Data], "np.dtype[Any]"], Sequence[Data]]
@@ -132,9 +133,31 @@ def _loss(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequenc
 
 def _sgd(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     parameter, gradient, *velocity, scalars = inputs
-    momentum, scale = float_value(op.properties, "momentum"), float_value(op.properties, "grad_scale")
-    lr = training.RunScalars.from_array(scalars).lr
-    return training.sgd(parameter, gradient, velocity[0] if velocity else None, lr, momentum, scale)
+    return training.sgd(
+        parameter,
+        gradient,
+        velocity[0] if velocity else None,
+        training.RunScalars.from_array(scalars).lr,
+        float_value(op.properties, "momentum"),
+        nesterov=flag(op.properties, "nesterov"),
+        weight_decay=float_value(op.properties, "weight_decay"),
+        scale=float_value(op.properties, "grad_scale"),
+    )
+
+
+def _adam(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    parameter, gradient, mean, square, scalars = inputs
+    return training.adam(
+        parameter,
+        gradient,
+        (mean, square),
+        training.RunScalars.from_array(scalars),
+        (float_value(op.properties, "beta1"), float_value(op.properties, "beta2")),
+        eps=float_value(op.properties, "eps"),
+        weight_decay=float_value(op.properties, "weight_decay"),
+        decoupled=flag(op.properties, "decoupled"),
+        scale=float_value(op.properties, "grad_scale"),
+    )
 
 
 def _loss_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -225,6 +248,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     spike.ReadoutOp: _readout,
     spike.LossOp: _loss,
     spike.SgdOp: _sgd,
+    spike.AdamOp: _adam,
     sgrad.LossOp: _loss_gradient,
     sgrad.ReadoutOp: _readout_gradient,
     sgrad.LifOp: _lif_gradient,

@@ -19,11 +19,9 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import Attribute, Dialect, SSAValue
 from xdsl.irdl import (
-    ParsePropInAttrDict,
     irdl_op_definition,
     operand_def,
     opt_operand_def,
-    opt_result_def,
     prop_def,
     result_def,
 )
@@ -46,7 +44,6 @@ from .base import (
     expect_element,
     expect_rank,
     expect_type,
-    float_value,
     float_values,
     floats,
     int_value,
@@ -55,10 +52,11 @@ from .base import (
     ints,
     neuron_of,
     neuron_properties,
-    number,
     real,
     spikes,
 )
+from .optimizers import AdamOp as AdamOp
+from .optimizers import SgdOp as SgdOp
 
 
 @irdl_op_definition
@@ -359,70 +357,6 @@ class LossOp(InferredOp):
         return [real(())]
 
 
-@irdl_op_definition
-class SgdOp(InferredOp):
-    """Stochastic gradient descent on one parameter, with its momentum buffer when there is one.
-
-    ``g' = grad_scale * g``; with a momentum ``m' = momentum*m + g'``, ``p' = p - lr * m'``, else ``p' = p - lr * g'``.
-    The learning rate is read from the run scalars.
-    """
-
-    name = "spike.sgd"
-
-    parameter = operand_def(TensorType)
-    gradient = operand_def(TensorType)
-    velocity = opt_operand_def(TensorType)
-    scalars = operand_def(TensorType)
-    new_parameter = result_def(TensorType)
-    new_velocity = opt_result_def(TensorType)
-    momentum = prop_def(FloatAttr)
-    grad_scale = prop_def(FloatAttr)
-
-    irdl_options = (ParsePropInAttrDict(),)
-    assembly_format = (
-        "$parameter `,` $gradient (`,` `velocity` $velocity^)? `,` `scalars` $scalars attr-dict `:` "
-        "functional-type(operands, results)"
-    )
-
-    def __init__(
-        self,
-        parameter: SSAValue,
-        gradient: SSAValue,
-        velocity: SSAValue | None,
-        scalars: SSAValue,
-        *,
-        momentum: float,
-        grad_scale: float = 1.0,
-        location: LocationAttr,
-    ) -> None:
-        super().__init__(
-            [parameter, gradient, _optional(velocity), scalars],
-            {"momentum": number(momentum), "grad_scale": number(grad_scale)},
-            location,
-        )
-
-    @classmethod
-    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
-        """Give the parameter's type, twice with momentum."""
-        parameter, *others, scalars = operands
-        expect_element("parameter", parameter, f32)
-        expect_type("scalars", scalars, SCALARS)
-        for name, other in zip(("gradient", "velocity"), others, strict=False):
-            expect_type(name, other, parameter)
-        momentum = float_value(properties, "momentum")
-        float_value(properties, "grad_scale")
-        if not 0 <= momentum < 1:
-            raise VerifyException(f"expected a momentum in [0, 1), found {momentum}")
-        if (momentum != 0) != (len(others) == 2):
-            raise VerifyException(f"expected {int(momentum != 0)} velocity with momentum {momentum}")
-        return [parameter] * len(others)
-
-    @classmethod
-    def group_results(cls, results: Sequence[Tensor]) -> Sequence[Attribute | Sequence[Attribute]]:
-        """Group the optional velocity."""
-        return [results[0], list(results[1:])]
-
-
 def pool_properties(kind: str, kernel: Sequence[int], stride: Sequence[int]) -> dict[str, Attribute]:
     """Return the properties of ``spike.pool`` and ``sgrad.pool``."""
     return {"kind": StringAttr(kind), "kernel": ints(kernel), "stride": ints(stride)}
@@ -459,7 +393,7 @@ def _optional(value: SSAValue | None) -> list[SSAValue]:
 
 Spike = Dialect(
     "spike",
-    [EncodeOp, RepeatOp, ConvOp, LinearOp, FlattenOp, PoolOp, LifOp, LiOp, ReadoutOp, LossOp, SgdOp],
+    [EncodeOp, RepeatOp, ConvOp, LinearOp, FlattenOp, PoolOp, LifOp, LiOp, ReadoutOp, LossOp, SgdOp, AdamOp],
     [],
 )
 """The dialect, for an xDSL context."""

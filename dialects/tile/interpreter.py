@@ -444,14 +444,32 @@ def _ordered_sum(values: F32) -> np.float32:
 
 
 def _opt(b: Buffers, p: Params, fresh: bool) -> None:
-    rate = b["scal"].view(np.float32)[0]
-    gradient = b["g"] * _f32(p, "grad_scale")
-    if p["momentum"] != 0:
-        gradient = _f32(p, "momentum") * b["mom"] + gradient
-        b["mom"][...] = gradient
-    b["p"][...] = b["p"] - rate * gradient
+    rate, decay, momentum = b["scal"].view(np.float32)[0], _f32(p, "decay"), _f32(p, "momentum")
+    gradient: F32 = b["g"] * _f32(p, "scale")
+    if p["kind"] == "adamw":
+        b["p"][...] = b["p"] * (_ONE - rate * decay)
+    elif decay != 0:
+        gradient += decay * b["p"]
+    if p["kind"] in ("adam", "adamw"):
+        _adam(b, p, gradient)
+    elif momentum == 0:
+        b["p"][...] = b["p"] - rate * gradient
+    else:
+        b["mom"][...] = momentum * b["mom"] + gradient
+        direction = gradient + momentum * b["mom"] if p["kind"] == "nesterov" else b["mom"]
+        b["p"][...] = b["p"] - rate * direction
     if p["dtype"] == "f16":
         b["w"][...] = numerics.round_to_storage(b["p"], "f16")
+
+
+def _adam(b: Buffers, p: Params, gradient: F32) -> None:
+    rate1, rate2 = _f32(p, "rate1"), _f32(p, "rate2")
+    count = int(b["scal"].view(np.uint32)[2]) + 1
+    b["mom"][...] = b["mom"] + rate1 * (gradient - b["mom"])
+    b["sq"][...] = (_ONE - rate2) * b["sq"] + rate2 * gradient * gradient
+    size = b["scal"].view(np.float32)[0] / numerics.complement_power(rate1, count)
+    spread = np.sqrt(b["sq"]) / np.sqrt(numerics.complement_power(rate2, count)) + _f32(p, "eps")
+    b["p"][...] = b["p"] - size * b["mom"] / spread
 
 
 JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {

@@ -426,10 +426,10 @@ FACTS: dict[str, JobFacts] = {
     ),
     "tile.opt": JobFacts(
         "VEC",
-        ("p", "g", "mom", "w", "scal"),
-        ("p", "g", "mom", "scal"),
-        ("p", "mom", "w"),
-        ("n", "kind", "dtype", "momentum", "grad_scale"),
+        ("p", "g", "mom", "sq", "w", "scal"),
+        ("p", "g", "mom", "sq", "scal"),
+        ("p", "mom", "sq", "w"),
+        ("n", "kind", "dtype", "scale", "decay", "momentum", "rate1", "rate2", "eps"),
     ),
 }
 
@@ -673,7 +673,7 @@ class LossOp(JobOp):
 
 @irdl_op_definition
 class OptOp(JobOp):
-    """Optimizer step; no role ``mom`` without momentum, no ``w`` without a storage copy."""
+    """Optimizer step; no role ``mom`` without momentum, ``sq`` for Adam only, no ``w`` without a storage copy."""
 
     name = "tile.opt"
 
@@ -804,7 +804,9 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
     elif name == "tile.map":
         unused |= {"b"} if p["kind"] == "copy" else set()
     elif name == "tile.opt":
-        unused |= {"mom"} if p["momentum"] == 0 else set()
+        adam = p["kind"] in ("adam", "adamw")
+        unused |= {"mom"} if p["momentum"] == 0 and not adam else set()
+        unused |= set() if adam else {"sq"}
         unused |= {"w"} if p["dtype"] == "f32" else set()
     return frozenset(unused)
 

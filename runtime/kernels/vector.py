@@ -37,6 +37,7 @@ from .convolution import I32, Shape
 
 BLOCK = 2048
 Pair = tuple[int, int]
+Shares = tuple[np.float32, np.float32, np.float32]
 
 
 @jit
@@ -469,17 +470,61 @@ def bernoulli(
 
 @jit
 def descend(
-    p: F32, g: F32, mom: F32, w: U16, rate: np.float32, momentum: np.float32, factor: np.float32, half: bool
+    p: F32,
+    g: F32,
+    mom: F32,
+    w: U16,
+    rate: np.float32,
+    momentum: np.float32,
+    factor: np.float32,
+    decay: np.float32,
+    nesterov: bool,
+    half: bool,
 ) -> None:
     """Stochastic gradient descent with momentum (0: without, ``mom`` untouched); ``w`` = st(p) when ``half``."""
     size = np.uint64(p.size)
-    if momentum != np.float32(0):
+    for i in range(size):
+        step = g[i] * factor
+        if decay != np.float32(0):
+            step = step + decay * p[i]
+        if momentum != np.float32(0):
+            mom[i] = momentum * mom[i] + step
+            step = step + momentum * mom[i] if nesterov else mom[i]
+        p[i] = p[i] - rate * step
+    if half:
         for i in range(size):
-            mom[i] = momentum * mom[i] + g[i] * factor
-            p[i] = p[i] - rate * mom[i]
-    else:
-        for i in range(size):
-            p[i] = p[i] - rate * (g[i] * factor)
+            w[i] = half_bits(p[i])
+
+
+@jit
+def adapt(
+    p: F32,
+    g: F32,
+    mean: F32,
+    square: F32,
+    w: U16,
+    factor: np.float32,
+    kept: np.float32,
+    decay: np.float32,
+    shares: Shares,
+    rate: np.float32,
+    root: np.float32,
+    eps: np.float32,
+    half: bool,
+) -> None:
+    """Adam on ``kept * p``: ``shares`` of the new gradient, the new and the old square; ``w`` = st(p) when ``half``.
+
+    ``rate`` is the learning rate over the correction of the mean, ``root`` the root of that of the square.
+    """
+    size = np.uint64(p.size)
+    for i in range(size):
+        before = p[i] * kept
+        step = g[i] * factor
+        if decay != np.float32(0):
+            step = step + decay * before
+        mean[i] = mean[i] + shares[0] * (step - mean[i])
+        square[i] = shares[2] * square[i] + (shares[1] * step) * step
+        p[i] = before - rate * mean[i] / (np.sqrt(square[i]) / root + eps)
     if half:
         for i in range(size):
             w[i] = half_bits(p[i])

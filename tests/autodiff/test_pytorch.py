@@ -7,7 +7,7 @@ import pytest
 
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
-from h2learn.compiler.autodiff import SGD, Rectangular, Train, Triangular, differentiate
+from h2learn.compiler.autodiff import SGD, Adam, AdamW, Rectangular, Train, Triangular, differentiate
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.dialects.common import get_io
 from h2learn.dialects.spike import ops as spike
@@ -184,27 +184,38 @@ def test_random_networks_do_not_have_dead_gradients():
     assert alive >= 5
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_three_steps_of_sgd(momentum):
+OPTIMIZERS = [
+    (SGD(0.2), torch.optim.SGD),
+    (SGD(0.2, 0.9, weight_decay=0.1), torch.optim.SGD),
+    (SGD(0.2, 0.9, nesterov=True), torch.optim.SGD),
+    (Adam(0.01, weight_decay=0.1), torch.optim.Adam),
+    (AdamW(0.01, betas=(0.5, 0.9), eps=1e-6), torch.optim.AdamW),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), OPTIMIZERS, ids=lambda value: repr(value))
+def test_three_steps(optimizer, kind):
     rng = np.random.default_rng(5)
     model = random_model(rng)
-    train = Train(optimizer=SGD(0.2, momentum), surrogate=Triangular(1.5, 1.0), loss_scale=4.0, keep_gradients=False)
+    train = Train(optimizer=optimizer, surrogate=Triangular(1.5, 1.0), loss_scale=4.0, keep_gradients=False)
     step = differentiate(model.module, train)
     io, count = get_io(step), len(model.parameters)
     parameters = [e.to_device(model.parameters[e.name]) for e in io[2 : 2 + count]]
-    states = [np.zeros_like(p, dtype=np.float64) for p in parameters] if momentum else []
-    expected = {n: v.astype(np.float64) for n, v in model.parameters.items()}
-    velocity = {n: np.zeros_like(v) for n, v in expected.items()}
-    lr = float(np.float32(0.2))
-    for _ in range(3):
+    states = [np.zeros_like(p, dtype=np.float64) for _ in optimizer.states for p in parameters]
+    expected = {n: torch.nn.Parameter(torch.from_numpy(v.astype(np.float64))) for n, v in model.parameters.items()}
+    options = {name: value for name, value in vars(optimizer).items() if name != "lr"}
+    reference = kind(list(expected.values()), lr=float(np.float32(optimizer.lr)), **options)
+    for count_of_steps in range(3):
         x, label = data(model, rng)
-        given = [io[0].to_device(x), label, *parameters, *states, RunScalars(lr=lr, valid=3).to_array()]
-        results = interpret(step, given, np.float64)
+        scalars = RunScalars(lr=optimizer.lr, valid=3, step=count_of_steps).to_array()
+        results = interpret(step, [io[0].to_device(x), label, *parameters, *states, scalars], np.float64)
         parameters, states = results[2 : 2 + count], results[2 + count :]
-        held = type(model)(model.name, model.network, expected, None, model.build)
-        gradients = torch_run(held, train, x, label)[2]
-        for name, gradient in zip(expected, gradients, strict=True):
-            velocity[name] = momentum * velocity[name] + gradient
-            expected[name] = expected[name] - lr * velocity[name]
+        held = type(model)(
+            model.name, model.network, {n: p.detach().numpy() for n, p in expected.items()}, None, model.build
+        )
+        for parameter, gradient in zip(expected.values(), torch_run(held, train, x, label)[2], strict=True):
+            parameter.grad = torch.from_numpy(np.asarray(gradient))
+        reference.step()
     for entry, found in zip(io[2 : 2 + count], parameters, strict=True):
-        close(entry.to_source(found, expected[entry.name].shape), expected[entry.name])
+        wanted = expected[entry.name].detach().numpy()
+        close(entry.to_source(found, wanted.shape), wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,12 @@ from h2learn.backends.h2learn.errors import Location
 from h2learn.backends.h2learn.object_file import ObjectFile
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
-from h2learn.compiler.autodiff.spec import SGD, Train
+from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, Optimizer, Train
 from h2learn.compiler.driver import Recipe, emit_program
 from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
 from h2learn.compiler.model import Model, Network
 from h2learn.compiler.universe import new_context
-from h2learn.dialects.common import PRECISION_ATTRIBUTE, Array, get_io
+from h2learn.dialects.common import PRECISION_ATTRIBUTE, Array, get_io, parameter_of_state, state_name
 from h2learn.dialects.h2.interpreter import interpret as interpret_h2
 from h2learn.dialects.lut.interpreter import interpret as interpret_lut
 from h2learn.dialects.spike import ops as spike
@@ -114,7 +115,9 @@ class Case:
         """Return the user's shape of a result."""
         if role == "output":
             return self.model.outputs[name].shape
-        return () if role == "loss" else self.model.parameters[name.removeprefix("momentum.")].shape
+        return (
+            () if role == "loss" else self.model.parameters[parameter_of_state(name) if role == "state" else name].shape
+        )
 
 
 def random_case(seed: int, *, train: bool = True) -> Case:
@@ -136,9 +139,17 @@ def random_train(rng: np.random.Generator) -> Train:
     """Return a training recipe."""
     return Train(
         loss=str(rng.choice(["cross_entropy", "mse_rate"])),
-        optimizer=SGD(momentum=float(rng.choice([0.0, 0.9]))),
+        optimizer=random_optimizer(rng.spawn(1)[0], float(rng.choice([0.0, 0.9]))),
         detach_reset=bool(rng.random() < 0.2),
     )
+
+
+def random_optimizer(rng: np.random.Generator, momentum: float) -> Optimizer:
+    """Return any optimizer."""
+    decay = float(rng.choice([0.0, 0.0, 0.125]))
+    if rng.random() < 0.6:
+        return SGD(momentum=momentum, weight_decay=decay, nesterov=bool(momentum and rng.random() < 0.5))
+    return (Adam, AdamW)[int(rng.integers(2))](betas=(0.5, 0.75), weight_decay=decay)
 
 
 def random_limits(rng: np.random.Generator) -> str:
@@ -247,9 +258,10 @@ def random_data(model: Model, train: Train | None, rng: np.random.Generator, *, 
     arrays |= {("parameter", name): value for name, value in model.parameters.items()}
     if train is not None:
         arrays["label", "label"] = (rng.integers(0, CLASSES, batch) * (np.arange(batch) < valid)).astype(np.int32)
-        for name, value in model.parameters.items() if train.optimizer.momentum else ():
-            momentum = rng.integers(-4, 5, value.shape) / 8 if dyadic else rng.normal(0, 0.1, value.shape)
-            arrays["state", f"momentum.{name}"] = momentum.astype(np.float32)
+        for kind, (name, value) in product(train.optimizer.states, model.parameters.items()):
+            state = rng.integers(-4, 5, value.shape) / 8 if dyadic else rng.normal(0, 0.1, value.shape)
+            state = np.abs(state) + 0.01 if kind == "exp_avg_sq" else state
+            arrays["state", state_name(kind, name)] = state.astype(np.float32)
     return Data(arrays, valid)
 
 

@@ -35,7 +35,10 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
         words |= {"save_u": word("no", "yes"), "save_m": word("no", "yes")}
         return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
     if kind == "vec":
-        return common | {"n": pick(1, 6), "steps": pick(1, 5), "stream": pick(0, 9), "p0": pick(0, 1) * 0.9, "p1": 0.3}
+        return common | {"n": pick(1, 6), "steps": pick(1, 5), "stream": pick(0, 9), "p0": pick(0, 1) * 0.9}
+    if kind == "opt":
+        settings = {"n": pick(1, 6), "dtype": word("f32", "f16"), "scale": 0.3, "decay": pick(0, 1) * 0.2, "eps": 1e-3}
+        return settings | {"momentum": pick(0, 1) * 0.9, "rate1": 0.1, "rate2": 0.001}
     tile = {"imgs": pick(1, 3), "oh": pick(1, 4), "ow": pick(1, 4), "kh": pick(1, 3), "kw": pick(1, 3)}
     tile |= {"sh": pick(1, 3), "sw": pick(1, 3), "gh": pick(1, 4), "gw": pick(1, 4), "py": pick(0, 3), "px": pick(0, 3)}
     return common | tile | ({"c": pick(1, 9), "fan": pick(1, 5)} if kind == "conv" else {})
@@ -50,7 +53,8 @@ def contents(rng: np.random.Generator, dtype: str) -> bytes:
 
 
 CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.fill", "fe.run", "be.fwd", "be.run")]
-CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng", {}), ("v.opt", {"kind": "sgd"})]
+CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng", {})]
+CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
 CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "mean", "last", "tsum", "bias")]
 CASES += [("v.loss", {"kind": kind}) for kind in ("cross_entropy", "mse_rate")]
 CASES += [
@@ -77,16 +81,15 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
     operands = [field.name for field in row.fields if field.kind is isa.Kind.AREG]
     addresses = {name: 0x1000 + DISTANCE * number for number, name in enumerate(operands)}
     for name, address in addresses.items():
-        exact = "f32" if name in ("acc", "gs", "par", "logits", "p", "g", "mom", "loss") else str(descriptor["dtype"])
-        exact = "f32" if settings.get(name) in ("f32", "row") else exact
+        reals = ("acc", "gs", "par", "logits", "p", "g", "mom", "sq", "loss")
+        exact = "f32" if name in reals or settings.get(name) in ("f32", "row") else str(descriptor["dtype"])
         image[address : address + DISTANCE] = np.frombuffer(contents(rng, exact), np.uint8)
         if name in COORDINATES:
             addresses[name] = int(rng.integers(0, 4))
     gradients = {"g", "src"} if settings.get("kind") in ("tsum", "bias") or settings.get("src") == "slots" else {"g"}
     gradients |= {name for name in ("a", "b") if settings.get(name) == "slots"}
-    for name in gradients & set(addresses):
-        if mnemonic != "v.opt":
-            slots(image, addresses[name], descriptor, rng)
+    for name in gradients & set(addresses) if kind != "opt" else ():
+        slots(image, addresses[name], descriptor, rng)
     if "label" in addresses:
         labels = rng.integers(0, int(descriptor["k"]), 8).astype("<i4")
         image[addresses["label"] :][:32] = labels.view(np.uint8)

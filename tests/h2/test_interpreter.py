@@ -126,13 +126,13 @@ def sgd_module() -> builtin.ModuleOp:
     addr a3, DRAM, 0x1100
     addr a4, DRAM, 0x2100
     addr a5, DRAM, 0x2200
-    cfg v0.n, 3
-    cfg v0.kind, sgd
-    cfg v0.dtype, f16
-    cfg v0.p1, 1.0
+    cfg o0.n, 3
+    cfg o0.kind, sgd
+    cfg o0.dtype, f16
+    cfg o0.scale, 1.0
     signal VEC, 0, 1
     wait VEC, 0, 1
-    v.opt p=a1, g=a2, mom=a4, w=a3, scal=a5, desc=v0
+    v.opt p=a1, g=a2, mom=a4, sq=a4, w=a3, scal=a5, desc=o0
     halt
     """
     ops = ops_of(text)
@@ -184,7 +184,7 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_faults_name_pc_and_source() -> None:
-    ops = ops_of("cfg v0.n, 1\naddr a1, S, -8\nv.opt p=a1, g=a1, mom=a1, w=a1, scal=a1, desc=v0\nhalt")
+    ops = ops_of("cfg o0.n, 1\naddr a1, S, -8\nv.opt p=a1, g=a1, mom=a1, sq=a1, w=a1, scal=a1, desc=o0\nhalt")
     with pytest.raises(H2LearnError) as caught:
         run_program(ops, Memory("DRAM", 16))
     assert caught.value.location == "pc 2 (net.snn:3:1)"

@@ -553,8 +553,9 @@ def test_v_opt(momentum: float, dtype: str) -> None:
     for name, array in (("p", p), ("g", g), ("mom", m)):
         bench.put(name, array.tobytes())
     bench.put("w", b"\x55" * 12)
+    bench.put("sq", b"\x55" * 24)
     bench.put("scal", f32(0.1).tobytes() + bytes(28))
-    bench.run("v.opt", {"n": 6, "kind": "sgd", "dtype": dtype, "p0": momentum, "p1": 0.25}, "v")
+    bench.run("v.opt", {"n": 6, "kind": "sgd", "dtype": dtype, "momentum": momentum, "scale": 0.25}, "o")
     new_p, new_m = p.copy(), m.copy()
     for i in range(6):
         step = f32(g[i] * f32(0.25))

@@ -72,10 +72,10 @@ def one_of_each():
     gw = add(lut.WuOp(s, grad.gu, WINDOW, 4, (2, 1, 3, 3))).gw
     add(lut.BeWgtOp(store, total.result, WINDOW, (1, 1, 3, 3)))
     add(BiasGradOp(grad.gu, (1, 2, 3, 4)))
-    add(lut.SgdOp(w, gw, None, scalars, 0.0, 1.0))
-    add(lut.SgdOp(w, gw, w, scalars, 0.9, 1.0))
-    add(lut.SgdOp(w, gw, None, scalars, 0.0, 0.5, "f16"))
-    add(lut.SgdOp(w, gw, w, scalars, 0.9, 0.5, "f16"))
+    add(lut.OptOp(w, gw, [], scalars, lut.Update()))
+    add(lut.OptOp(w, gw, [w], scalars, lut.Update("nesterov", momentum=0.9)))
+    add(lut.OptOp(w, gw, [], scalars, lut.Update(grad_scale=0.5), "f16"))
+    add(lut.OptOp(w, gw, [w, w], scalars, lut.Update("adamw", beta1=0.9, beta2=0.999, eps=1e-8), "f16"))
     assert li.neuron.alpha == (1e-5,)
     return ModuleOp(ops)
 
@@ -173,11 +173,11 @@ def test_attributes_that_are_refused(make, message):
         ),
         (lambda: lut.WuOp(value(SPIKES), value(GRADS), WINDOW, 4, (0, 1, 1, 1)), "reduce_block to be positive"),
         (
-            lambda: lut.SgdOp(value(WEIGHTS), value(WEIGHTS), None, value(RUN_SCALARS), 0.9, 1.0),
-            "expected a momentum buffer",
+            lambda: lut.OptOp(value(WEIGHTS), value(WEIGHTS), [], value(RUN_SCALARS), lut.Update("sgd", momentum=0.9)),
+            "expected 1 buffers",
         ),
         (
-            lambda: lut.SgdOp(value(WEIGHTS), value(CURRENT), None, value(RUN_SCALARS), 0.0, 1.0),
+            lambda: lut.OptOp(value(WEIGHTS), value(CURRENT), [], value(RUN_SCALARS), lut.Update()),
             "shape of the gradient",
         ),
     ],

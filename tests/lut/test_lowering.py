@@ -201,7 +201,7 @@ def test_half_precision_rounds_what_is_stored():
     assert program.attributes["h2learn.gradient_scale"] == FloatAttr(1024.0, f64)
     readers = of_kind(program, lut.FeConvOp | lut.BeConvOp | lut.BeGradOp)
     assert all(op.w.type.dtype == "f16" for op in readers)
-    copied = [op.w is not None for op in of_kind(program, lut.SgdOp)]
+    copied = [op.w is not None for op in of_kind(program, lut.OptOp)]
     assert copied == [True, False, True, False], "weights have a copy in storage type, biases have none"
 
 

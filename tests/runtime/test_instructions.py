@@ -104,7 +104,7 @@ class Builder:
 
     def draw_vec(self, *kinds: str) -> None:
         self.desc |= {"n": self.pick(1, 4, 9), "k": self.pick(1, 3, 10, 16, 20), "steps": self.pick(1, 3, 6)}
-        self.desc |= {"gblk": self.pick(4, 16, 64), "stream": self.pick(0, 7), "p0": self.pick(0, 1, 3) / 4, "p1": 0.5}
+        self.desc |= {"gblk": self.pick(4, 16, 64), "stream": self.pick(0, 7), "p0": self.pick(0, 1, 3) / 4}
         self.enum("dtype"), self.enum("kind", *kinds)
 
     def draw_v_rng(self) -> None:
@@ -122,8 +122,10 @@ class Builder:
         self.draw_vec("cross_entropy", "mse_rate")
 
     def draw_v_opt(self) -> None:
-        self.draw_vec("sgd")
-        self.desc["n"] = self.pick(1, 100, 1000)
+        self.desc |= {"n": self.pick(1, 100, 1000), "eps": 2.0**-20}
+        self.desc |= {name: self.pick(0, 1, 3) / 4 for name in ("scale", "decay", "momentum")}
+        self.desc |= {name: self.pick(1, 3) / 16 for name in ("rate1", "rate2")}
+        self.enum("dtype"), self.enum("kind")
 
     def draw_ld(self) -> None:
         n = [self.pick(1, 2), self.pick(1, 3), self.pick(1, 2, 4), self.pick(1, 2, 5)]
@@ -301,7 +303,7 @@ def test_only_written_operands_change(mnemonic: str) -> None:
         ("be.wgt", "gblk", 65),
         ("v.pool", "kw", 0),
         ("v.loss", "kind", 0),
-        ("v.opt", "kind", 0),
+        ("v.opt", "kind", 4),
         ("v.reduce", "kind", 7),
         ("fe.run", "imgs", 1 << 20),
         ("be.fwd", "dtype", 5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -321,23 +323,39 @@ def test_loss_and_its_gradient_against_torch(kind: str) -> None:
     assert not gradient[valid:].any()
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_optimizer_against_torch(momentum: float) -> None:
+OPTIMIZERS = [
+    ("sgd", torch.optim.SGD, {}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.5}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.5, "weight_decay": 0.125}),
+    ("nesterov", torch.optim.SGD, {"momentum": 0.5, "nesterov": True}),
+    ("adam", torch.optim.Adam, {"weight_decay": 0.0}),
+    ("adam", torch.optim.Adam, {"weight_decay": 0.25, "betas": (0.5, 0.9)}),
+    ("adamw", torch.optim.AdamW, {"weight_decay": 0.25, "eps": 1e-3}),
+]
+
+
+@pytest.mark.parametrize(("kind", "optimizer", "options"), OPTIMIZERS)
+def test_optimizer_against_torch(kind: str, optimizer: Any, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(8)
-    start, gradients = dyadic(rng, 37), dyadic(rng, 3, 37)
+    start, gradients = dyadic(rng, 37), dyadic(rng, 4, 37)
     parameter = torch.nn.Parameter(torch.from_numpy(start.astype(np.float64)))
-    optimizer = torch.optim.SGD([parameter], lr=0.25, momentum=momentum)
-    scalars = np.zeros(8, np.uint32)
-    scalars[:1] = np.float32([0.25]).view(np.uint32)
-    desc: dict[str, int | float | str] = {"n": 37, "kind": "sgd", "dtype": "f16", "p0": momentum, "p1": 0.5}
+    torch_optimizer = optimizer([parameter], lr=0.25, **options)
+    settings = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.0, "weight_decay": 0.0} | options
+    desc: dict[str, int | float | str] = {"n": 37, "kind": kind, "dtype": "f16", "scale": 0.5}
+    desc |= {"momentum": settings["momentum"], "decay": settings["weight_decay"], "eps": settings["eps"]}
+    desc |= {f"rate{n}": 1 - beta for n, beta in enumerate(settings["betas"], start=1)}
     device: dict[str, Array] = {"p": start}
-    for gradient in gradients:
+    for count, gradient in enumerate(gradients):
+        scalars = np.array([np.float32(0.25).view(np.uint32), 0, count, 0, 0, 0, 0, 0], np.uint32)
         parameter.grad = torch.from_numpy(gradient.astype(np.float64))
-        optimizer.step()
+        torch_optimizer.step()
         result, _ = run("v.opt", desc, {**device, "g": gradient * 2, "scal": scalars})
-        device = {name: result[name].copy() for name in ("p", "mom") if name in result}
-        np.testing.assert_array_equal(result["p"].view(np.float32), parameter.detach().numpy())
-        np.testing.assert_array_equal(result["w"].view(np.float16), parameter.detach().numpy().astype(np.float16))
+        device = {name: result[name].copy() for name in ("p", "mom", "sq") if name in result}
+        expected = parameter.detach().numpy()
+        tolerance = 0.0 if not options or options == {"momentum": 0.5} else 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(result["p"].view(np.float32), expected, rtol=0, atol=tolerance)
+        stored = result["p"].view(np.float32).astype(np.float16)
+        np.testing.assert_array_equal(result["w"].view(np.float16), stored)
 
 
 def test_random_spikes_follow_their_rates_and_their_counter() -> None:

@@ -12,7 +12,7 @@ BYTES = 1 << 16
 START = BYTES // 2
 COORDINATES = ("y", "x", "pos", "neu", "tick")
 COMPUTING = sorted(row.mnemonic for row in isa.INSTRUCTIONS if row.reads or row.writes)
-KINDS = {"v.reduce": range(5), "v.loss": (5, 6), "v.opt": (7,), "v.map": (8, 9)}
+KINDS = {"v.reduce": range(5), "v.loss": (5, 6), "v.map": (7, 8)}
 POOLS = ((0, 0, 2), (0, 1, 1), (1, 0, 0), (1, 1, 1))  # kind, source, result: what v.pool can do
 
 

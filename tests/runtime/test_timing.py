@@ -54,7 +54,7 @@ def test_vector_unit():
     assert static_cycles("v.reduce", vec, {}, EDGE) == START_UP["VEC"] + 31
     assert static_cycles("v.rng", vec, {}, EDGE) == START_UP["VEC"] + 31
     assert static_cycles("v.loss", vec, {}, EDGE) == START_UP["VEC"] + 8 * 11
-    assert static_cycles("v.opt", {"n": 65}, {}, EDGE) == START_UP["VEC"] + 3
+    assert static_cycles("v.opt", {"n": 65, "kind": 0}, {}, EDGE) == START_UP["VEC"] + 3
     pool = {"imgs": 2, "oh": 3, "ow": 5, "kh": 2, "kw": 2, "k": 8}
     assert static_cycles("v.pool", pool, {}, EDGE) == START_UP["VEC"] + 30
 

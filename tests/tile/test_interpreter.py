@@ -393,7 +393,8 @@ def test_a_label_that_is_no_class_is_refused() -> None:
 def test_optimizer(momentum: float, dtype: str) -> None:
     rng = np.random.default_rng(12)
     p, g, m = (dyadic(rng, 2, 3) for _ in "pgm")
-    params: dict[str, tile.Param] = {"n": 6, "kind": "sgd", "dtype": dtype, "momentum": momentum, "grad_scale": 0.25}
+    params: dict[str, tile.Param] = {"n": 6, "kind": "sgd", "dtype": dtype, "momentum": momentum, "scale": 0.25}
+    params |= {"decay": 0.0, "rate1": 1.0, "rate2": 1.0, "eps": 0.0}
     job = {"p": real(p + 2**-12), "g": real(g)}
     if momentum:
         job["mom"] = real(m)

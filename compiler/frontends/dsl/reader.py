@@ -7,7 +7,7 @@ import functools
 import importlib.resources
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -17,7 +17,17 @@ from lark.lark import PostLex
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.reference.neuron import Neuron
-from h2learn.compiler.autodiff.spec import LOSSES, METHODS, SGD, Rectangular, Surrogate, Train, Triangular
+from h2learn.compiler.autodiff.spec import (
+    LOSSES,
+    METHODS,
+    OPTIMIZERS,
+    SGD,
+    Optimizer,
+    Rectangular,
+    Surrogate,
+    Train,
+    Triangular,
+)
 
 from .syntax import Conv, Description, Encode, Flatten, Init, Input, Layer, Li, Lif, Linear, Pool, Readout
 
@@ -317,26 +327,44 @@ class _Reader:
             self.fail(token, f"expected {what} {' or '.join(allowed)}, found {_short(str(token))!r}", hint)
         return str(token)
 
-    def call(self, node: Node, allowed: Sequence[str]) -> dict[str, Token]:
-        """Return the numbers of ``name(argument number, ...)`` by argument."""
+    def call(self, node: Node, allowed: Sequence[str], flags: Sequence[str] = ()) -> dict[str, Token]:
+        """Return the numbers of ``name(argument number, flag, ...)`` by argument; a flag gives its own name."""
         found: dict[str, Token] = {}
         for argument in _children(node):
-            name, value = _tokens(argument)
-            key = self.choose(name, allowed, "argument")
+            name, *value = _tokens(argument)
+            key = self.choose(name, (*allowed, *flags), "argument")
             if key in found:
                 self.fail(name, f"expected {key} once, found it again")
-            found[key] = value
+            if bool(value) == (key in flags):
+                self.fail(name, f"expected {key} {'without' if value else 'with'} a number")
+            found[key] = value[0] if value else name
         return found
 
-    def optimizer(self, node: Node) -> SGD:
-        self.choose(_tokens(node)[0], ("sgd",), "optimizer")
-        arguments = self.call(node, ("lr", "momentum"))
-        sgd = SGD()
-        if "lr" in arguments:
-            sgd = replace(sgd, lr=self.number(arguments["lr"], "learning rate", 0.0, 1e30))
-        if "momentum" in arguments:
-            sgd = replace(sgd, momentum=self.number(arguments["momentum"], "momentum", 0.0, math.nextafter(1.0, 0.0)))
-        return sgd
+    def optimizer(self, node: Node) -> Optimizer:
+        kind = OPTIMIZERS[self.choose(_tokens(node)[0], tuple(OPTIMIZERS), "optimizer")]
+        if issubclass(kind, SGD):
+            arguments = self.call(node, ("lr", "decay", "momentum"), ("nesterov",))
+            nesterov = arguments.pop("nesterov", None)
+            numbers = self.optimizer_numbers(arguments)
+            if nesterov is not None and not numbers.get("momentum"):
+                self.fail(nesterov, "expected a momentum above 0 with nesterov, found none")
+            return kind(nesterov=nesterov is not None, **numbers)
+        numbers = self.optimizer_numbers(self.call(node, ("lr", "decay", "beta1", "beta2", "eps")))
+        default = kind()
+        betas = (numbers.pop("beta1", default.betas[0]), numbers.pop("beta2", default.betas[1]))
+        return replace(default, betas=betas, **numbers)
+
+    def optimizer_numbers(self, arguments: Mapping[str, Token]) -> dict[str, float]:
+        """Return the numbers by the optimizer's field; betas and momentum lie below 1."""
+        words = {"lr": "learning rate", "decay": "weight decay"}
+        fields = {"decay": "weight_decay"}
+        below_one = ("momentum", "beta1", "beta2")
+        return {
+            fields.get(name, name): self.number(
+                token, words.get(name, name), 0.0, math.nextafter(1.0, 0.0) if name in below_one else 1e30
+            )
+            for name, token in arguments.items()
+        }
 
     def surrogate(self, node: Node) -> Surrogate:
         call = _children(node)[0]
