@@ -2,7 +2,7 @@
 
 Everything here is built from IEEE binary32 ``+ - * /``, comparison and integer operations, so that NumPy, Numba and a
 hardware description would give the same bits; so does the square root, which IEEE 754 rounds correctly. Sources: fp16
-rounding is IEEE 754 round-to-nearest-even; the exponential and logarithm follow the Cephes ``expf``/``logf`` polynomials;
+rounding is IEEE 754 round-to-nearest-even; exponential and logarithm follow the Cephes ``expf``/``logf`` polynomials;
 Philox4x32-10 is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC'11).
 """
 
