@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from h2learn.data import DataSet, load_digits, load_npz
     from h2learn.models import load_model
     from h2learn.program import Program, Result, Session, compile, load_program
+    from h2learn.schedules import Cosine, Schedule, StepDecay
     from h2learn.training import Epoch, History, train
 
 _HOMES = {
@@ -50,6 +51,9 @@ _HOMES = {
     "load_program": "h2learn.program",
     "Epoch": "h2learn.training",
     "History": "h2learn.training",
+    "Cosine": "h2learn.schedules",
+    "Schedule": "h2learn.schedules",
+    "StepDecay": "h2learn.schedules",
     "train": "h2learn.training",
 }
 
@@ -58,6 +62,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Cosine",
     "DataSet",
     "Epoch",
     "H2LearnError",
@@ -67,7 +72,9 @@ __all__ = [
     "Program",
     "Rectangular",
     "Result",
+    "Schedule",
     "Session",
+    "StepDecay",
     "TensorSpec",
     "Train",
     "Triangular",

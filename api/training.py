@@ -26,6 +26,7 @@ from h2learn.data import DataSet, load_npz
 from h2learn.files import check_writable
 from h2learn.program import Execution, Program, Result, Session, compile
 from h2learn.runtime.energy import profile_for
+from h2learn.schedules import Schedule, parse_schedule
 
 Floats = npt.NDArray[np.float32]
 
@@ -94,6 +95,7 @@ def train(
     *,
     batch: int = 32,
     lr: float | None = None,
+    schedule: Schedule | str | None = None,
     arch: str | Path | Machine = "h2l-v0",
     precision: str = "fp32",
     train: Train | None = None,
@@ -111,7 +113,8 @@ def train(
     """Train ``model`` on ``data`` by running its compiled training step on the simulator, sample order from ``seed``.
 
     ``data``: a data set, or the path of an ``.npz`` file. ``train``: the recipe (default: the model file's). ``lr``
-    replaces the recipe's learning rate. ``limit``: use only that many training samples. With ``checkpoint`` the state
+    replaces the recipe's learning rate; ``schedule`` multiplies it step by step (a schedule, or its text as
+    ``parse_schedule`` reads it). ``limit``: use only that many training samples. With ``checkpoint`` the state
     is written after every epoch, every ``checkpoint_every`` steps, and when Ctrl-C stops training (Interrupted is
     raised); ``resume`` continues from it bit for bit. ``observe`` is called after every step and epoch. ``profile``:
     the energies per operation, as for ``Program.run``.
@@ -119,14 +122,15 @@ def train(
     """
     _check_counts(epochs=epochs, batch=batch, checkpoint_every=checkpoint_every, limit=limit, seed=seed)
     recipe = train or model.train or Train()
+    rates = _Rates(schedule, recipe.optimizer.lr if lr is None else lr, epochs)
     target = None if checkpoint is None else check_writable(checkpoint)
     samples = _load(data, model, limit)
     program = compile(model, arch=arch, precision=precision, train=recipe, batch=batch, mapping=mapping)
     energies = profile_for(program.machine) if profile is None else load_profile(profile)
     _check_labels(samples, program)
-    run = _description(model, program, recipe, samples, energies, batch=batch, seed=seed, lr=lr)
+    run = _description(model, program, recipe, samples, energies, rates, batch=batch, seed=seed)
     start = _resumed(target, run) if resume else None
-    trainer = _Trainer(model, samples, program, run, epochs, lr, seed, target, checkpoint_every, observe, evaluate)
+    trainer = _Trainer(model, samples, program, run, epochs, rates, seed, target, checkpoint_every, observe, evaluate)
     with program.session(seed=seed, execution=execution, profile=energies) as session:
         return trainer.run(session, start)
 
@@ -139,6 +143,17 @@ def evaluate(model: Model, data: DataSet, **options: object) -> float:
     return _accuracy(compile(replace(model, step=None), **options), data, None)  # type: ignore[arg-type]
 
 
+class _Rates:
+    """The learning rate of every step of a run."""
+
+    def __init__(self, schedule: Schedule | str | None, start: float, epochs: int) -> None:
+        self.schedule = parse_schedule(schedule) if isinstance(schedule, str) else schedule or Schedule()
+        self.start, self.epochs = start, epochs
+
+    def at(self, step: int, steps_per_epoch: int) -> float:
+        return self.start * self.schedule.factor(step, self.epochs * steps_per_epoch, steps_per_epoch)
+
+
 @dataclass
 class _Trainer:
     model: Model
@@ -146,7 +161,7 @@ class _Trainer:
     program: Program
     run_description: dict[str, object]
     epochs: int
-    lr: float | None
+    rates: _Rates
     seed: int
     checkpoint: Path | None
     checkpoint_every: int | None
@@ -181,7 +196,10 @@ class _Trainer:
 
     def _step(self, session: Session, progress: Progress, indices: npt.NDArray[np.int64]) -> Result:
         labels = self.data.y_train[indices]
-        result = session.run({**self._input(self.data.x_train[indices]), "label": labels}, lr=self.lr)
+        result = session.run(
+            {**self._input(self.data.x_train[indices]), "label": labels},
+            lr=self.rates.at(progress.steps, self._batch_count()),
+        )
         assert result.loss is not None
         if not np.isfinite(result.loss):
             raise H2LearnError(
@@ -199,10 +217,12 @@ class _Trainer:
         progress.instructions += result.report.instructions
         progress.losses.append(result.loss)
         if self.observe is not None:
-            batches = -(-len(self.data.x_train) // self.program.batch)
             mean, share = progress.loss_sum / progress.seen, progress.correct / progress.seen
-            self.observe(Step(progress.epoch, progress.batch, batches, mean, share))
+            self.observe(Step(progress.epoch, progress.batch, self._batch_count(), mean, share))
         return result
+
+    def _batch_count(self) -> int:
+        return -(-len(self.data.x_train) // self.program.batch)
 
     def _finish_epoch(self, session: Session, progress: Progress) -> None:
         test_accuracy = None
@@ -283,10 +303,10 @@ def _description(
     recipe: Train,
     data: DataSet,
     energies: EnergyProfile,
+    rates: _Rates,
     *,
     batch: int,
     seed: int,
-    lr: float | None,
 ) -> dict[str, object]:
     text = module_text(model.with_batch(1).module, locations=False)
     digest = hashlib.sha256(text.encode())
@@ -303,7 +323,8 @@ def _description(
         "energy_profile": energies.name,
         "batch": batch,
         "seed": seed,
-        "learning_rate": recipe.optimizer.lr if lr is None else lr,
+        "learning_rate": rates.start,
+        "schedule": rates.schedule.description(rates.epochs),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import click
 from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.checkpoints import write_parameters
+from h2learn.compiler.autodiff.spec import OPTIMIZERS, Train
+from h2learn.compiler.model import Model
 from h2learn.data import DataSet, load_digits
 from h2learn.files import check_writable
 from h2learn.models import recipe_of
@@ -30,6 +32,9 @@ from .progress import EpochBars, epoch_text
 @click.option("--epochs", default=1, show_default=True, help="Passes over the training data.")
 @click.option("--batch", default=32, show_default=True, help="Samples per step.")
 @click.option("--lr", type=float, help="Learning rate (default: the model file's).")
+@click.option("--schedule", metavar="TEXT", help="Learning rate over time: cosine | step,every=5,decay=0.5 | ...")
+@click.option("--optimizer", metavar="NAME", help="sgd, adam or adamw with its defaults (default: the model file's).")
+@click.option("--loss", metavar="LOSS", help="Loss (default: the model file's).")
 @click.option("--method", metavar="METHOD", help="Training method (default: the model file's).")
 @click.option("--params", metavar="FILE", help="Initial parameters (.safetensors).")
 @click.option("--limit", type=int, help="Use only the first so many training samples.")
@@ -50,6 +55,9 @@ def train(
     epochs: int,
     batch: int,
     lr: float | None,
+    schedule: str | None,
+    optimizer: str | None,
+    loss: str | None,
     method: str | None,
     params: str | None,
     limit: int | None,
@@ -80,9 +88,10 @@ def train(
                 epochs,
                 batch=batch,
                 lr=lr,
+                schedule=schedule,
                 arch=target.arch,
                 precision=target.precision,
-                train=recipe_of(loaded, method),
+                train=_recipe(loaded, method, optimizer, loss),
                 mapping=target.mapping,
                 seed=seed,
                 limit=limit,
@@ -106,6 +115,17 @@ def train(
     elif energy is not None:
         click.echo(energy.summary)
     return 0
+
+
+def _recipe(model: Model, method: str | None, optimizer: str | None, loss: str | None) -> Train:
+    recipe = recipe_of(model, method) or model.train or Train()
+    if loss is not None:
+        recipe = replace(recipe, loss=loss)
+    if optimizer is None:
+        return recipe
+    if optimizer not in OPTIMIZERS:
+        raise H2LearnError(f"there is no optimizer {optimizer!r}", hint=f"known optimizers: {', '.join(OPTIMIZERS)}")
+    return replace(recipe, optimizer=OPTIMIZERS[optimizer]())
 
 
 def _interrupted(checkpoint: Path | None) -> int:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,8 +197,13 @@ def test_training_is_reproducible_and_its_history_adds_up(model: h2learn.Model) 
     assert one.epochs[0].loss == pytest.approx(expected)
 
 
-def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(model: h2learn.Model, tmp_path: Path) -> None:
-    whole = h2learn.train(model, data(), 3, batch=4)
+@pytest.mark.parametrize(
+    "options", [{}, {"schedule": "cosine,warmup=3", "train": h2learn.Train(optimizer=h2learn.Adam())}]
+)
+def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(
+    model: h2learn.Model, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    whole = h2learn.train(model, data(), 3, batch=4, **options)
     file = tmp_path / "check.safetensors"
 
     class StopError(Exception):
@@ -208,10 +214,10 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(model: h2learn.Model,
             raise StopError
 
     with pytest.raises(StopError):
-        h2learn.train(model, data(), 3, batch=4, checkpoint=file, checkpoint_every=1, observe=stop)
+        h2learn.train(model, data(), 3, batch=4, checkpoint=file, checkpoint_every=1, observe=stop, **options)
     progress = read_checkpoint(file).progress
     assert (progress.epoch, progress.batch) == (1, 3)
-    resumed = h2learn.train(model, data(), 3, batch=4, checkpoint=file, resume=True)
+    resumed = h2learn.train(model, data(), 3, batch=4, checkpoint=file, resume=True, **options)
     assert resumed.losses == whole.losses and resumed.epochs == whole.epochs
     assert all(whole.parameters[n].tobytes() == resumed.parameters[n].tobytes() for n in whole.parameters)
 
@@ -224,6 +230,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(model: h2learn.Model,
         ({"precision": "fp16"}, "another precision"),
         ({"arch": "h2l-edge"}, "another machine"),
         ({"lr": 0.5}, "another learning rate"),
+        ({"schedule": "cosine"}, "another schedule"),
         ({"limit": 8}, "another data"),
     ],
 )

@@ -165,6 +165,8 @@ def test_train_writes_checkpoint_parameters_and_history(
         (["--data", "digits"], "images"),
         (["--data", "{}/data.npz", "--checkpoint", "/no/such/folder/c"], "cannot write here"),
         (["--data", "{}/data.npz", "--checkpoint", "{}/nothing", "--resume"], "no such file"),
+        (["--data", "{}/data.npz", "--optimizer", "lion"], "there is no optimizer 'lion'"),
+        (["--data", "{}/data.npz", "--schedule", "linear"], "there is no schedule 'linear'"),
     ],
 )
 def test_train_refuses(capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], message: str) -> None:
