@@ -23,10 +23,11 @@ from h2learn.backends.h2learn.isa import (
     ENGINES,
     MAX_LOOP_DEPTH,
     MEMORIES,
+    NEVER_INIT,
     Kind,
 )
 
-from .loader import INIT_NEVER, LoadedProgram
+from .loader import LoadedProgram
 from .operation import Operand, Operation
 
 CFG, ADDR, SETUP, LOOP, ENDL, FENCE, HALT, WORK, SIGNAL, WAIT, NOP = range(11)
@@ -66,7 +67,7 @@ class Template:
     engine: int = -1
     registers: tuple[tuple[str, int], ...] = ()
     descriptor: tuple[int, int] = (-1, -1)
-    init_mask: int = INIT_NEVER
+    init_mask: int = NEVER_INIT
     fields: dict[str, int] = field(default_factory=dict)
     match: int = -1
     words: tuple[Template, ...] = ()
@@ -252,7 +253,7 @@ class FrontEnd:
             used = [registers[number] for _, number in template.registers]
             places = tuple([(register.memory, register.value(iterations)) for register in used])
             mask = template.init_mask
-            init = not mask & INIT_NEVER and not (mask and self._past_first(mask))
+            init = not mask & NEVER_INIT and not (mask and self._past_first(mask))
             operation = template.operations.get((version, init, places))
             if operation is None:
                 operation = self._operation(template, contents, init, places)

@@ -12,13 +12,19 @@ import numpy as np
 
 from h2learn.backends.h2learn.encoder import Decoded, decode_program
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import ISA_VERSION, MAX_LOOP_DEPTH, MEMORIES, SETUP_WORDS, WORD_BYTES, isa_hash
+from h2learn.backends.h2learn.isa import (
+    ISA_VERSION,
+    MAX_LOOP_DEPTH,
+    MEMORIES,
+    NEVER_INIT,
+    SETUP_WORDS,
+    WORD_BYTES,
+    isa_hash,
+)
 from h2learn.backends.h2learn.machine import Machine, from_dict
 from h2learn.backends.h2learn.object_file import DATA_SECTIONS, DRAM_BASE, ObjectFile, Symbol, read_object
 
 from .operation import Memories
-
-INIT_NEVER = 1 << 8
 
 
 @dataclass(frozen=True)
@@ -208,8 +214,8 @@ def _loops(code: list[Decoded], where: str) -> tuple[list[int], list[int]]:
 
 
 def _check_init(item: Decoded, depth: int, where: str) -> None:
-    mask = item.fields.get("init", INIT_NEVER)
-    if not mask & INIT_NEVER and mask >> depth:
+    mask = item.fields.get("init", NEVER_INIT)
+    if not mask & NEVER_INIT and mask >> depth:
         level = mask.bit_length() - 1
         raise H2LearnError(
             f"{item.mnemonic}: init looks at loop level {level}, but only {depth} loops are open", location=where

@@ -142,6 +142,9 @@ _DTYPE = _e("dtype", ("f32", "f16"), "storage type of weights, membrane potentia
 _GBLK = _u("gblk", 8, "channels per gradient slot", low=0, high=64)
 _ENGINE = _e("engine", ENGINES, "the queue")
 _SEM = _u("sem", 6, "semaphore number")
+NEVER_INIT = 1 << 8
+"""The value of a field ``init`` that never starts fresh."""
+
 _INIT = _u("init", 9, "start fresh when every loop level in bits 0-7 is at its first iteration; bit 8: never")
 
 DESCRIPTORS: tuple[Descriptor, ...] = (

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .encoder import Decoded
-from .isa import BY_MNEMONIC, CONTROL, DESCRIPTORS, INSTRUCTIONS, MAX_LOOP_DEPTH, Field, Instruction, Kind
+from .isa import BY_MNEMONIC, CONTROL, DESCRIPTORS, INSTRUCTIONS, MAX_LOOP_DEPTH, NEVER_INIT, Field, Instruction, Kind
 
-_NEVER_INIT = 1 << 8
 _BODY = tuple(row for row in INSTRUCTIONS if row.mnemonic not in ("halt", "loop", "endl", "addr", "cfg", "setup"))
 _KIND_OF = {descriptor.name: number for number, descriptor in enumerate(DESCRIPTORS)}
 
@@ -63,7 +62,7 @@ def _append_with_setup(
     fields = random_fields(row, rng)
     if "init" in fields and row.engine != CONTROL:
         open_levels = (1 << depth) - 1
-        fields["init"] &= open_levels | _NEVER_INIT
+        fields["init"] &= open_levels | NEVER_INIT
     for field in row.fields:
         value = fields[field.name]
         if field.kind is Kind.AREG and ("areg", value) not in configured:

@@ -103,6 +103,11 @@ def _pool(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[
     return [tape.emit(sgrad.PoolOp(gradient, op.x, op.kind.data, kernel, stride, location=op.location))]
 
 
+def _add(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    gradient = _required(gradients)
+    return [gradient, gradient]
+
+
 def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.LifOp)
     through_spikes, through_potential = gradients
@@ -152,6 +157,7 @@ RULES: dict[type[Operation], Rule] = {
     spike.LinearOp: _linear,
     spike.FlattenOp: _flatten,
     spike.PoolOp: _pool,
+    spike.AddOp: _add,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     spike.ReadoutOp: _readout,

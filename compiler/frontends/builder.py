@@ -181,6 +181,20 @@ class NetworkBuilder:
             )
         return self._add(spike.PoolOp(x.value, kind, kernel, stride, location=_mark(location)), location)
 
+    def add(self, terms: Sequence[Signal], location: Location, name: str = "") -> Signal:
+        """Add values of one shape from left to right: currents in front of a neuron, or spikes, which count 1."""
+        total, *others = terms
+        for term in others:
+            if (term.shape, term.maps) != (total.shape, total.maps):
+                raise H2LearnError(
+                    f"expected values of one shape to add, found {total.describe()} and {term.describe()}",
+                    location=location,
+                    hint="a 1 x 1 conv with a stride fits the shape of a shortcut",
+                )
+            op = spike.AddOp(total.value, term.value, location=_mark(location))
+            total = replace(self._add(op, location, name), maps=total.maps)
+        return total
+
     def flatten(self, x: Signal, location: Location) -> Signal:
         """Turn maps into features."""
         _expect_maps(x, "flatten", location)

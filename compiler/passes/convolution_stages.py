@@ -76,6 +76,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
     b = ctx.builder
     label = ctx.label("forward", op)
     source, weights = ctx.values[x], ctx.values[op.w]
+    onto = ctx.values[op.onto] if op.onto is not None else None
     current = None if neuron is not None else ctx.declare(op.current, f"{label}.current")
     stage = None if neuron is None else NeuronStep(ctx, neuron, label, shape.k)
     k_trips, c_trips = trips(shape.k, t.k), trips(shape.c, t.c)
@@ -95,6 +96,8 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
             def accumulate(time: Start) -> SSAValue:
                 shape_of_acc = (static_steps, t.samples, t.rows, t.columns, t.k)
                 acc = b.alloc("current", "A", "f32", shape_of_acc[1:] if shape.static else shape_of_acc)
+                if onto is not None:
+                    b.load(onto, acc, *activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
                 with b.loop("c", c_trips) as ic:
                     held = tables if c_trips == 1 else _load_weights(ctx, weights, shape, t, ic, ik, real)
                     inputs = _load_input(ctx, source, shape, t, area, Cut(time, t.steps), ic * t.c)
@@ -123,6 +126,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
     label = ctx.label("backward", op)
     source, weights = ctx.values[op.gu], ctx.values[op.w]
     mask = ctx.values[op.m] if op.m is not None else None
+    onto = ctx.values[op.onto] if op.onto is not None else None
     stage = None if grad is None else GradientStep(ctx, grad, label)
     result = None if grad is not None else ctx.declare(op.gs, f"{label}.gs")
     c_trips, k_trips = trips(shape.c, t.c), trips(shape.k, t.k)
@@ -162,6 +166,8 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
                 channels = Cut(ic * t.c, t.c)
                 dims = (t.steps, t.samples, t.rows, t.columns) if len(shape_of(op.gs.type)) == 5 else area.dims
                 acc = b.alloc("gs", "A", "f32", (*dims, t.c))
+                if onto is not None:
+                    b.load(onto, acc, *activation_window(onto, time, *area.cuts, channels))
                 buffers: dict[str, SSAValue] = {"acc": acc}
                 if mask is not None:
                     buffers["m"] = b.alloc("mask", "M", "bits", (*dims, t.c))
@@ -173,7 +179,8 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
                     window = activation_window(source, time, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
                     g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
                     b.load(source, g, *window)
-                    b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=[ik])
+                    first, carry = _start(op, ik)
+                    b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=first, carry=carry)
                 if stage is not None and par is not None and state is not None:
                     stage.steps(acc, par, state, area, it, time, channels)
                 if result is not None:
@@ -427,11 +434,17 @@ def _convolve(
     block: Affine,
 ) -> None:
     params = _geometry(shape, t, imgs, ctx.dtype)
+    first, carry = _start(op, block)
     if isinstance(op, lut.BeConvOp):
-        ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=[block])
+        ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=first, carry=carry)
         return
     params.update(fan=op.fan_in, shape=_lane_shape(ctx.machine.forward.lanes, t.k, imgs * t.rows * t.columns))
-    ctx.builder.job(tile.FeRunOp, {"acc": acc, "s": inputs, "lut": held}, params, first=[block])
+    ctx.builder.job(tile.FeRunOp, {"acc": acc, "s": inputs, "lut": held}, params, first=first, carry=carry)
+
+
+def _start(op: lut.ForwardConvolutionOp | lut.BeGradOp, block: Affine) -> tuple[list[Affine], bool]:
+    """Return where sums start fresh: at the first ``block`` of channels, or never when they go on from others."""
+    return ([block], False) if op.onto is None else ([], True)
 
 
 def _lane_shape(lanes: int, k: int, positions: int) -> str:

@@ -14,7 +14,7 @@ from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 
-TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp)
+TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp, spike.AddOp)
 """Ops that treat every time step alike, so that ``op(repeat(x)) = repeat(op(x))``, bit for bit."""
 
 
@@ -35,15 +35,21 @@ class HoistStaticCurrentPass(ModulePass):
             if isinstance(inner, spike.EncodeOp) and inner.kind.data == "direct":
                 steps = int(inner.time_steps.value.data)
                 _replace(inner, spike.RepeatOp(inner.x, steps, location=inner.location))
-            elif isinstance(inner, TIMELESS) and isinstance(inner.x.owner, spike.RepeatOp):
-                _sink(inner.x.owner, inner)
+            elif isinstance(inner, TIMELESS):
+                _sink(inner)
         for inner in reversed(list(block.ops)):
             if isinstance(inner, spike.RepeatOp) and not inner.result.uses:
                 Rewriter.erase_op(inner)
 
 
-def _sink(repeat: spike.RepeatOp, op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp) -> None:
-    operands = [repeat.x, *op.operands[1:]]
+def _sink(op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp | spike.AddOp) -> None:
+    """Compute ``op`` once when all that it reads, parameters apart, is repeated."""
+    inputs = op.operands if isinstance(op, spike.AddOp) else op.operands[:1]
+    repeats = [value.owner for value in inputs if isinstance(value.owner, spike.RepeatOp)]
+    if len(repeats) < len(inputs):
+        return
+    repeat = repeats[0]
+    operands = [*(one.x for one in repeats), *op.operands[len(inputs) :]]
     types = op.infer([tensor_type(value.type) for value in operands], op.properties)
     once = type(op).create(operands=operands, result_types=types, properties=op.properties, location=op.location)
     block = op.parent_block()

@@ -19,7 +19,7 @@ def argument_type(argument: BlockArgument, role: str, dtype: str) -> Attribute:
     """Return the ``lut`` type of an argument; raises NoLoweringError when its uses need different formats.
 
     Weights become ``[kh*kw,C,K]``, optimizer buffers follow their parameter, inputs gain H and W; an input of a
-    convolution is stored rounded, one of an encoder or neuron is fp32.
+    convolution is stored rounded unless an encoder or neuron reads it, too, and any other is fp32.
     """
     if role == "parameter":
         return _parameter_type(argument)
@@ -55,6 +55,8 @@ def _maps(value: SSAValue) -> tuple[int, ...]:
         return shape_of(owner.x.type)[-3:]
     if isinstance(owner, spike.LifOp | spike.LiOp | spike.RepeatOp):
         return _maps(owner.x)
+    if isinstance(owner, spike.AddOp):
+        return _maps(owner.lhs)
     return lifted(shape_of(value.type))[-3:]
 
 
@@ -70,10 +72,10 @@ def _input_type(argument: BlockArgument, dtype: str) -> Attribute:
     shape = lifted(argument.type.get_shape())
     if argument.type.element_type == i1:
         return SpikesType(shape)
-    multiplied = {isinstance(user, spike.ConvOp | spike.LinearOp) for user in _readers(argument)}
-    if len(multiplied) > 1:
-        raise NoLoweringError("expected an input that goes either into convolutions and linear layers or into others")
-    return StoreType(shape, dtype) if True in multiplied else tensor(shape)
+    readers = list(_readers(argument))
+    multiplied = any(isinstance(reader, spike.ConvOp | spike.LinearOp) for reader in readers)
+    exact = any(isinstance(reader, spike.EncodeOp | spike.LifOp | spike.LiOp) for reader in readers)
+    return StoreType(shape, dtype) if multiplied and not exact else tensor(shape)
 
 
 def _readers(value: SSAValue) -> Iterator[Operation]:

@@ -9,12 +9,12 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.tiling import plan_backward, plan_weights
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape, SpikesType, StoreType
+from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import float_values, int_values, neuron_of
 
-from .lut_context import Lowering, LutContext, NoLoweringError, is_real, pair, shape, window_of
+from .lut_context import Lowering, LutContext, NoLoweringError, is_real, only_user, other_term, pair, shape, window_of
 from .lut_forward import loss_of
 
 
@@ -28,7 +28,7 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.ReadoutOp)
     dlogits = context.of(op.gradient)
     users = [use.operation for use in op.result.uses]
-    if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp) for user in users):
+    if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp | sgrad.AddOp) for user in users):
         raise NoLoweringError("expected a neuron in front of the readout")
     gs_time = "last" if op.kind.data == "membrane_last" else "broadcast"
     if context.gs_time.setdefault(dlogits, gs_time) != gs_time:
@@ -50,7 +50,7 @@ def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _grad(
     context: LutContext, op: Operation, gradient: SSAValue, u: SSAValue | None, s: SSAValue | None, neuron: Neuron
 ) -> Sequence[SSAValue]:
-    gs = context.of(gradient)
+    gs = context.plain(gradient)
     gs_time = context.gs_time.get(gs, "all")
     grad = lut.GradOp(gs, u, s, neuron, gs_time, shape(gradient)[0], context.dtype, op.location)
     context.emit(grad)
@@ -66,7 +66,7 @@ def _conv_input(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _linear_input(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LinearInputOp)
     maps = shape(context.values[_forward_layer(op).x])[-3:]
-    user = _only_user(op.result)
+    user = only_user(op.result)
     reader = user.result if isinstance(user, sgrad.UnflattenOp) else op.result
     return _input_gradient(context, op, ConvGeometry(pair(maps[:2])), maps, reader)
 
@@ -85,21 +85,47 @@ def _input_gradient(
     maps: Sequence[int],
     result: SSAValue,
 ) -> Sequence[SSAValue]:
-    gu, w = _gradients(context, op.gradient), context.weight(op.weight)
+    gu, w = context.slots(op.gradient), context.weight(op.weight)
     target: Shape = (*shape(gu)[:-3], *maps)
+    onto = _onto(context, result, op.result, target)
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False)
-    neuron = isinstance(_only_user(result), sgrad.LifOp | sgrad.LiOp)
+    reader = only_user(result if onto is None else _sum_of(result))
+    neuron = isinstance(reader, sgrad.LifOp | sgrad.LiOp)
     block = plan_backward(planned, context.machine, context.limits, neuron=neuron).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
-    grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location)
+    grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location, onto=onto)
     context.emit(grad)
     return [grad.gs]
 
 
+def _onto(context: LutContext, term: SSAValue, result: SSAValue, target: Shape) -> SSAValue | None:
+    """Return the gradient that the sums of ``result`` go on from: the other term of a sum that alone reads ``term``."""
+    add = only_user(term)
+    if not isinstance(add, sgrad.AddOp):
+        return None
+    other = other_term(add, term)
+    if other not in context.values or shape(context.values[other]) != target:
+        return None
+    context.joined[add.result] = result
+    return context.plain(other)
+
+
+def _sum_of(term: SSAValue) -> SSAValue:
+    add = only_user(term)
+    assert isinstance(add, sgrad.AddOp)
+    return add.result
+
+
 def _mask(context: LutContext, gs: SSAValue) -> SSAValue | None:
-    """Return where the neuron that alone reads ``gs`` can use it at all: outside its window the surrogate is 0."""
-    user = _only_user(gs)
+    """Return where the neuron that alone reads ``gs`` can use it at all: outside its window the surrogate is 0.
+
+    What holds for a sum of gradients holds for its terms.
+    """
+    user = only_user(gs)
+    while isinstance(user, sgrad.AddOp):
+        gs = user.result
+        user = only_user(gs)
     return context.masks.get(user.s) if isinstance(user, sgrad.LifOp) and user.gradient is gs else None
 
 
@@ -116,15 +142,13 @@ def _conv_weight(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 def _linear_weight(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LinearWeightOp)
-    return _weight_gradient(context, op, ConvGeometry(pair(shape(context.of(op.x))[-3:-1])))
+    return _weight_gradient(context, op, ConvGeometry(pair(shape(context.values[op.x])[-3:-1])))
 
 
 def _weight_gradient(
     context: LutContext, op: sgrad.ConvWeightOp | sgrad.LinearWeightOp, geometry: ConvGeometry
 ) -> Sequence[SSAValue]:
-    x, gu = context.of(op.x), _gradients(context, op.gradient)
-    if not isinstance(x.type, SpikesType | StoreType):
-        raise NoLoweringError("expected spikes or a stored input beside the gradient, found a current")
+    x, gu = context.stored(op.x), context.slots(op.gradient)
     planned = _reduction(context, shape(x), geometry, shape(gu)[-1], real=is_real(x))
     grad: lut.BeWgtOp | lut.WuOp
     if is_real(x):
@@ -138,7 +162,7 @@ def _weight_gradient(
 def _bias(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     """The neuron adds the bias behind a pooling, so its gradient is taken there, too."""
     assert isinstance(op, sgrad.BiasOp)
-    gu = _gradients(context, op.gradient)
+    gu = context.slots(op.gradient)
     while isinstance(gu.owner, lut.UnpoolOp):
         gu = gu.owner.g
     block = _reduction(context, (*shape(gu)[:-1], 1), ConvGeometry((1, 1)), shape(gu)[-1], real=True)
@@ -174,25 +198,25 @@ def _winners(context: LutContext, op: sgrad.PoolOp) -> SSAValue | None:
 
 def _time_sum(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.TimeSumOp)
-    total = lut.TimeSumOp(_gradients(context, op.gradient), op.location)
+    total = lut.TimeSumOp(context.slots(op.gradient), op.location)
     context.emit(total)
     return [total.result]
 
 
 def _add(context: LutContext, op: Operation) -> Sequence[SSAValue]:
-    raise NoLoweringError("expected every value and parameter to be used by one layer only, found a sum of gradients")
-
-
-def _gradients(context: LutContext, gradient: SSAValue) -> SSAValue:
-    found = context.of(gradient)
-    if not isinstance(found.type, GradsType):
-        raise NoLoweringError("expected a neuron behind the layer, found a gradient that does not come from one")
-    return found
-
-
-def _only_user(value: SSAValue) -> Operation | None:
-    users = [use.operation for use in value.uses]
-    return users[0] if len(users) == 1 else None
+    """Computed already where an input gradient goes on from the other term; gradients of currents stay slots."""
+    assert isinstance(op, sgrad.AddOp)
+    if op.result in context.joined:
+        return [context.values[context.joined[op.result]]]
+    a, b = context.of(op.lhs), context.of(op.rhs)
+    if "last" in (context.gs_time.get(a), context.gs_time.get(b)):
+        raise NoLoweringError("expected one reader of the values that are read out at the last step, found several")
+    if len(shape(a)) < len(shape(b)):
+        a, b = b, a
+    slots = isinstance(a.type, GradsType) and isinstance(b.type, GradsType)
+    total = lut.AddOp(a, b, a.type if slots else lut.tensor(shape(a)), op.location)
+    context.emit(total)
+    return [total.result]
 
 
 BACKWARD: dict[type[Operation], Lowering] = {

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from xdsl.dialects.builtin import ArrayAttr, FusedLoc, LocationAttr, NoneAttr, TensorType, UnknownLoc
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, Shape, StoreType, shape_of
+from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, StoreType, shape_of
+from h2learn.dialects.sgrad import ops as sgrad
+from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_values
 
 
@@ -34,7 +36,8 @@ class LutContext:
     ``values`` maps values of the training graph to ``lut`` values. ``biases`` holds, for currents, the bias that the
     neuron above will add; ``winners``, for results of ``spike.pool``, where their maxima came from; ``masks``, for
     spikes of a neuron, where the surrogate is not 0; ``gs_time``, for gradients of logits, how they reach the time
-    steps. ``steps`` is T for what is computed once for all time steps.
+    steps. ``steps`` is T for what is computed once for all time steps. ``joined`` maps a sum of the training graph to
+    the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted.
     """
 
     block: Block
@@ -49,6 +52,8 @@ class LutContext:
     gs_time: dict[SSAValue, str] = field(default_factory=dict)
     copies: dict[SSAValue, SSAValue] = field(default_factory=dict)
     losses: dict[SSAValue, lut.LossOp] = field(default_factory=dict)
+    joined: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    formats: dict[tuple[SSAValue, Attribute], SSAValue] = field(default_factory=dict)
 
     def emit(self, op: lut.LutOp) -> None:
         """Append ``op``."""
@@ -60,6 +65,48 @@ class LutContext:
         if found in self.biases:
             raise NoLoweringError("expected a neuron (or pooling and a neuron) behind a layer with bias")
         return found
+
+    def plain(self, value: SSAValue) -> SSAValue:
+        """Return the ``lut`` value of ``value`` in fp32; a bias that it waits for stays pending."""
+        found = self.values[value]
+        if is_tensor(found):
+            return found
+        return self._converted(found, lut.tensor(shape(found)), parameter_location(value))
+
+    def stored(self, value: SSAValue) -> SSAValue:
+        """Return what a convolution reads: spikes or reals in storage type, a current with its bias rounded to it."""
+        found = self.values[value]
+        if not is_tensor(found):
+            return self.of(value)
+        pending = self.biases.get(found)
+        bias = None if pending is None else pending.bias
+        return self._converted(found, StoreType(shape(found), self.dtype), parameter_location(value), bias)
+
+    def slots(self, gradient: SSAValue) -> SSAValue:
+        """Return a gradient as the engines read it: bitmap and live values in storage type."""
+        found = self.of(gradient)
+        if isinstance(found.type, GradsType):
+            return found
+        return self._converted(found, GradsType(shape(found), self.dtype), parameter_location(gradient))
+
+    def join_biases(self, first: PendingBias | None, second: PendingBias | None) -> PendingBias | None:
+        """Return the sum of what two currents wait for."""
+        if first is None or second is None:
+            return first or second
+        location = fused(first.location, second.location)
+        total = lut.AddOp(first.bias, second.bias, first.bias.type, location)
+        self.emit(total)
+        return PendingBias(total.result, location)
+
+    def _converted(
+        self, value: SSAValue, type_: Attribute, location: LocationAttr, bias: SSAValue | None = None
+    ) -> SSAValue:
+        key = (value, type_)
+        if key not in self.formats:
+            op = lut.ConvertOp(value, type_, location) if bias is None else lut.AddOp(value, bias, type_, location)
+            self.emit(op)
+            self.formats[key] = op.result
+        return self.formats[key]
 
     def weight(self, parameter: SSAValue) -> SSAValue:
         """Return the weights as a convolution reads them: the parameter itself, or its fp16 copy."""
@@ -131,6 +178,17 @@ def parameter_location(value: SSAValue) -> LocationAttr:
     if isinstance(owner, Operation):
         return owner.location
     return next(argument.location for argument in owner.args if argument is value)
+
+
+def only_user(value: SSAValue) -> Operation | None:
+    """Return the op that alone reads a value of the training graph, None when there are several or none."""
+    users = [use.operation for use in value.uses]
+    return users[0] if len(users) == 1 else None
+
+
+def other_term(op: spike.AddOp | sgrad.AddOp, term: SSAValue) -> SSAValue:
+    """Return the operand of a sum that is not ``term``."""
+    return op.rhs if op.lhs is term else op.lhs
 
 
 def fused(*locations: LocationAttr) -> LocationAttr:

@@ -11,7 +11,7 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, Neuron, SpikesType, StoreType, Update
+from h2learn.dialects.lut.attributes import ConvGeometry, Neuron, Shape, StoreType, Update
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import float_values, int_values, neuron_of
@@ -25,6 +25,8 @@ from .lut_context import (
     fused,
     is_real,
     is_tensor,
+    only_user,
+    other_term,
     pair,
     shape,
     window_of,
@@ -47,11 +49,11 @@ def _encode(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _repeat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
-    """Vanishes: a neuron takes a current without time as the same at every step."""
+    """Vanishes: a neuron or a sum takes a value without time as the same at every step."""
     assert isinstance(op, spike.RepeatOp)
     for user in _users(op.result):
-        if not isinstance(user, spike.LifOp | spike.LiOp):
-            raise NoLoweringError(f"expected a neuron behind the repeated value, found {user.name}")
+        if not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp):
+            raise NoLoweringError(f"expected a neuron or a sum behind the repeated value, found {user.name}")
     return [context.values[op.x]]
 
 
@@ -72,28 +74,59 @@ def _linear(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: ConvGeometry) -> Sequence[SSAValue]:
-    x, w = context.of(op.x), context.weight(op.weight)
-    if not isinstance(x.type, SpikesType | StoreType):
-        raise NoLoweringError("expected spikes, a real input or averaged spikes as input of a layer, found a current")
+    x, w = context.stored(op.x), context.weight(op.weight)
+    onto = _onto(context, op, (*shape(x)[:-3], *geometry.extent(*pair(shape(x)[-3:-1])), shape(w)[-1]))
     planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x))
     block = plan_forward(planned, context.machine, context.limits).reduce_block
     conv: lut.BeConvOp | lut.FeConvOp
     if is_real(x):
-        conv = lut.BeConvOp(x, w, geometry, block, op.location)
+        conv = lut.BeConvOp(x, w, geometry, block, op.location, onto=onto)
     else:
-        conv = lut.FeConvOp(x, w, geometry, context.machine.forward.fan_in, block, op.location)
+        conv = lut.FeConvOp(x, w, geometry, context.machine.forward.fan_in, block, op.location, onto=onto)
+    own = None if op.bias is None else PendingBias(context.values[op.bias], op.location)
+    _wait(context, conv.current, own if onto is None else context.join_biases(context.biases.get(onto), own))
     context.emit(conv)
-    if op.bias is not None:
-        context.biases[conv.current] = PendingBias(context.values[op.bias], op.location)
     return [conv.current]
+
+
+def _onto(context: LutContext, op: spike.ConvOp | spike.LinearOp, current: Shape) -> SSAValue | None:
+    """Return the current that the sums of ``op`` go on from: the other term of a sum that alone reads its result."""
+    add = only_user(op.result)
+    if not isinstance(add, spike.AddOp):
+        return None
+    other = other_term(add, op.result)
+    if other not in context.values or shape(context.values[other]) != current:
+        return None
+    context.joined[add.result] = op.result
+    return context.plain(other)
+
+
+def _wait(context: LutContext, current: SSAValue, bias: PendingBias | None) -> None:
+    if bias is not None:
+        context.biases[current] = bias
+
+
+def _add(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Computed already where a convolution goes on from the other term; a sum without currents is stored."""
+    assert isinstance(op, spike.AddOp)
+    if op.result in context.joined:
+        return [context.values[context.joined[op.result]]]
+    a, b = context.values[op.lhs], context.values[op.rhs]
+    if len(shape(a)) < len(shape(b)):
+        a, b = b, a
+    if shape(b) not in (shape(a), shape(a)[1:]):
+        raise NoLoweringError(f"expected two values of one shape to add, found {list(shape(a))} and {list(shape(b))}")
+    currents = is_tensor(a) or is_tensor(b)
+    total = lut.AddOp(a, b, lut.tensor(shape(a)) if currents else StoreType(shape(a), context.dtype), op.location)
+    context.emit(total)
+    _wait(context, total.result, context.join_biases(context.biases.get(a), context.biases.get(b)))
+    return [total.result]
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     """The bias of the layer below moves on: adding a constant per channel commutes with maximum and average."""
     assert isinstance(op, spike.PoolOp)
-    x = context.values[op.x]
-    if is_real(x):
-        raise NoLoweringError("expected spikes or a current to pool, found averaged spikes or a stored input")
+    x = context.plain(op.x) if is_real(context.values[op.x]) else context.values[op.x]
     pool = lut.PoolOp(
         x, op.kind.data, window_of(op, int_values(op.properties, "kernel", 2)), context.dtype, op.location
     )
@@ -128,9 +161,7 @@ def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 def _current(context: LutContext, x: SSAValue, op: Operation) -> tuple[SSAValue, SSAValue | None, LocationAttr]:
     """Return current, bias and location of a neuron; the layer whose bias it adds is part of the location."""
-    current = context.values[x]
-    if not is_tensor(current):
-        raise NoLoweringError("expected a current as input of a neuron, found averaged spikes or a stored input")
+    current = context.plain(x)
     pending = context.biases.get(current)
     if pending is None:
         return current, None, op.location
@@ -239,6 +270,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.ConvOp: _conv,
     spike.LinearOp: _linear,
     spike.PoolOp: _pool,
+    spike.AddOp: _add,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     spike.ReadoutOp: _readout,

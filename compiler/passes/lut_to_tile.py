@@ -120,6 +120,8 @@ STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
     lut.LiOp: _neuron,
     lut.PoolOp: vector_stages.lower_pool,
     lut.UnpoolOp: vector_stages.lower_unpool,
+    lut.AddOp: vector_stages.lower_elementwise,
+    lut.ConvertOp: vector_stages.lower_elementwise,
     lut.RngOp: vector_stages.lower_rng,
     lut.CastOp: _cast,
     lut.ReadoutOp: vector_stages.lower_readout,

@@ -127,8 +127,12 @@ class StageBuilder:
         *,
         first: Sequence[Affine] = (),
         coords: Sequence[Start] = (),
+        carry: bool = False,
     ) -> None:
-        """Append a job: ``buffers`` by role, without the roles that the parameters switch off."""
+        """Append a job: ``buffers`` by role, without the roles that the parameters switch off.
+
+        It starts fresh when all counters of ``first`` are 0, with ``carry`` never.
+        """
         indexed = {role: place[1] for role, place in buffers.items() if isinstance(place, tuple)}
         counters, (at, extra) = _number_counters([list(indexed.values()), list(coords)])
         self.add(
@@ -139,6 +143,7 @@ class StageBuilder:
                 at=dict(zip(indexed, at, strict=True)),
                 first=[loop.counter for loop in first],
                 coords=extra,
+                carry=carry,
             )
         )
 

@@ -275,7 +275,8 @@ class _Writer:
             fields[name] = value
         if any(field.name == "init" for field in isa.BY_MNEMONIC[encoding.mnemonic].fields):
             loops = [loop.counter for loop in enclosing_loops(op)]
-            fields["init"] = sum(1 << loops.index(counter) for counter in op.first)
+            first = sum(1 << loops.index(counter) for counter in op.first)
+            fields["init"] = first if op.carry is None else isa.NEVER_INIT
         return fields
 
     def _buffer(self, value: SSAValue, index: tile.Index | None, op: tile.LoadOp | tile.StoreOp | tile.JobOp) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from xdsl.ir import SSAValue
@@ -19,7 +20,7 @@ from h2learn.compiler.mapping.tiling import (
     plan_weights,
 )
 from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep
-from h2learn.compiler.passes.stage_builder import Affine, Start
+from h2learn.compiler.passes.stage_builder import Affine, Place, Start
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, leading, trips
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
@@ -205,6 +206,109 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
             b.load(winners, buffers["idx"], *window)
         b.job(tile.UnpoolOp, buffers, params)
         b.store(result, buffers["dst"], *activation_window(result, time, *area.cuts, cut))
+
+
+def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
+    """Lower a sum or a change of format; parameters and their gradients are rows of one image."""
+    operands = {"a": op.a, "b": op.b} if isinstance(op, lut.AddOp) else {"a": op.a}
+    shape = shape_of(op.result.type)
+    steps, (batch, height, width, channels) = leading(shape), _as_image(shape)[-4:]
+    b, label = ctx.builder, ctx.label(_elementwise_label(op), op)
+    result = ctx.declare(op.result, f"{label}.result")
+    forms = {role: ctx.form_of(value.type) for role, value in (*operands.items(), ("dst", op.result))}
+    row = "b" in forms and len(forms["b"][1]) == 1 < len(shape)
+    once = "b" in forms and not row and len(forms["b"][1]) < len(shape)
+
+    def usage(t: Tile) -> Usage:
+        used = dict.fromkeys(("A", "S", "U", "G"), 0)
+        for role, (form, _, gblk) in forms.items():
+            rows = 1 if role == "b" and row else t.positions * (1 if role == "b" and once else t.steps)
+            used[_memory(form)] += SLOTS * rows * row_bytes(form, t.k, gblk)
+        return Usage(**used)
+
+    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    tensors = {role: _image_view(ctx, ctx.values[value], row and role == "b") for role, value in operands.items()}
+    target = _image_view(ctx, result, False)
+    params: dict[str, tile.Param] = {
+        "n": t.positions if once else images(target, t) * t.rows * t.columns,
+        "k": t.k,
+        "kind": "add" if "b" in operands else "copy",
+        "dtype": ctx.dtype,
+        "gblk": max(gblk for _, _, gblk in forms.values()),
+        "b": "f32",
+        **{role: "row" if role == "b" and row else _map_format(form) for role, (form, _, _) in forms.items()},
+    }
+    with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
+        cut = Cut(ik * t.k, t.k)
+        held = {}
+        if row:
+            held["b"] = b.alloc("b", "A", "f32", (t.k,))
+            b.load(tensors["b"], held["b"], [cut.start], [cut.size])
+        with (
+            b.loop("n", trips(batch, t.samples)) as n,
+            b.loop("y", trips(height, t.rows)) as y,
+            b.loop("x", trips(width, t.columns)) as x,
+        ):
+            area = Area(t.samples, t.rows, t.columns, n, y, x)
+
+            def load(role: str, time: Cut) -> SSAValue:
+                form, _, gblk = forms[role]
+                window = activation_window(tensors[role], time, *area.cuts, cut)
+                buffer = b.alloc(role, _memory(form), form, tuple(window[1]), gblk)
+                b.load(tensors[role], buffer, *window)
+                return buffer
+
+            buffers = {**held, **({"b": load("b", Cut(0, 1))} if once else {})}
+            with b.loop("t", trips(steps, t.steps)) as it:
+                time = Cut(it * t.steps, t.steps)
+                buffers |= {role: load(role, time) for role in tensors if role not in buffers}
+                form, _, gblk = forms["dst"]
+                window = activation_window(target, time, *area.cuts, cut)
+                out = b.alloc("dst", _memory(form), form, tuple(window[1]), gblk)
+                if once:
+                    with b.loop("step", t.steps) as step:
+                        places: dict[str, Place] = {"dst": (out, step), "a": (buffers["a"], step), "b": buffers["b"]}
+                        b.job(tile.MapOp, places, params)
+                else:
+                    b.job(tile.MapOp, {"dst": out, **buffers}, params)
+                b.store(target, out, *window)
+
+
+def _elementwise_label(op: lut.AddOp | lut.ConvertOp) -> str:
+    if isinstance(op, lut.ConvertOp):
+        return "convert"
+    return "gradient sum" if _is_gradient(op.a) or _is_gradient(op.b) else "sum"
+
+
+def _is_gradient(value: SSAValue) -> bool:
+    """Whether a value comes from the backward pass."""
+    if isinstance(value.owner, lut.AddOp):
+        return _is_gradient(value.owner.a) or _is_gradient(value.owner.b)
+    return isinstance(
+        value.owner, lut.BeGradOp | lut.GradOp | lut.UnpoolOp | lut.LossOp | lut.WuOp | lut.BeWgtOp | lut.BiasGradOp
+    )
+
+
+def _memory(form: str) -> str:
+    """Return the memory for element-wise operands of a format."""
+    return {"f32": "A", "bits": "S"}.get(form, "G" if form.startswith("slots.") else "U")
+
+
+def _map_format(form: str) -> str:
+    """Return what ``v.map`` calls a format."""
+    return form if form in ("f32", "bits") else "slots" if form.startswith("slots.") else "storage"
+
+
+def _as_image(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return an activation shape as it is, any other (a parameter's) as the rows of one image."""
+    return tuple(shape) if len(shape) > 3 else (1, prod(shape[:-1]), 1, shape[-1])
+
+
+def _image_view(ctx: TileContext, tensor: SSAValue, row: bool) -> SSAValue:
+    """Return a tensor with the shape of an image; a row of channels stays one."""
+    assert isinstance(tensor.type, tile.TensorType)
+    shape = tensor.type.shape
+    return tensor if row or len(shape) > 3 else ctx.builder.view(tensor, _as_image(shape))
 
 
 def lower_time_sum(ctx: TileContext, op: lut.TimeSumOp) -> None:

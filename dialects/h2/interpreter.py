@@ -29,7 +29,6 @@ from .semantics import SEMANTICS, Job, Value
 _CHIP_BYTES = 1 << 32
 _ORDER_ONLY = frozenset({"nop", "signal", "wait", "fence"})
 _FRONT_END = frozenset({"halt", "cfg", "addr", "setup", "loop", "endl"})
-_NEVER_INIT = 1 << 8
 
 if set(isa.BY_MNEMONIC) != set(SEMANTICS) | _ORDER_ONLY | _FRONT_END:
     raise ImportError(
@@ -177,7 +176,7 @@ class _FrontEnd:
 
     def is_first(self, init: int, indices: Sequence[int]) -> bool:
         """Decide whether an instruction starts fresh."""
-        if init & _NEVER_INIT:
+        if init & isa.NEVER_INIT:
             return False
         levels = [level for level in range(isa.MAX_LOOP_DEPTH) if init >> level & 1]
         return all(indices[level] == 0 for level in levels)

@@ -19,11 +19,13 @@ from .attributes import (
     shape_of,
 )
 from .ops import (
+    AddOp,
     BeConvOp,
     BeGradOp,
     BeWgtOp,
     BiasGradOp,
     CastOp,
+    ConvertOp,
     FeConvOp,
     GradOp,
     LifOp,
@@ -52,6 +54,8 @@ OPERATIONS: tuple[type[LutOp], ...] = (
     GradOp,
     BeGradOp,
     UnpoolOp,
+    AddOp,
+    ConvertOp,
     TimeSumOp,
     WuOp,
     BeWgtOp,
@@ -67,12 +71,14 @@ Lut = Dialect(
 
 __all__ = [
     "OPERATIONS",
+    "AddOp",
     "BeConvOp",
     "BeGradOp",
     "BeWgtOp",
     "BiasGradOp",
     "CastOp",
     "ConvGeometry",
+    "ConvertOp",
     "FeConvOp",
     "GeometryAttr",
     "GradOp",

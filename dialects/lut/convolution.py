@@ -40,9 +40,11 @@ def look_up_table(operands: F32, dtype: str) -> F32:
     return entries
 
 
-def spike_convolution(s: Bits, w: F32, geometry: ConvGeometry, fan_in: int, reduce_block: int, dtype: str) -> F32:
-    """``lut.fe_conv``: spikes ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``."""
-    images, acc = _padded(s, geometry), _accumulator(s.shape, geometry, w.shape[-1])
+def spike_convolution(
+    s: Bits, w: F32, onto: F32 | None, geometry: ConvGeometry, fan_in: int, reduce_block: int, dtype: str
+) -> F32:
+    """``lut.fe_conv``: spikes ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``, added to ``onto``."""
+    images, acc = _padded(s, geometry), _accumulator(s.shape, geometry, w.shape[-1], onto)
     for first in range(0, s.shape[-1], reduce_block):
         last = min(first + reduce_block, s.shape[-1])
         for tap, window in enumerate(_windows(geometry, acc.shape)):
@@ -54,9 +56,9 @@ def spike_convolution(s: Bits, w: F32, geometry: ConvGeometry, fan_in: int, redu
     return acc.reshape(*s.shape[:-3], *acc.shape[1:])
 
 
-def real_convolution(x: F32, w: F32, geometry: ConvGeometry, reduce_block: int) -> F32:
-    """``lut.be_conv``: reals ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``."""
-    images, acc = _padded(x, geometry), _accumulator(x.shape, geometry, w.shape[-1])
+def real_convolution(x: F32, w: F32, onto: F32 | None, geometry: ConvGeometry, reduce_block: int) -> F32:
+    """``lut.be_conv``: reals ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``, added to ``onto``."""
+    images, acc = _padded(x, geometry), _accumulator(x.shape, geometry, w.shape[-1], onto)
     for first in range(0, x.shape[-1], reduce_block):
         for tap, window in enumerate(_windows(geometry, acc.shape)):
             for channel in range(first, min(first + reduce_block, x.shape[-1])):
@@ -66,12 +68,20 @@ def real_convolution(x: F32, w: F32, geometry: ConvGeometry, reduce_block: int) 
 
 
 def input_gradient(
-    gu: F32, w: F32, mask: Bits | None, geometry: ConvGeometry, reduce_block: int, shape: tuple[int, ...]
+    gu: F32,
+    w: F32,
+    mask: Bits | None,
+    onto: F32 | None,
+    geometry: ConvGeometry,
+    reduce_block: int,
+    shape: tuple[int, ...],
 ) -> F32:
     """``lut.be_grad``: gradients ``[..,OH,OW,K]``, weights ``[taps,C,K]`` -> ``shape`` = ``[..,H,W,C]``."""
     gradients = _images(gu)
     (ph, pw), (height, width, channels) = geometry.padding, shape[-3:]
     acc = np.zeros((len(gradients), height + 2 * ph, width + 2 * pw, channels), dtype=np.float32)
+    if onto is not None:
+        acc[:, ph : ph + height, pw : pw + width] = _images(onto)
     for first in range(0, gu.shape[-1], reduce_block):
         for tap, window in enumerate(_windows(geometry, gradients.shape)):
             for k in range(first, min(first + reduce_block, gu.shape[-1])):
@@ -134,7 +144,9 @@ def _padded(x: Array, geometry: ConvGeometry) -> Array:
     return np.pad(_images(x), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
 
 
-def _accumulator(shape: tuple[int, ...], geometry: ConvGeometry, k: int) -> F32:
+def _accumulator(shape: tuple[int, ...], geometry: ConvGeometry, k: int, onto: F32 | None) -> F32:
+    if onto is not None:
+        return np.asarray(_images(onto), dtype=np.float32)
     images = int(np.prod(shape[:-3]))
     return np.zeros((images, *geometry.extent(shape[-3], shape[-2]), k), dtype=np.float32)
 

@@ -18,11 +18,13 @@ from h2learn.dialects.common import Array, source_of
 from . import convolution, vector
 from .attributes import GradsType, SpikesType, StoreType, WinnersType, shape_of
 from .ops import (
+    AddOp,
     BeConvOp,
     BeGradOp,
     BeWgtOp,
     BiasGradOp,
     CastOp,
+    ConvertOp,
     FeConvOp,
     GradOp,
     LifOp,
@@ -100,12 +102,12 @@ def _dtype(value: SSAValue) -> str:
     return value.type.dtype if isinstance(value.type, StoreType | GradsType) else "f32"
 
 
-def _fe_conv(op: FeConvOp, s: Real, w: Real) -> Sequence[Array]:
-    return [convolution.spike_convolution(s, w, op.geometry, op.fan_in, op.reduce_block, _dtype(op.w))]
+def _fe_conv(op: FeConvOp, s: Real, w: Real, onto: Real | None = None) -> Sequence[Array]:
+    return [convolution.spike_convolution(s, w, onto, op.geometry, op.fan_in, op.reduce_block, _dtype(op.w))]
 
 
-def _be_conv(op: BeConvOp, x: Real, w: Real) -> Sequence[Array]:
-    return [convolution.real_convolution(x, w, op.geometry, op.reduce_block)]
+def _be_conv(op: BeConvOp, x: Real, w: Real, onto: Real | None = None) -> Sequence[Array]:
+    return [convolution.real_convolution(x, w, onto, op.geometry, op.reduce_block)]
 
 
 def _lif(op: LifOp, current: Real, bias: Real = vector.NO_BIAS) -> Sequence[Array]:
@@ -150,8 +152,24 @@ def _grad(op: GradOp, gs: Real, u: Real | None = None, s: Real | None = None) ->
     return [vector.grad(gs, u, s, op.neuron, op.gs_time, op.time_steps, _dtype(op.gu))]
 
 
-def _be_grad(op: BeGradOp, gu: Real, w: Real, mask: Real | None = None) -> Sequence[Array]:
-    return [convolution.input_gradient(gu, w, mask, op.geometry, op.reduce_block, shape_of(op.gs.type))]
+def _be_grad(op: BeGradOp, gu: Real, w: Real, *rest: Real) -> Sequence[Array]:
+    mask = rest[0] if op.m is not None else None
+    onto = rest[-1] if op.onto is not None else None
+    return [convolution.input_gradient(gu, w, mask, onto, op.geometry, op.reduce_block, shape_of(op.gs.type))]
+
+
+def _add(op: AddOp, a: Real, b: Real) -> Sequence[Array]:
+    return [_formatted(a.astype(np.float32) + b.astype(np.float32), op.result)]
+
+
+def _convert(op: ConvertOp, a: Real) -> Sequence[Array]:
+    return [_formatted(a.astype(np.float32), op.result)]
+
+
+def _formatted(values: Real, target: SSAValue) -> Array:
+    """Return float32 ``values`` as the format of ``target`` holds them."""
+    rounded = round_to_storage(values, _dtype(target))
+    return vector.live(rounded) if isinstance(target.type, GradsType) else rounded
 
 
 def _time_sum(op: TimeSumOp, g: Real) -> Sequence[Array]:
@@ -189,6 +207,8 @@ _RULES: dict[type[Operation], Rule] = {
     LossOp: _loss,
     GradOp: _grad,
     BeGradOp: _be_grad,
+    AddOp: _add,
+    ConvertOp: _convert,
     TimeSumOp: _time_sum,
     WuOp: _wu,
     BeWgtOp: _be_wgt,

@@ -117,9 +117,13 @@ class ConvolutionOp(LutOp, ABC):
 
 
 class ForwardConvolutionOp(ConvolutionOp, ABC):
-    """Input ``[(T,)N,H,W,C]`` and weights ``[kh*kw,C,K]`` give the current ``[(T,)N,OH,OW,K]`` in fp32."""
+    """Input ``[(T,)N,H,W,C]`` and weights ``[kh*kw,C,K]`` give the current ``[(T,)N,OH,OW,K]`` in fp32.
+
+    The sums start at 0, or at the current ``onto`` of the same shape.
+    """
 
     w = operand_def()
+    onto = opt_operand_def(TensorType)
     current = result_def(TensorType)
     reduce_attr = prop_def(IntegerAttr[IntegerType], prop_name="reduce_block")
 
@@ -135,6 +139,8 @@ class ForwardConvolutionOp(ConvolutionOp, ABC):
         _expect("kernel positions of the weights", taps, self.geometry.taps)
         _expect("input channels of the weights", c, shape[-1])
         _expect_shape("current", self.current.type, convolved(shape, self.geometry, k))
+        if self.onto is not None:
+            _expect_shape("current to add onto", self.onto.type, shape_of(self.current.type))
         _verify_block("reduce_block", self.reduce_block)
 
 
@@ -150,6 +156,7 @@ class FeConvOp(ForwardConvolutionOp):
     ENGINE: ClassVar[str] = "FE"
     s = operand_def(SpikesType)
     w = operand_def()
+    onto = opt_operand_def(TensorType)
     current = result_def(TensorType)
     fan_attr = prop_def(IntegerAttr[IntegerType], prop_name="fan_in")
     assembly_format = _PLAIN
@@ -162,10 +169,12 @@ class FeConvOp(ForwardConvolutionOp):
         fan_in: int,
         reduce_block: int,
         location: LocationAttr | None = None,
+        *,
+        onto: SSAValue | None = None,
     ) -> None:
         result = tensor(convolved(shape_of(s.type), geometry, shape_of(w.type)[-1]))
         properties = {"geometry": GeometryAttr(geometry), "fan_in": _int(fan_in), "reduce_block": _int(reduce_block)}
-        self.construct([s, w], [result], properties, location)
+        self.construct([s, w, _optional(onto)], [result], properties, location)
 
     @property
     def fan_in(self) -> int:
@@ -186,6 +195,7 @@ class BeConvOp(ForwardConvolutionOp):
     ENGINE: ClassVar[str] = "BE"
     x = operand_def(StoreType)
     w = operand_def()
+    onto = opt_operand_def(TensorType)
     current = result_def(TensorType)
     assembly_format = _PLAIN
 
@@ -196,10 +206,12 @@ class BeConvOp(ForwardConvolutionOp):
         geometry: ConvGeometry,
         reduce_block: int,
         location: LocationAttr | None = None,
+        *,
+        onto: SSAValue | None = None,
     ) -> None:
         result = tensor(convolved(shape_of(x.type), geometry, shape_of(w.type)[-1]))
         properties = {"geometry": GeometryAttr(geometry), "reduce_block": _int(reduce_block)}
-        self.construct([x, w], [result], properties, location)
+        self.construct([x, w, _optional(onto)], [result], properties, location)
 
     def verify_(self) -> None:
         """Check shapes and block."""
@@ -629,17 +641,25 @@ class GradOp(LutOp):
 
 @irdl_op_definition
 class BeGradOp(ConvolutionOp):
-    """Gradient with respect to a convolution's input (transposed convolution); +0 where the mask is 0."""
+    """Gradient with respect to a convolution's input (transposed convolution); +0 where the mask is 0.
+
+    The sums start at 0, or at the gradient ``onto`` of the same input through another layer.
+    """
 
     name = "lut.be_grad"
     ENGINE: ClassVar[str] = "BE"
     gu = operand_def(GradsType)
     w = operand_def()
     m = opt_operand_def(MaskType)
+    onto = opt_operand_def(TensorType)
     gs = result_def(TensorType)
     reduce_attr = prop_def(IntegerAttr[IntegerType], prop_name="reduce_block")
     mode_attr = prop_def(StringAttr, prop_name="mode")
-    assembly_format = _PLAIN
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
+    assembly_format = (
+        "$gu `,` $w (`mask` $m^)? (`onto` $onto^)? attr-dict"
+        " `:` type($gu) `,` type($w) (`mask` type($m)^)? (`onto` type($onto)^)? `->` type($gs)"
+    )
 
     def __init__(
         self,
@@ -651,9 +671,11 @@ class BeGradOp(ConvolutionOp):
         mode: str,
         shape: Shape,
         location: LocationAttr | None = None,
+        *,
+        onto: SSAValue | None = None,
     ) -> None:
         self.construct(
-            [gu, w, _optional(m)],
+            [gu, w, _optional(m), _optional(onto)],
             [tensor(shape)],
             {"geometry": GeometryAttr(geometry), "reduce_block": _int(reduce_block), "mode": StringAttr(mode)},
             location,
@@ -680,8 +702,59 @@ class BeGradOp(ConvolutionOp):
         _verify_block("reduce_block", self.reduce_block)
         if self.m is not None:
             _expect_shape("mask", self.m.type, shape)
+        if self.onto is not None:
+            _expect_shape("gradient to add onto", self.onto.type, shape)
         if self.m is None and self.mode in ("out", "dual"):
             raise VerifyException(f"mode {self.mode} needs a mask")
+
+
+@irdl_op_definition
+class AddOp(LutOp):
+    """Sum of two values element by element: ``f32(a + b)``, rounded where the result is in storage type.
+
+    Spikes count 1, dead gradients +0. ``b`` has the shape of ``a``, or is the same at every step (``a`` without T) or
+    at every position (``[K]``).
+    """
+
+    name = "lut.add"
+    ENGINE: ClassVar[str] = "VEC"
+    a = operand_def()
+    b = operand_def()
+    result = result_def()
+    assembly_format = _PLAIN
+
+    def __init__(self, a: SSAValue, b: SSAValue, result: Attribute, location: LocationAttr | None = None) -> None:
+        self.construct([a, b], [result], {}, location)
+
+    def verify_(self) -> None:
+        """Check formats and shapes."""
+        shape, second = shape_of(self.a.type), shape_of(self.b.type)
+        _verify_reals(self.result.type)
+        _expect_shape("sum", self.result.type, shape)
+        allowed = [shape, shape[-1:], *([shape[1:]] if len(shape) == 5 else [])]
+        if second not in allowed:
+            raise VerifyException(f"expected an operand of shape {list(shape)} to add, found {list(second)}")
+        if second != shape and len(second) == 1 and not isinstance(self.b.type, TensorType):
+            raise VerifyException(f"expected an fp32 tensor to add at every position, found {self.b.type}")
+
+
+@irdl_op_definition
+class ConvertOp(LutOp):
+    """The same values in another format: fp32, storage type, or gradients as bitmap and live values."""
+
+    name = "lut.convert"
+    ENGINE: ClassVar[str] = "VEC"
+    a = operand_def()
+    result = result_def()
+    assembly_format = _PLAIN
+
+    def __init__(self, a: SSAValue, result: Attribute, location: LocationAttr | None = None) -> None:
+        self.construct([a], [result], {}, location)
+
+    def verify_(self) -> None:
+        """Check formats and shapes."""
+        _verify_reals(self.result.type)
+        _expect_shape("result", self.result.type, _activation("operand", self.a.type))
 
 
 @irdl_op_definition
@@ -947,6 +1020,11 @@ def _verify_neuron(neuron: Neuron, channels: int, *, fires: bool) -> None:
 def _verify_word(what: str, word: str, known: tuple[str, ...]) -> None:
     if word not in known:
         raise VerifyException(f"expected a {what} of {', '.join(known)}, found {word!r}")
+
+
+def _verify_reals(type_: Attribute) -> None:
+    if not isinstance(type_, TensorType | StoreType | GradsType):
+        raise VerifyException(f"expected an fp32 tensor, stored values or gradients as result, found {type_}")
 
 
 def _verify_fan(fan_in: int) -> None:

@@ -114,6 +114,11 @@ def _pool(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequenc
     return [pooling.average(inputs[0].astype(real, copy=False), kernel, stride)]
 
 
+def _sum(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    lhs, rhs = (value.astype(real, copy=False) for value in inputs)
+    return [lhs + rhs]
+
+
 def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     return neuron.lif(inputs[0], neuron_of(op))
 
@@ -243,6 +248,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     spike.LinearOp: _linear,
     spike.FlattenOp: _reshape,
     spike.PoolOp: _pool,
+    spike.AddOp: _sum,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     spike.ReadoutOp: _readout,

@@ -250,6 +250,32 @@ class PoolOp(InferredOp):
 
 
 @irdl_op_definition
+class AddOp(InferredOp):
+    """Sum of two values of one shape, spikes counting 1: of currents in front of a neuron, of spikes behind neurons."""
+
+    name = "spike.add"
+
+    lhs = operand_def(TensorType)
+    rhs = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$lhs `,` $rhs attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, lhs: SSAValue, rhs: SSAValue, *, location: LocationAttr) -> None:
+        super().__init__([lhs, rhs], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give reals of the common shape."""
+        lhs, rhs = operands
+        expect_element("lhs", lhs, f32, i1)
+        expect_element("rhs", rhs, f32, i1)
+        if lhs.get_shape() != rhs.get_shape():
+            raise VerifyException(f"expected two values of one shape to add, found {lhs} and {rhs}")
+        return [real(expect_rank("lhs", lhs, 2, 3, 4, 5))]
+
+
+@irdl_op_definition
 class LifOp(InferredOp):
     """Leaky integrate-and-fire neurons over time: currents ``[T,N,...,K]`` to spikes and membrane potentials.
 
@@ -393,7 +419,7 @@ def _optional(value: SSAValue | None) -> list[SSAValue]:
 
 Spike = Dialect(
     "spike",
-    [EncodeOp, RepeatOp, ConvOp, LinearOp, FlattenOp, PoolOp, LifOp, LiOp, ReadoutOp, LossOp, SgdOp, AdamOp],
+    [EncodeOp, RepeatOp, ConvOp, LinearOp, FlattenOp, PoolOp, AddOp, LifOp, LiOp, ReadoutOp, LossOp, SgdOp, AdamOp],
     [],
 )
 """The dialect, for an xDSL context."""

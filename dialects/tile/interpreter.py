@@ -135,7 +135,8 @@ class _Machine:
         params = op.parameters()
         for name, index in zip(op.facts.coords, op.coords.data, strict=True):
             params[name] = tile.evaluate(index, counts)
-        JOBS[op.name](buffers, params, all(self.counters[iv] == 0 for iv in op.first))
+        fresh = op.carry is None and all(self.counters[iv] == 0 for iv in op.first)
+        JOBS[op.name](buffers, params, fresh)
 
 
 def _dtype(form: str) -> np.dtype[np.generic]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Self, TypeVar
 
-from xdsl.dialects.builtin import IndexType, IntAttr, StringAttr
+from xdsl.dialects.builtin import IndexType, IntAttr, StringAttr, UnitAttr
 from xdsl.ir import Block, Dialect, Operation, Region, SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
@@ -439,9 +439,10 @@ class JobOp(IRDLOperation):
 
     ``buffers`` follow the roles in :data:`FACTS`, without those that the parameters switch off; ``at`` holds, per
     buffer, the leading index or nothing when the whole buffer is meant. ``coords`` are further indices (sample, neuron,
-    tick coordinates). ``first`` are the loop counters that must all be 0 for a fresh start (none: always fresh).
+    tick coordinates). ``first`` are the loop counters that must all be 0 for a fresh start (none: always fresh, or
+    never with ``carry``, which goes on from what the buffers hold).
     Text: ``tile.lif acc=%current[%step], par=%par, ... first(%t, %step) {k=32, ...}``; coordinates stand before
-    ``first``: ``coords(pos=16*%n, neu=0, tick=%t)``.
+    ``first``: ``coords(pos=16*%n, neu=0, tick=%t)``; ``carry`` in its place.
     """
 
     buffers = var_operand_def(BufferType)
@@ -450,6 +451,7 @@ class JobOp(IRDLOperation):
     at = prop_def(PlacesAttr)
     coords = prop_def(IndicesAttr)
     params = prop_def(ParamsAttr)
+    carry = opt_prop_def(UnitAttr)
     irdl_options = (AttrSizedOperandSegments(as_property=True),)
 
     def __init__(
@@ -461,6 +463,7 @@ class JobOp(IRDLOperation):
         at: dict[str, Index] | None = None,
         first: Sequence[SSAValue] = (),
         coords: Sequence[Index] = (),
+        carry: bool = False,
     ) -> None:
         roles = [role for role in FACTS[self.name].roles if role in buffers]
         places = at or {}
@@ -470,6 +473,7 @@ class JobOp(IRDLOperation):
                 "at": PlacesAttr(tuple(places.get(role) for role in roles)),
                 "coords": IndicesAttr(tuple(coords)),
                 "params": ParamsAttr(tuple(sorted(params.items()))),
+                "carry": UnitAttr() if carry else None,
             },
         )
 
@@ -509,6 +513,8 @@ class JobOp(IRDLOperation):
             raise VerifyException(f"{self.name} expects buffers {', '.join(roles)}, found {len(self.buffers)}")
         if len(self.coords.data) != len(self.facts.coords):
             raise VerifyException(f"{self.name} expects coordinates {self.facts.coords}, found {len(self.coords.data)}")
+        if self.carry is not None and self.first:
+            raise VerifyException(f"{self.name} expects loop counters of a fresh start or carry, found both")
         at = [index for index in self.at.data if index is not None]
         _check_counters(self, len(self.ivs), (*at, *self.coords.data))
 
@@ -536,6 +542,8 @@ class JobOp(IRDLOperation):
             printer.print_string(" first")
             with printer.in_parens():
                 printer.print_list(self.first, printer.print_ssa_value)
+        if self.carry is not None:
+            printer.print_string(" carry")
         printer.print_string(f" {self.params}")
         printer.print_op_attributes(self.attributes, print_keyword=True)
 
@@ -560,6 +568,7 @@ class JobOp(IRDLOperation):
             names = iter(FACTS[cls.name].coords)
             coords = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: coordinate(next(names)))
         first = parse_optional_values(parser, "first", IndexType)
+        carry = parser.parse_optional_keyword("carry") is not None
         indexed = {role: index for role, _, index in places if index is not None}
         counters, indices = number_counters([*indexed.values(), *coords])
         op = cls(
@@ -569,6 +578,7 @@ class JobOp(IRDLOperation):
             at=dict(zip(indexed, indices, strict=False)),
             first=first,
             coords=indices[len(indexed) :],
+            carry=carry,
         )
         return _with_attributes(op, parser)
 

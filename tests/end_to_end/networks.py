@@ -34,6 +34,7 @@ from h2learn.runtime.loader import load
 HERE = Location("net.snn", 1, 1)
 CLASSES = 4
 MARGIN = 1e-5
+MOST_FEATURES = 360  # a linear layer behind maps takes all of them as one kernel, which must fit h2l-edge
 LEARNING_RATE, RANDOM_SEED, FIRST_SAMPLE = 0.25, 0x1_0000_0007, 3
 INTERPRETERS = {"spike": interpret_spike, "lut": interpret_lut, "tile": interpret_tile, "h2": interpret_h2}
 LAST_PASS = {"h2l-spike-to-lut": "lut", "h2l-insert-tokens": "tile", "h2l-tile-to-h2": "h2"}
@@ -183,6 +184,10 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
     if maps:
         for layer in range(int(rng.integers(0, 3))):
             x = _convolution(builder, x, f"conv{layer}", rng, dyadic=dyadic)
+            if rng.random() < 0.4:
+                x = _residual(builder, x, f"block{layer}", rng, dyadic=dyadic)
+        while np.prod(x.shape[-3:]) > MOST_FEATURES:
+            x = builder.pool(x, "avg", (2, 2), (2, 2), HERE)
         x = builder.flatten(x, HERE)
     if rng.random() < 0.5:
         x = builder.linear(x, "hidden", int(rng.choice([6, 16, 20])), HERE, bias=bool(rng.integers(2)))
@@ -224,6 +229,37 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
     x = builder.conv(x, name, channels, HERE, kernel=kernel, stride=(sh, sw), padding=(ph, pw), bias=bias)
     x = _pooling(builder, x, rng)
     return _pooling(builder, builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE), rng)
+
+
+def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
+    """Return ``x`` after a block with a shortcut: currents or spikes are added, by convolution or as they are."""
+
+    def conv(source: Signal, suffix: str, channels: int, size: int, stride: int = 1) -> Signal:
+        kernel, padding = (size, size), (size // 2, size // 2)
+        bias = bool(rng.integers(2))
+        label = f"{name}{suffix}"
+        return builder.conv(
+            source, label, channels, HERE, kernel=kernel, stride=(stride, stride), padding=padding, bias=bias
+        )
+
+    def lif(current: Signal) -> Signal:
+        return builder.lif(current, random_neuron(rng, dyadic=dyadic), HERE)
+
+    kind = str(rng.choice(["projection", "identity", "spikes", "double"]))
+    if kind == "projection":
+        channels, stride = int(rng.choice([3, 8, 12])), int(rng.integers(1, 3))
+        inner = lif(conv(x, "a", channels, 3, stride)) if rng.random() < 0.5 else x
+        main = conv(inner, "b", channels, 3, 1 if inner is not x else stride)
+        terms = [main, conv(x, "shortcut", channels, 1, stride)]
+        return lif(builder.add(terms if rng.random() < 0.5 else terms[::-1], HERE))
+    channels = x.shape[-1]
+    if kind == "identity":
+        return lif(builder.add([conv(x, "a", channels, 3), x], HERE))
+    spikes = lif(conv(x, "a", channels, 3))
+    total = builder.add([spikes, x], HERE)
+    if kind == "double":
+        total = builder.add([lif(conv(total, "b", channels, 1)), total], HERE)
+    return total
 
 
 def _pooling(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Signal:

@@ -50,7 +50,11 @@ def one_of_each():
     s, w, bias, scalars = given(SPIKES), given(WEIGHTS), given(tensor((2,))), given(RUN_SCALARS)
     store, mask = given(lut.StoreType((2, 6, 6, 8), "f16")), given(lut.MaskType((4, 2, 6, 6, 8)))
     conv = add(lut.FeConvOp(s, w, WINDOW, 4, 8))
+    add(lut.FeConvOp(s, w, WINDOW, 4, 8, onto=conv.current))
     static = add(lut.BeConvOp(store, add(lut.CastOp(w, "f16")).w, WINDOW, 8))
+    add(lut.BeConvOp(store, w, WINDOW, 8, onto=static.current))
+    total = add(lut.AddOp(conv.current, static.current, conv.current.type))
+    add(lut.AddOp(add(lut.ConvertOp(total.result, lut.StoreType(CURRENT.get_shape(), "f16"))).result, bias, CURRENT))
     lif = add(lut.LifOp(conv.current, bias, NEURON, 4, "f16"))
     add(lut.LifOp(static.current, None, NEURON, 4, "f16"))
     li = add(LiOp(conv.current, bias, (1e-5,), 4, "f16"))
@@ -66,7 +70,9 @@ def one_of_each():
     grad = add(lut.GradOp(gs.result, lif.u, lif.s, NEURON, "all", 4, "f16"))
     add(lut.GradOp(loss.dlogits, None, None, lut.Neuron((0.5,)), "last", 4, "f16"))
     add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8)))
-    add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8)))
+    through = add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8))).gs
+    add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8), onto=through))
+    add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8), onto=through))
     add(UnpoolOp(grad.gu, None, "avg", lut.ConvGeometry((1, 1)), CURRENT.get_shape()))
     total = add(TimeSumOp(grad.gu))
     gw = add(lut.WuOp(s, grad.gu, WINDOW, 4, (2, 1, 3, 3))).gw
@@ -171,6 +177,22 @@ def test_attributes_that_are_refused(make, message):
             lambda: lut.BeGradOp(value(GRADS), value(WEIGHTS), None, WINDOW, 2, "in", (4, 2, 9, 6, 8)),
             "expected the shape of the gradient",
         ),
+        (
+            lambda: lut.BeGradOp(
+                value(GRADS), value(WEIGHTS), None, WINDOW, 2, "in", (4, 2, 6, 6, 8), onto=value(CURRENT)
+            ),
+            "shape of the gradient to add onto",
+        ),
+        (
+            lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 4, 8, onto=value(tensor((2, 3, 6, 2)))),
+            "shape of the current to add onto",
+        ),
+        (lambda: lut.AddOp(value(CURRENT), value(tensor((4,))), CURRENT), "shape [4, 2, 3, 6, 2] to add, found [4]"),
+        (
+            lambda: lut.AddOp(value(SPIKES), value(SPIKES), SPIKES),
+            "expected an fp32 tensor, stored values or gradients",
+        ),
+        (lambda: lut.ConvertOp(value(CURRENT), lut.StoreType((4, 2), "f16")), "shape of the result"),
         (lambda: lut.WuOp(value(SPIKES), value(GRADS), WINDOW, 4, (0, 1, 1, 1)), "reduce_block to be positive"),
         (
             lambda: lut.OptOp(value(WEIGHTS), value(WEIGHTS), [], value(RUN_SCALARS), lut.Update("sgd", momentum=0.9)),

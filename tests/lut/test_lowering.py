@@ -314,27 +314,73 @@ def test_direct_encoding_must_be_hoisted():
 
 def test_all_ops_without_a_form_are_listed_with_their_places():
     builder = NetworkBuilder(1)
-    x = builder.input("input", (4, 8, 8), HERE, time_steps=2, binary=True)
-    first = builder.pool(x, "avg", (2, 2), (2, 2), Location("net.snn", 2, 1))
-    builder.output("twice", builder.pool(first, "avg", (2, 2), (2, 2), Location("net.snn", 3, 1)))
-    current = builder.conv(x, "conv", 2, Location("net.snn", 4, 1), kernel=(1, 1))
-    builder.output("current", builder.conv(current, "again", 2, Location("net.snn", 5, 1), kernel=(1, 1), bias=False))
+    x = builder.flatten(builder.input("input", (4, 8, 8), HERE, time_steps=2, binary=True), HERE)
+    current = builder.linear(x, "linear", 2, HERE)
+    builder.output("mean", builder.readout(current, "membrane_mean", Location("net.snn", 3, 1)))
+    builder.output("last", builder.readout(current, "membrane_last", Location("net.snn", 5, 1)))
     with pytest.raises(H2LearnError) as error:
         lowered(builder.finish("net", HERE).module)
     assert error.value.message == "2 operations have no form on the accelerator"
     assert [line.split(": ")[0].strip() for line in error.value.excerpt.splitlines()] == ["net.snn:3:1", "net.snn:5:1"]
 
 
-def test_sums_of_gradients_are_refused():
+def shortcut(*, spikes=False, bias=True):
+    """Return two layers whose currents (or, of the first, spikes) are added in front of a neuron."""
+    builder = NetworkBuilder(2)
+    x = builder.input("input", (4, 4, 4), HERE, time_steps=2, binary=True)
+    x = builder.lif(builder.conv(x, "below", 4, HERE, kernel=(1, 1)), Neuron(), HERE)
+    first = x if spikes else builder.conv(x, "first", 4, HERE, kernel=(1, 1), bias=bias)
+    second = builder.conv(x, "second", 4, HERE, kernel=(3, 3), padding=(1, 1), bias=bias)
+    x = builder.flatten(builder.lif(builder.add([first, second], HERE), Neuron(), HERE), HERE)
+    x = builder.readout(builder.li(builder.linear(x, "last", 4, HERE), 0.5, HERE), "membrane_mean", HERE)
+    builder.output("logits", x)
+    return trained(builder.finish("net", HERE).module)
+
+
+def test_the_second_of_two_layers_goes_on_from_the_sums_of_the_first():
+    program = lowered(shortcut())
+    _, first, second, _ = of_kind(program, lut.FeConvOp)
+    assert second.onto is first.current
+    biases, *gradients = of_kind(program, lut.AddOp)
+    assert biases.result.type == lut.ops.tensor((4,)) and not gradients
+    assert of_kind(program, lut.LifOp)[1].bias is biases.result
+    _, through_second, through_first = of_kind(program, lut.BeGradOp)
+    assert through_first.onto is through_second.gs
+    below = of_kind(program, lut.LifOp)[0]
+    assert through_first.m is below.m and through_second.m is below.m
+
+
+def test_spikes_are_added_to_a_current_by_starting_from_them():
+    program = lowered(shortcut(spikes=True, bias=False))
+    spikes, gradient = of_kind(program, lut.ConvertOp)
+    assert of_kind(program, lut.FeConvOp)[1].onto is spikes.result
+    assert of_kind(program, lut.BeGradOp)[-1].onto is gradient.result
+
+
+def test_gradients_of_shared_weights_are_added():
     module = trained(hoisted(small_network()))
     update = of_kind(module, spike.SgdOp)[0]
     gradient = update.gradient
     total = sgrad.AddOp(gradient, gradient, location=update.location)
     main_block(module).insert_op_before(total, update)
     update.operands[1] = total.result
-    with pytest.raises(H2LearnError) as error:
-        lowered(module)
-    assert "used by one layer only" in error.value.excerpt
+    program = lowered(module)
+    (added,) = of_kind(program, lut.AddOp)
+    assert of_kind(program, lut.OptOp)[0].g is added.result
+    assert compare(module, {}, dyadic_arguments(module, np.random.default_rng(0)))
+
+
+def test_pooled_values_are_pooled_again_and_currents_convolved():
+    builder = NetworkBuilder(2)
+    x = builder.input("input", (4, 8, 8), HERE, time_steps=2, binary=True)
+    x = builder.lif(builder.conv(x, "below", 4, HERE, kernel=(1, 1)), Neuron(alpha=(0.5,)), HERE)
+    x = builder.pool(builder.pool(x, "avg", (2, 2), (2, 2), HERE), "max", (2, 2), (1, 1), HERE)
+    x = builder.conv(builder.conv(x, "first", 4, HERE, kernel=(1, 1)), "second", 4, HERE, kernel=(2, 2))
+    x = builder.flatten(builder.lif(x, Neuron(alpha=(0.5,)), HERE), HERE)
+    x = builder.readout(builder.li(builder.linear(x, "last", 4, HERE), 0.5, HERE), "membrane_mean", HERE)
+    builder.output("logits", x)
+    module = trained(builder.finish("net", HERE).module)
+    compare(module, {}, dyadic_arguments(module, np.random.default_rng(1)))
 
 
 def test_unknown_limits_and_machines_are_refused():

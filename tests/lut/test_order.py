@@ -47,6 +47,11 @@ def taps():
     return [(ky, kx) for ky in range(GEOMETRY.kernel[0]) for kx in range(GEOMETRY.kernel[1])]
 
 
+def beginnings(rng, shape):
+    """Return what sums may start from: nothing, or other sums."""
+    return None, rng.standard_normal(shape).astype(F32)
+
+
 def source(oy, ox, ky, kx):
     (sh, sw), (ph, pw) = GEOMETRY.stride, GEOMETRY.padding
     return oy * sh + ky - ph, ox * sw + kx - pw
@@ -57,35 +62,38 @@ def source(oy, ox, ky, kx):
 def test_spike_convolution(rng, dtype, fan, block):
     s = rng.random(SHAPE) < 0.4
     w = stored(rng.standard_normal((6, 6, K)), dtype)
-    expected = np.zeros((*POSITIONS, K), F32)
-    for t, n, oy, ox, k in np.ndindex(*POSITIONS, K):
-        acc = F32(0)
-        for first in range(0, 6, block):
-            for tap, (ky, kx) in enumerate(taps()):
-                y, x = source(oy, ox, ky, kx)
-                for group in range(first, min(first + block, 6), fan):
-                    channels = range(group, min(group + fan, first + block, 6))
-                    pattern = sum(int(at(s, t, n, y, x, c)) << i for i, c in enumerate(channels))
-                    if pattern:
-                        acc = F32(acc + entry(pattern, [w[tap, c, k] for c in channels], dtype))
-        expected[t, n, oy, ox, k] = acc
-    np.testing.assert_array_equal(convolution.spike_convolution(s, w, GEOMETRY, fan, block, dtype), expected)
+    for onto in beginnings(rng, (*POSITIONS, K)):
+        expected = np.zeros((*POSITIONS, K), F32)
+        for t, n, oy, ox, k in np.ndindex(*POSITIONS, K):
+            acc = F32(0) if onto is None else onto[t, n, oy, ox, k]
+            for first in range(0, 6, block):
+                for tap, (ky, kx) in enumerate(taps()):
+                    y, x = source(oy, ox, ky, kx)
+                    for group in range(first, min(first + block, 6), fan):
+                        channels = range(group, min(group + fan, first + block, 6))
+                        pattern = sum(int(at(s, t, n, y, x, c)) << i for i, c in enumerate(channels))
+                        if pattern:
+                            acc = F32(acc + entry(pattern, [w[tap, c, k] for c in channels], dtype))
+            expected[t, n, oy, ox, k] = acc
+        found = convolution.spike_convolution(s, w, onto, GEOMETRY, fan, block, dtype)
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("block", [6, 4])
 def test_real_convolution(rng, block):
     x = (rng.standard_normal(SHAPE) * (rng.random(SHAPE) < 0.6)).astype(F32)
     w = rng.standard_normal((6, 6, K)).astype(F32)
-    expected = np.zeros((*POSITIONS, K), F32)
-    for t, n, oy, ox, k in np.ndindex(*POSITIONS, K):
-        acc = F32(0)
-        for first in range(0, 6, block):
-            for tap, (ky, kx) in enumerate(taps()):
-                y, column = source(oy, ox, ky, kx)
-                for c in range(first, min(first + block, 6)):
-                    acc = F32(acc + F32(at(x, t, n, y, column, c) * w[tap, c, k]))
-        expected[t, n, oy, ox, k] = acc
-    np.testing.assert_array_equal(convolution.real_convolution(x, w, GEOMETRY, block), expected)
+    for onto in beginnings(rng, (*POSITIONS, K)):
+        expected = np.zeros((*POSITIONS, K), F32)
+        for t, n, oy, ox, k in np.ndindex(*POSITIONS, K):
+            acc = F32(0) if onto is None else onto[t, n, oy, ox, k]
+            for first in range(0, 6, block):
+                for tap, (ky, kx) in enumerate(taps()):
+                    y, column = source(oy, ox, ky, kx)
+                    for c in range(first, min(first + block, 6)):
+                        acc = F32(acc + F32(at(x, t, n, y, column, c) * w[tap, c, k]))
+            expected[t, n, oy, ox, k] = acc
+        np.testing.assert_array_equal(convolution.real_convolution(x, w, onto, GEOMETRY, block), expected)
 
 
 @pytest.mark.parametrize("block", [5, 2])
@@ -93,21 +101,22 @@ def test_input_gradient(rng, block):
     g = (rng.standard_normal((*POSITIONS, K)) * (rng.random((*POSITIONS, K)) < 0.6)).astype(F32)
     w = rng.standard_normal((6, 6, K)).astype(F32)
     mask = rng.random(SHAPE) < 0.5
-    expected = np.zeros(SHAPE, F32)
-    for t, n, y, x, c in np.ndindex(*SHAPE):
-        acc = F32(0)
-        for first in range(0, K, block):
-            for tap, (ky, kx) in enumerate(taps()):
-                (oy, down), (ox, across) = divmod(y + 1 - ky, 2), divmod(x + 1 - kx, 1)
-                if down or across or not (0 <= oy < POSITIONS[2] and 0 <= ox < POSITIONS[3]):
-                    continue
-                for k in range(first, min(first + block, K)):
-                    acc = F32(acc + F32(g[t, n, oy, ox, k] * w[tap, c, k]))
-        expected[t, n, y, x, c] = acc if mask[t, n, y, x, c] else 0
-    found = convolution.input_gradient(g, w, mask, GEOMETRY, block, SHAPE)
-    np.testing.assert_array_equal(found, expected)
-    unmasked = convolution.input_gradient(g, w, None, GEOMETRY, block, SHAPE)
-    np.testing.assert_array_equal(np.where(mask, unmasked, F32(0)), expected)
+    for onto in beginnings(rng, SHAPE):
+        expected = np.zeros(SHAPE, F32)
+        for t, n, y, x, c in np.ndindex(*SHAPE):
+            acc = F32(0) if onto is None else onto[t, n, y, x, c]
+            for first in range(0, K, block):
+                for tap, (ky, kx) in enumerate(taps()):
+                    (oy, down), (ox, across) = divmod(y + 1 - ky, 2), divmod(x + 1 - kx, 1)
+                    if down or across or not (0 <= oy < POSITIONS[2] and 0 <= ox < POSITIONS[3]):
+                        continue
+                    for k in range(first, min(first + block, K)):
+                        acc = F32(acc + F32(g[t, n, oy, ox, k] * w[tap, c, k]))
+            expected[t, n, y, x, c] = acc if mask[t, n, y, x, c] else 0
+        found = convolution.input_gradient(g, w, mask, onto, GEOMETRY, block, SHAPE)
+        np.testing.assert_array_equal(found, expected)
+        unmasked = convolution.input_gradient(g, w, None, onto, GEOMETRY, block, SHAPE)
+        np.testing.assert_array_equal(np.where(mask, unmasked, F32(0)), expected)
 
 
 def block_positions(block):

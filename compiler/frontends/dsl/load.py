@@ -12,7 +12,7 @@ from h2learn.compiler.model import Model, Network
 
 from ..builder import NetworkBuilder, Signal, initial_parameters
 from .reader import excerpt, read
-from .syntax import Conv, Description, Flatten, Layer, Li, Lif, Linear, Pool, Readout
+from .syntax import Add, Conv, Description, Flatten, Layer, Li, Lif, Linear, Pool, Readout
 
 
 def load_snn(path: str | PathLike[str]) -> Model:
@@ -60,8 +60,13 @@ def build(description: Description, batch: int) -> Network:
     if description.encode is not None:
         encode = description.encode
         signal = builder.encode(signal, encode.kind, description.time_steps, encode.location)
+    named = {source.name: signal}
     for layer in description.layers:
-        signal = _ADD[type(layer)](builder, signal, layer)
+        if isinstance(layer, Add):
+            signal = builder.add([named[term] for term in layer.terms], layer.location, layer.name)
+        else:
+            signal = _ADD[type(layer)](builder, named[layer.source] if layer.source else signal, layer)
+        named[layer.name] = signal
     last = description.layers[-1]
     builder.output(last.name if isinstance(last, Readout) else "output", signal)
     return builder.finish(description.name, description.location)

@@ -29,7 +29,7 @@ from h2learn.compiler.autodiff.spec import (
     Triangular,
 )
 
-from .syntax import Conv, Description, Encode, Flatten, Init, Input, Layer, Li, Lif, Linear, Pool, Readout
+from .syntax import Add, Conv, Description, Encode, Flatten, Init, Input, Layer, Li, Lif, Linear, Pool, Readout
 
 MAX_INTEGER = (1 << 31) - 1
 MAX_SEED = (1 << 64) - 1
@@ -100,6 +100,7 @@ class _Reader:
         layers = tuple(self.layer(s, default) for s in statements if s.data in _LAYERS)
         if not layers:
             self.fail(network, "expected at least one layer, found none")
+        self.refuse_unknown_sources([declared["input"], *(s for s in statements if s.data in _LAYERS)])
         self.refuse_after_readout([s for s in statements if s.data in _LAYERS])
         source = self.input(declared["input"])
         encode = self.encode(declared.get("encode"), source, declared["input"])
@@ -178,6 +179,19 @@ class _Reader:
                     token, f"expected a new name, found {_short(str(token))!r} again", f"line {line} uses it first"
                 )
             names[str(token)] = token
+
+    def refuse_unknown_sources(self, statements: Sequence[Node]) -> None:
+        """Check that a layer names only the input and layers above it as what it reads."""
+        known: list[str] = []
+        for statement in statements:
+            for token in (t for tree in statement.find_pred(_names_sources) for t in _tokens(tree)):
+                if str(token) not in known:
+                    close = difflib.get_close_matches(str(token), known, n=1)
+                    hint = (
+                        f"did you mean {close[0]}?" if close else "give the layer a name, and a place above this line"
+                    )
+                    self.fail(token, f"expected a layer above or the input, found {_short(str(token))!r}", hint)
+            known += [str(t) for t in _tokens(statement) if t.type == "NAME"]
 
     def refuse_after_readout(self, layers: Sequence[Node]) -> None:
         for before, after in itertools.pairwise(layers):
@@ -264,7 +278,10 @@ class _Reader:
         return self.number(token, "decay", 0.0, 1.0)
 
     def layer(self, node: Node, default: Neuron) -> Layer:
-        return _LAYERS[str(node.data)](self, node, default)
+        sources = [child for child in _children(node) if child.data == "source"]
+        rest = Tree(node.data, [child for child in node.children if child not in sources], node.meta)
+        layer = _LAYERS[str(node.data)](self, rest, default)
+        return replace(layer, source=str(_tokens(sources[0])[0])) if sources else layer
 
     def conv(self, node: Node, default: Neuron) -> Conv:
         name, channels = _tokens(node)
@@ -280,6 +297,9 @@ class _Reader:
     def linear(self, node: Node, default: Neuron) -> Linear:
         name, features = _tokens(node)
         return Linear(self.at(node), str(name), self.integer(features, "number of features"), not _children(node))
+
+    def add(self, node: Node, default: Neuron) -> Add:
+        return Add(self.at(node), _name(_tokens(node)), tuple(map(str, _tokens(_children(node)[0]))))
 
     def pool(self, node: Node, default: Neuron) -> Pool:
         *name, kind = _tokens(node)
@@ -383,12 +403,17 @@ class _Reader:
 _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "conv": _Reader.conv,
     "linear": _Reader.linear,
+    "add": _Reader.add,
     "pool": _Reader.pool,
     "flatten": _Reader.flatten,
     "lif": _Reader.lif,
     "li": _Reader.li,
     "readout": _Reader.readout,
 }
+
+
+def _names_sources(node: Node) -> bool:
+    return node.data in ("source", "terms")
 
 
 def _children(node: Node) -> list[Node]:

@@ -35,7 +35,14 @@ class Encode(Statement):
 
 
 @dataclass(frozen=True)
-class Conv(Statement):
+class LayerStatement(Statement):
+    """A layer; ``source`` names the layer (or input) whose result it takes, empty: the one before."""
+
+    source: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class Conv(LayerStatement):
     """A 2-D convolution."""
 
     name: str
@@ -47,7 +54,7 @@ class Conv(Statement):
 
 
 @dataclass(frozen=True)
-class Linear(Statement):
+class Linear(LayerStatement):
     """A fully connected layer."""
 
     name: str
@@ -56,7 +63,15 @@ class Linear(Statement):
 
 
 @dataclass(frozen=True)
-class Pool(Statement):
+class Add(LayerStatement):
+    """The sum of the results of layers."""
+
+    name: str
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pool(LayerStatement):
     """``max`` or ``avg`` pooling."""
 
     name: str
@@ -66,14 +81,14 @@ class Pool(Statement):
 
 
 @dataclass(frozen=True)
-class Flatten(Statement):
+class Flatten(LayerStatement):
     """Maps to features."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Lif(Statement):
+class Lif(LayerStatement):
     """Spiking neurons."""
 
     name: str
@@ -81,7 +96,7 @@ class Lif(Statement):
 
 
 @dataclass(frozen=True)
-class Li(Statement):
+class Li(LayerStatement):
     """Leaky integrators without spikes."""
 
     name: str
@@ -89,14 +104,14 @@ class Li(Statement):
 
 
 @dataclass(frozen=True)
-class Readout(Statement):
+class Readout(LayerStatement):
     """``rate``, ``membrane_mean`` or ``membrane_last``."""
 
     name: str
     kind: str
 
 
-Layer: TypeAlias = Conv | Linear | Pool | Flatten | Lif | Li | Readout
+Layer: TypeAlias = Conv | Linear | Add | Pool | Flatten | Lif | Li | Readout
 
 
 @dataclass(frozen=True)
