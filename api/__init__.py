@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from h2learn.backends.h2learn.errors import H2LearnError
     from h2learn.backends.h2learn.machine import Machine, load_machine
     from h2learn.compiler.autodiff.spec import BPTT, SGD, Adam, AdamW, Rectangular, Train, Triangular
+    from h2learn.compiler.calibration import calibrate
     from h2learn.compiler.frontends.nir import from_nir, to_nir
     from h2learn.compiler.model import Model, TensorSpec
     from h2learn.data import DataSet, load_digits, load_npz
@@ -36,6 +37,7 @@ _HOMES = {
     "Rectangular": "h2learn.compiler.autodiff.spec",
     "Train": "h2learn.compiler.autodiff.spec",
     "Triangular": "h2learn.compiler.autodiff.spec",
+    "calibrate": "h2learn.compiler.calibration",
     "from_nir": "h2learn.compiler.frontends.nir",
     "to_nir": "h2learn.compiler.frontends.nir",
     "Model": "h2learn.compiler.model",
@@ -78,6 +80,7 @@ __all__ = [
     "TensorSpec",
     "Train",
     "Triangular",
+    "calibrate",
     "compile",
     "from_nir",
     "load_digits",

@@ -14,16 +14,19 @@ from h2learn.backends.h2learn.assembler import disassemble
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.object_file import ObjectFile, write_object
 from h2learn.checkpoints import read_parameters
+from h2learn.compiler.calibration import PERCENTILE, calibrate
 from h2learn.compiler.driver import Recipe, emit_program, run_passes
 from h2learn.compiler.frontends.nir import nir_file
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import parse_passes, phase_names, pipeline_text
+from h2learn.data import load_digits, load_npz
 from h2learn.files import check_writable, write_atomic
 from h2learn.models import FRONT_ENDS, limits_text, load_model, recipe_of
 
 from .options import Command, PassOptions, import_options, pass_options
 
+CALIBRATION_SAMPLES = 512
 SUFFIXES = {"mlir": ".mlir", "asm": ".s", "bin": ".h2x"}
 
 
@@ -134,12 +137,24 @@ def export(model: str, output: str, params: str | None, reading: dict[str, Any])
 
 def read_model(path: str, batch: int | None, parameters: str | None, reading: dict[str, Any]) -> Model:
     """Return the model of a file, for a batch and with parameters where they are given; print what was assumed."""
+    data = reading.pop("calibrate", None)
+    if data is None and "percentile" in reading:
+        raise H2LearnError("--percentile needs --calibrate DATA")
+    percentile = reading.pop("percentile", PERCENTILE)
     model = load_model(path, **reading)
+    if parameters is not None:
+        model = model.with_parameters(read_parameters(parameters))
+    if data is not None:
+        model = _calibrated(model, data, percentile)
     for note in model.notes:
         click.echo(f"note: {note}", err=True)
-    if batch is not None:
-        model = model.with_batch(batch)
-    return model if parameters is None else model.with_parameters(read_parameters(parameters))
+    return model if batch is None else model.with_batch(batch)
+
+
+def _calibrated(model: Model, data: str, percentile: float) -> Model:
+    name, spec = next(iter(model.with_batch(1).inputs.items()))
+    samples = load_digits() if data == "digits" else load_npz(data, spec.shape[1:])
+    return calibrate(model, {name: samples.x_train[:CALIBRATION_SAMPLES]}, percentile=percentile)
 
 
 def _outputs(stem: str, output: str | None, emit: str | None) -> dict[str, Path]:

@@ -103,7 +103,9 @@ def import_options(command: Command) -> Command:
     @click.option("--dt", type=float, metavar="SECONDS", help="Time step, for neurons in continuous time.")
     @click.option("--discretisation", metavar="forward-euler|exponential", help="How continuous time becomes steps.")
     @click.option("--reset", metavar="hard|soft|soft-delayed", help="Reset of the neurons, where the file is silent.")
-    @click.option("--neurons", metavar="lif", help="Turn the activations of a network without time into these.")
+    @click.option("--neurons", metavar="lif|if", help="Turn the activations of a network without time into these.")
+    @click.option("--calibrate", metavar="DATA", help="Set the thresholds from the training samples of this file.")
+    @click.option("--percentile", type=float, help="Of the weighted inputs, for --calibrate (default: 99.7).")
     @click.option("--producer", metavar="NAME", help="Framework that wrote the file: presets for what it cannot say.")
     @functools.wraps(command)
     def wrapped(
@@ -114,6 +116,8 @@ def import_options(command: Command) -> Command:
         discretisation: str | None,
         reset: str | None,
         neurons: str | None,
+        calibrate: str | None,
+        percentile: float | None,
         producer: str | None,
         **rest: object,
     ) -> object:
@@ -124,6 +128,8 @@ def import_options(command: Command) -> Command:
             "discretisation": discretisation,
             "reset": reset,
             "neurons": neurons,
+            "calibrate": calibrate,
+            "percentile": percentile,
             "producer": producer,
         }
         return command(*args, reading={name: value for name, value in every.items() if value is not None}, **rest)

@@ -34,10 +34,17 @@ Data: TypeAlias = npt.NDArray[Any]
 Semantics: TypeAlias = Callable[[Operation, Sequence[Data], "np.dtype[Any]"], Sequence[Data]]
 
 
-def interpret(module: builtin.ModuleOp, arguments: Sequence[Array], dtype: npt.DTypeLike = np.float32) -> list[Array]:
+def interpret(
+    module: builtin.ModuleOp,
+    arguments: Sequence[Array],
+    dtype: npt.DTypeLike = np.float32,
+    *,
+    before: Callable[[Operation, Sequence[Data]], None] | None = None,
+) -> list[Array]:
     """Run ``@main`` and return its results in device shape, reals in ``dtype``.
 
     Arguments are positional in the order of the io table and may have any shape with the right number of elements.
+    ``before`` is called with every op and its operands before the op is run; what it changes of the op counts.
     Raises H2LearnError when an argument does not fit its type or an op has no semantics here.
     """
     block = main_block(module)
@@ -53,6 +60,8 @@ def interpret(module: builtin.ModuleOp, arguments: Sequence[Array], dtype: npt.D
         inputs = [values[operand] for operand in op.operands]
         if isinstance(op, func.ReturnOp):
             return list(inputs)
+        if before is not None:
+            before(op, inputs)
         semantics = SEMANTICS.get(type(op))
         if semantics is None:
             raise H2LearnError(f"expected a spike or sgrad op, found {op.name}", location=source_of(op) or None)

@@ -29,7 +29,7 @@ from .training_step import load_step
 from .values import RefusalError, Refused, Series, Value, series
 
 RESETS = ("hard", "soft", "soft-delayed")
-NEURONS = {"lif": NeuronDescription()}
+NEURONS = {"lif": NeuronDescription(), "if": NeuronDescription(alpha=(1.0,), reset="soft")}
 UNKNOWN_BATCH = 2
 MAX_PAIRINGS = 24
 SHOWN_NODES = 8
@@ -49,7 +49,9 @@ def load_onnx(
 
     ``time_steps``: for files that leave the number of time steps open (loops over a dynamic input, single-step cells).
     ``reset``: what the neurons' reset is expected to be; the file says it, so another one is an error.
-    ``neurons``: ``"lif"`` turns the activations (ReLU) of a network without time into neurons (needs ``time_steps``).
+    ``neurons``: turns the activations (ReLU) of a network without time into neurons (needs ``time_steps``): ``"lif"``
+    with decay 0.5 and hard reset, for training; ``"if"`` without decay and with soft reset, whose rates follow the
+    activations once thresholds are calibrated (:func:`h2learn.calibrate`).
     Raises H2LearnError when the file cannot be read, or lists every node that cannot be imported, with the reason.
     """
     file = str(path)

@@ -88,8 +88,9 @@ class Roller:
         return Layer("input", first)
 
     def _neuron(self, nodes: Sequence_) -> Layer | None:
-        if self.activation is not None and nodes[0].op == "relu" and set(nodes) == {nodes[0]}:
-            source = self.roll((nodes[0].args[0],) * len(nodes))
+        activated = _activated(nodes[0])
+        if self.activation is not None and activated is not None and set(nodes) == {nodes[0]}:
+            source = self.roll((activated,) * len(nodes))
             neuron = Recognised(self.activation, "spikes", assumed=True)
             return Layer("neuron", nodes[0], (source,), neuron) if source is not None else None
         groups = _new_leaves(nodes)
@@ -106,6 +107,22 @@ class Roller:
             if len(column) == len(nodes):
                 self.roll(column)
         raise RefusalError(*_why_not_one_current(nodes, groups))
+
+
+def _activated(node: StepNode) -> StepNode | None:
+    """Return what a ReLU is applied to (also one that is cut off above, and a maximum with 0); None for other nodes."""
+    if node.op == "min":
+        cut = [_activated(a) for a, b in (node.args, node.args[::-1]) if (_number(b) or 0.0) > 0]
+        return cut[0] if cut else None
+    if node.op == "relu":
+        return node.args[0]
+    if node.op == "max" and 0.0 in (numbers := [_number(a) for a in node.args]):
+        return node.args[1 - numbers.index(0.0)]
+    return None
+
+
+def _number(node: StepNode) -> float | None:
+    return float(node.value) if node.op == "const" and node.value is not None and node.value.size == 1 else None
 
 
 def split_source(source: str) -> tuple[str, str]:
