@@ -101,7 +101,7 @@ def fe_fill(op: Operation, buffers: Buffers) -> Work:
         bits.narrow(tables, buffers["lut"].view(np.uint16))
     count = taps * -(-c // fan) * k
     adds = count * ((1 << fan) - 1 - fan)
-    return Work({"tables": count, "adds": adds, "nonfinite": int(bits.count_nonfinite(tables))})
+    return Work({"entries": count * ((1 << fan) - 1), "adds": adds, "nonfinite": int(bits.count_nonfinite(tables))})
 
 
 def fe_run(op: Operation, buffers: Buffers) -> Work:

@@ -1,7 +1,8 @@
-"""The front end: fetches in order, runs loops and address registers, dispatches to the engine queues.
+"""The front end: its streams fetch in order, run loops and address registers, dispatch to the engine queues.
 
-One instruction takes one cycle. The front end depends on the engines only through full queues and fences, so it runs
-ahead of simulated time until one of these stops it; an entry carries the cycle from which its engine may take it.
+Every stream executes one instruction per cycle. A stream depends on the engines only through full queues and fences, so
+it runs ahead of simulated time until one of these stops it; an entry carries the cycle from which its engine may take
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from h2learn.backends.h2learn.isa import (
 from .loader import LoadedProgram
 from .operation import Operand, Operation
 
-CFG, ADDR, SETUP, LOOP, ENDL, FENCE, HALT, WORK, SIGNAL, WAIT, NOP = range(11)
+CFG, ADDR, SETUP, LOOP, ENDL, FENCE, FORK, HALT, WORK, SIGNAL, WAIT, NOP = range(12)
 _CODES = {
     "cfg": CFG,
     "addr": ADDR,
@@ -38,13 +39,11 @@ _CODES = {
     "loop": LOOP,
     "endl": ENDL,
     "fence": FENCE,
+    "fork": FORK,
     "halt": HALT,
     "signal": SIGNAL,
     "wait": WAIT,
     "nop": NOP,
-}
-_CLEARED: dict[str, dict[str, int | float]] = {
-    row.name: {f.name: 0.0 if f.kind is Kind.F32 else 0 for f in row.fields} for row in DESCRIPTORS
 }
 _MAX_OPERATIONS_KEPT = 1 << 16
 
@@ -137,15 +136,24 @@ class Contents:
 
 
 class FrontEnd:
-    """Executes control instructions and fills ``queues``; ``dispatched(engine, cycle)`` is called for every entry."""
+    """The streams of a program; ``streams`` holds those that have started, in the order of their start.
+
+    ``dispatched(stream, engine, cycle)`` is called for every entry that joins a queue, ``forked(stream)`` before
+    another stream starts.
+    """
 
     def __init__(
-        self, program: LoadedProgram, dispatched: Callable[[int, int], None], limit: int | None, break_at: int | None
+        self,
+        program: LoadedProgram,
+        dispatched: Callable[[int, int, int], None],
+        forked: Callable[[Stream], None],
+        limit: int | None,
+        break_at: int | None,
     ) -> None:
         self.program = program
-        self.queues: list[deque[Entry]] = [deque() for _ in ENGINES]
         self.templates = [_template(program, pc) for pc in range(len(program.code))]
         self.dispatched = dispatched
+        self.forked = forked
         self.limit = limit
         self.break_at = break_at
         self.depth = program.machine.queue_depth
@@ -153,16 +161,53 @@ class FrontEnd:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the program: registers, descriptors, loops, queues, counters."""
-        self.pc = 0
+        """Forget everything but the program: streams, registers, descriptors, loops, queues, counters."""
+        self.stopped_at: int | None = None
+        self.streams = [Stream(self, 0, 0, 0)]
+        for template in self.templates:
+            template.executed = 0
+
+    def start(self) -> None:
+        """Start stream 0."""
+        self.streams[0].advance()
+
+    def fork(self, number: int, pc: int, cycle: int) -> None:
+        """Start a stream at ``pc``; its first instruction executes in the cycle after ``cycle``."""
+        stream = Stream(self, number, pc, cycle)
+        self.streams.append(stream)
+        self.forked(stream)
+        stream.advance()
+
+    @property
+    def executed(self) -> int:
+        """Instructions executed by all streams."""
+        return sum(stream.executed for stream in self.streams)
+
+    def keep(self, template: Template, key: tuple[int, bool, Places], operation: Operation) -> None:
+        """Keep a dispatch that is new for the next runs."""
+        if self.operations_kept >= _MAX_OPERATIONS_KEPT:
+            self.operations_kept = 0
+            for other in self.templates:
+                other.operations.clear()
+        self.operations_kept += 1
+        template.operations[key] = operation
+
+
+class Stream:
+    """One stream of instructions: its own pc, cycle, loops, registers, descriptors and queues, all cleared at first."""
+
+    def __init__(self, front: FrontEnd, number: int, pc: int, cycle: int) -> None:
+        self.front = front
+        self.number = number
+        self.pc = pc
         self.versions = 0  # the front end sees no data: a version means the same contents in every run
-        self.cycle = 0
+        self.cycle = cycle
         self.executed = 0
         self.dispatches = 0
         self.halted = False
-        self.stopped_at: int | None = None
         self.blocked_on = -1
         self.fenced = False
+        self.queues: list[deque[Entry]] = [deque() for _ in ENGINES]
         self.levels: list[int] = []
         self.iterations = [0] * MAX_LOOP_DEPTH
         self.registers = [AddressRegister() for _ in range(ADDRESS_REGISTERS)]
@@ -174,10 +219,6 @@ class FrontEnd:
             for row in DESCRIPTORS
         ]
         self.stalls: dict[str, int] = {}
-        for queue in self.queues:
-            queue.clear()
-        for template in self.templates:
-            template.executed = 0
 
     def resume(self, cycle: int, cause: str) -> None:
         """Go on after a stop, not before ``cycle``; the cycles lost are booked under ``cause``."""
@@ -193,25 +234,26 @@ class FrontEnd:
 
         Raises H2LearnError when the program runs past its last instruction or over the instruction limit.
         """
-        templates, end = self.templates, len(self.templates)
+        front = self.front
+        templates, end = front.templates, len(front.templates)
         while True:
             pc = self.pc
             if pc >= end:
                 raise H2LearnError(
                     "the program runs past its last instruction", location=f"pc {pc}", hint="a program ends with halt"
                 )
-            if pc == self.break_at:
-                self.stopped_at, self.halted = pc, True
+            if pc == front.break_at:
+                front.stopped_at, self.halted = pc, True
                 return
             template = templates[pc]
             code = template.code
-            if code >= WORK and len(self.queues[template.engine]) >= self.depth:
+            if code >= WORK and len(self.queues[template.engine]) >= front.depth:
                 self.blocked_on = template.engine
                 return
-            if self.limit is not None and self.executed >= self.limit:
+            if front.limit is not None and front.executed >= front.limit:
                 raise H2LearnError(
-                    f"the program executed {self.limit} instructions without reaching halt",
-                    location=self.program.describe(pc, self.iterations[: len(self.levels)]),
+                    f"the program executed {front.limit} instructions without reaching halt",
+                    location=front.program.describe(pc, self.iterations[: len(self.levels)]),
                     hint="raise the limit on instructions if this is no endless loop",
                 )
             self.executed += 1
@@ -233,6 +275,9 @@ class FrontEnd:
                     (self._address if word.code == ADDR else self._configure)(word)
                 self.cycle += len(template.words)
                 self.executed += len(template.words)
+            elif code == FORK:
+                self.pc = pc + 1 + template.count
+                front.fork(template.fields["stream"], pc + 1, self.cycle)
             elif code == FENCE:
                 self.fenced = True
                 return
@@ -262,7 +307,7 @@ class FrontEnd:
         self.dispatches += 1
         entry = Entry(self.cycle, template, operation, version, tuple(iterations[: len(self.levels)]), unset)
         self.queues[template.engine].append(entry)
-        self.dispatched(template.engine, self.cycle)
+        self.front.dispatched(self.number, template.engine, self.cycle)
 
     def _past_first(self, mask: int) -> bool:
         iterations = self.iterations
@@ -270,14 +315,9 @@ class FrontEnd:
 
     def _operation(self, template: Template, contents: Contents, init: bool, places: Places) -> Operation:
         """Return a dispatch that is new, and keep it for the next runs."""
-        if self.operations_kept >= _MAX_OPERATIONS_KEPT:
-            self.operations_kept = 0
-            for other in self.templates:
-                other.operations.clear()
-        self.operations_kept += 1
         operands = {name: Operand(*place) for (name, _), place in zip(template.registers, places, strict=True)}
         operation = Operation(template.pc, template.mnemonic, operands, contents.fields, init, template.fields)
-        template.operations[contents.version, init, places] = operation
+        self.front.keep(template, (contents.version, init, places), operation)
         return operation
 
     def _unset(self, template: Template, contents: Contents) -> tuple[str, ...]:
@@ -337,6 +377,8 @@ def _template(program: LoadedProgram, pc: int, word: Decoded | None = None) -> T
         template.fields = dict(values)
     elif item.mnemonic == "loop":
         template.count = values["count"]
+    elif item.mnemonic == "fork":
+        template.fields, template.count = dict(values), values["length"]
     elif row.engine == BY_FIELD:
         template.engine = values["engine"]
         template.sem, template.count = values.get("sem", 0), values.get("count", 0)

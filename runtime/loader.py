@@ -43,7 +43,7 @@ class LoadedProgram:
     """A checked program.
 
     ``matches[pc]`` is the pc of the other end of a loop, ``depths[pc]`` the loops open there, ``tables[pc]`` the words
-    that a ``setup`` executes.
+    that a ``setup`` executes, ``streams[pc]`` the stream that executes the instruction.
     """
 
     code: list[Decoded]
@@ -56,6 +56,7 @@ class LoadedProgram:
     matches: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     tables: dict[int, list[Decoded]] = field(default_factory=dict)
+    streams: list[int] = field(default_factory=list)
 
     def source(self, pc: int) -> str:
         """Return where the instruction came from, as the location table says; empty when it does not say."""
@@ -68,10 +69,14 @@ class LoadedProgram:
         return entry[3].rpartition(":")[0] if entry else ""
 
     def describe(self, pc: int, iterations: Sequence[int] = ()) -> str:
-        """Return ``pc 17 (net.snn:3:1, forward c1, t=3)`` for messages; ``iterations`` are those of the open loops."""
+        """Return ``pc 17 (net.snn:3:1, forward c1, t=3)`` for messages; ``iterations`` are those of the open loops.
+
+        Of a stream that was forked the number comes first: ``pc 17 (stream 1, net.snn:3:1)``.
+        """
         entry = self._location(pc)
         stage, _, loops = entry[3].rpartition(":") if entry else ("", "", "")
-        parts = [part for part in (entry[2] if entry else "", stage) if part]
+        stream = f"stream {self.streams[pc]}" if pc < len(self.streams) and self.streams[pc] else ""
+        parts = [part for part in (stream, entry[2] if entry else "", stage) if part]
         names = [name.strip() for name in loops.split(",")] if loops.strip() else []
         for level, iteration in enumerate(iterations):
             parts.append(f"{names[level] if level < len(names) else f'loop {level}'}={iteration}")
@@ -118,7 +123,8 @@ def load(source: ObjectFile | str | Path | bytes, machine: Machine | None = None
     """Return the program of an object file.
 
     ``machine``: refuse a program for another one. Raises H2LearnError for a file that cannot be read, another
-    instruction set, another machine, illegal words, unbalanced loops and init masks of loops that are not open.
+    instruction set, another machine, illegal words, unbalanced loops, init masks of loops that are not open, streams
+    that are not started once, in stream 0 and outside loops, and semaphores from which several queues take.
     """
     obj = source if isinstance(source, ObjectFile) else read_object(source)
     where = name or (str(source) if isinstance(source, str | Path) else "program")
@@ -157,12 +163,23 @@ def program_of(
                 f" machine {machine.name!r}",
                 location=name,
             )
-    matches, depths = _loops(code, name)
+    streams = _streams(code, name)
+    matches, depths = _loops(code, streams, name)
     tables = {
         pc: _table(item, segments, f"{name}: pc {pc}") for pc, item in enumerate(code) if item.mnemonic == "setup"
     }
     return LoadedProgram(
-        code, machine, list(segments), symbols or {}, note or {}, list(locations), name, matches, depths, tables
+        code,
+        machine,
+        list(segments),
+        symbols or {},
+        note or {},
+        list(locations),
+        name,
+        matches,
+        depths,
+        tables,
+        streams,
     )
 
 
@@ -192,10 +209,44 @@ def _table(item: Decoded, segments: Sequence[Segment], where: str) -> list[Decod
     return words
 
 
-def _loops(code: list[Decoded], where: str) -> tuple[list[int], list[int]]:
+def _streams(code: list[Decoded], where: str) -> list[int]:
+    """Return the stream of every instruction; checks forks and that one queue takes from a semaphore."""
+    streams = [0] * len(code)
+    started: set[int] = set()
+    consumers: dict[int, tuple[int, int]] = {}
+    for pc, item in enumerate(code):
+        if item.mnemonic == "fork":
+            number, end = item.fields["stream"], pc + item.fields["length"]
+            problem = ""
+            if streams[pc]:
+                problem = f"fork stands in stream {streams[pc]}, but only stream 0 starts others"
+            elif number in started:
+                problem = f"fork starts stream {number} a second time"
+            elif end >= len(code) or code[end].mnemonic != "halt":
+                problem = f"the block of {item.fields['length']} instructions behind fork does not end in halt"
+            if problem:
+                raise H2LearnError(problem, location=f"{where}: pc {pc}")
+            started.add(number)
+            streams[pc + 1 : end + 1] = [number] * (end - pc)
+        elif item.mnemonic == "wait":
+            sem, consumer = item.fields["sem"], (streams[pc], item.fields["engine"])
+            if consumers.setdefault(sem, consumer) != consumer:
+                raise H2LearnError(
+                    f"two queues take from semaphore {sem}",
+                    location=f"{where}: pc {pc}",
+                    hint="give every queue that waits a semaphore of its own",
+                )
+    return streams
+
+
+def _loops(code: list[Decoded], streams: list[int], where: str) -> tuple[list[int], list[int]]:
     matches, depths = [-1] * len(code), [0] * len(code)
     opened: list[int] = []
     for pc, item in enumerate(code):
+        if opened and streams[pc] != streams[opened[-1]]:
+            inside = not streams[opened[-1]]
+            problem = "fork stands inside a loop" if inside else "the loop is never closed"
+            raise H2LearnError(problem, location=f"{where}: pc {pc - 1 if inside else opened[-1]}")
         depths[pc] = len(opened)
         if item.mnemonic == "loop":
             if len(opened) == MAX_LOOP_DEPTH:

@@ -80,7 +80,7 @@ class Work:
     Every instruction that computes reals has ``nonfinite`` (non-finite results written). Beside it:
 
     * ``ld st``: ``rows`` that exist, ``zero_rows`` that do not, DRAM ``bytes`` moved (slots: live bytes only)
-    * ``fe.fill``: ``tables`` (one per tap, group, output channel), ``adds``
+    * ``fe.fill``: ``entries`` (2^fan - 1 per tap, group, output channel), ``adds``
     * ``fe.run wu.run``: ``patterns`` (fe: positions*taps*groups; wu: groups*taps*c), ``zero_patterns`` among them,
       ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part of ``inputs`` bits,
       ``synaptic_operations`` = spikes*k, ``dense_products`` = inputs*k; wu also ``groups``, ``table_adds`` and

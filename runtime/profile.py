@@ -57,7 +57,7 @@ _PHASE_OF_MNEMONIC = {
 }
 """In the order of precedence: a stage of several instructions has the phase of the first that it contains."""
 
-_UNITS = {"FE": "look-ups", "FE.fill": "tables", "BE": "MACs", "WUE": "look-ups", "VEC": "elements"}
+_UNITS = {"FE": "look-ups", "FE.fill": "entries", "BE": "MACs", "WUE": "look-ups", "VEC": "elements"}
 _BACKWARD_ENGINE = ("be.fwd", "be.run", "be.wgt")
 
 
@@ -340,7 +340,7 @@ def _peaks(machine: Machine) -> dict[str, float]:
     """Return work per cycle at best, in the unit of each engine."""
     return {
         "FE": machine.forward.lanes,
-        "FE.fill": machine.forward.luts_per_cycle,
+        "FE.fill": machine.forward.builder_entries,
         "BE": machine.backward.elements * machine.backward.width,
         "WUE": machine.weight_update.lanes_k * machine.weight_update.lanes_c,
         "VEC": machine.vector.lanes,
@@ -350,7 +350,7 @@ def _peaks(machine: Machine) -> dict[str, float]:
 def _engine_work(work: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     return {
         "FE": _sum(work, "lookups", "fe.run"),
-        "FE.fill": _sum(work, "tables", "fe.fill"),
+        "FE.fill": _sum(work, "entries", "fe.fill"),
         "BE": _sum(work, "macs", *_BACKWARD_ENGINE),
         "WUE": _sum(work, "lookups", "wu.run"),
         "VEC": sum(counts.get("elements", 0) for mnemonic, counts in work.items() if mnemonic.startswith("v.")),

@@ -89,7 +89,7 @@ def fe_fill(op: Operation, buffers: Buffers) -> Work:
     _save(buffers["lut"], entry, op.storage())
     tables = taps * groups * k
     adds = tables * ((1 << fan) - 1 - fan)
-    return Work({"tables": tables, "adds": adds, "nonfinite": nonfinite(entry)})
+    return Work({"entries": tables * ((1 << fan) - 1), "adds": adds, "nonfinite": nonfinite(entry)})
 
 
 def fe_run(op: Operation, buffers: Buffers) -> Work:

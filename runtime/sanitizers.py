@@ -1,7 +1,8 @@
 """Run-time checks of a program: ``race``, ``uninit`` and ``bounds``.
 
-``race``: every engine has a vector clock; the tokens of a ``signal`` carry it to the engine that waits for them, a
-``fence`` joins all. Two accesses to one byte by different engines, at least one a write, must be ordered by them.
+``race``: every queue (of a stream at an engine) has a vector clock; the tokens of a ``signal`` carry it to the queue
+that waits for them, a ``fence`` joins those of its stream, and a stream starts from the last fence before its ``fork``.
+Two accesses to one byte from different queues, at least one a write, must be ordered by them.
 ``uninit``: on-chip bytes, descriptors and address registers that nothing has written in this run.
 ``bounds``: DRAM accesses between the program's segments, and writes to its read-only data. (An access outside a memory
 is a fault with and without sanitizers.)
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import BY_MNEMONIC, ENGINES
+from h2learn.backends.h2learn.isa import BY_MNEMONIC, ENGINES, STREAMS
 
 from .loader import LoadedProgram
 from .operation import Memories, Operation
@@ -30,8 +31,9 @@ Clock = list[int]
 Scalar = TypeVar("Scalar", bound=np.generic)
 Clocks = npt.NDArray[np.uint32]
 
-_ENGINE_BITS = 3
-_ENGINE_MASK = (1 << _ENGINE_BITS) - 1
+_AGENTS = STREAMS * len(ENGINES)
+_AGENT_BITS = 5
+_AGENT_MASK = (1 << _AGENT_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Sanitizers:
         self._bounds = "bounds" in chosen
         self._segments = [(s.address, s.address + s.size, s.writable) for s in program.segments if s.size]
 
-    def before(self, engine: int, op: Operation, accesses: Sequence[Access], unset: Sequence[str], where: str) -> None:
+    def before(self, agent: int, op: Operation, accesses: Sequence[Access], unset: Sequence[str], where: str) -> None:
         """Check an instruction as its engine starts it; raises H2LearnError when an access is outside its memory."""
         for access in accesses:
             check_inside(op, access, self.memories, where)
@@ -71,7 +73,7 @@ class Sanitizers:
         if self._bounds:
             self._check_segments(op, accesses, where)
         if self.races is not None:
-            self.races.access(engine, op, accesses, where)
+            self.races.access(agent, op, accesses, where)
 
     def at_halt(self, tokens: Sequence[int]) -> None:
         """Check the semaphores at the end: ``tokens`` left in each."""
@@ -140,7 +142,10 @@ class Sanitizers:
 
 
 class RaceDetector:
-    """Vector clocks over bytes: the last writer and, per engine, the last reader of every byte of every memory."""
+    """Vector clocks over bytes: the last writer and, per queue, the last reader of every byte of every memory.
+
+    An agent is a queue, numbered by ``agent_of``.
+    """
 
     def __init__(
         self, report: Callable[[tuple[object, ...], Finding], None], program: LoadedProgram, memories: Memories
@@ -148,80 +153,88 @@ class RaceDetector:
         self.report = report
         self.program = program
         self.memories = memories
-        self.clocks: list[Clock] = [[0] * len(ENGINES) for _ in ENGINES]
-        self.pcs: list[list[int]] = [[-1] for _ in ENGINES]
+        self.clocks: list[Clock] = [[0] * _AGENTS for _ in range(_AGENTS)]
+        self.fenced: Clock = [0] * _AGENTS
+        self.pcs: list[list[int]] = [[-1] for _ in range(_AGENTS)]
         self.writers: dict[str, Clocks] = {}
-        self.readers: dict[tuple[str, int], Clocks] = {}
+        self.readers: dict[str, dict[int, Clocks]] = {}
 
-    def snapshot(self, engine: int) -> Clock:
-        """Return what a token that ``engine`` posts now carries."""
-        return list(self.clocks[engine])
+    def snapshot(self, agent: int) -> Clock:
+        """Return what a token that ``agent`` posts now carries."""
+        return list(self.clocks[agent])
 
-    def join(self, engine: int, clock: Clock) -> None:
-        """``engine`` now comes after everything in ``clock``."""
-        own = self.clocks[engine]
+    def join(self, agent: int, clock: Clock) -> None:
+        """``agent`` now comes after everything in ``clock``."""
+        own = self.clocks[agent]
         for index, value in enumerate(clock):
             if value > own[index]:
                 own[index] = value
 
-    def fence(self) -> None:
-        """Everything dispatched from here on comes after everything before."""
-        joined = [max(column) for column in zip(*self.clocks, strict=True)]
-        self.clocks = [list(joined) for _ in ENGINES]
+    def fence(self, stream: int) -> None:
+        """Everything that a stream dispatches from here on comes after everything that it dispatched before."""
+        agents = [agent_of(stream, engine) for engine in range(len(ENGINES))]
+        joined = [max(column) for column in zip(*(self.clocks[agent] for agent in agents), strict=True)]
+        for agent in agents:
+            self.clocks[agent] = list(joined)
+        if not stream:
+            self.fenced = joined
 
-    def access(self, engine: int, op: Operation, accesses: Sequence[Access], where: str) -> None:
+    def fork(self, stream: int) -> None:
+        """A stream starts: it comes after everything before the last fence of stream 0."""
+        for engine in range(len(ENGINES)):
+            self.clocks[agent_of(stream, engine)] = list(self.fenced)
+
+    def access(self, agent: int, op: Operation, accesses: Sequence[Access], where: str) -> None:
         """Check the accesses of an instruction against all earlier ones, then record them."""
-        clock = self.clocks[engine]
-        clock[engine] += 1
-        self.pcs[engine].append(op.pc)
-        limits = np.array([(value << _ENGINE_BITS) | _ENGINE_MASK for value in clock] + [0, 0], dtype=np.uint32)
-        packed = np.uint32(clock[engine] << _ENGINE_BITS | engine)
+        clock = self.clocks[agent]
+        clock[agent] += 1
+        self.pcs[agent].append(op.pc)
+        limits = np.array([(value << _AGENT_BITS) | _AGENT_MASK for value in clock], dtype=np.uint32)
+        packed = np.uint32(clock[agent] << _AGENT_BITS | agent)
         for access in accesses:
             memory = op.operands[access.operand].memory
             writers = self.writers.get(memory)
             if writers is None:
                 writers = self.writers[memory] = np.zeros(self.memories.arrays[memory].size, dtype=np.uint32)
             last = shadow_view(writers, op, access, self.memories)
-            self._check_writers(engine, op, access, last, limits, where)
+            self._check_writers(agent, op, access, last, limits, where)
             if access.write:
-                self._check_readers(engine, op, access, clock, where)
+                self._check_readers(agent, op, access, clock, where)
                 last[...] = packed
             else:
-                shadow_view(self._readers(memory, engine), op, access, self.memories)[...] = clock[engine]
+                shadow_view(self._readers(memory, agent), op, access, self.memories)[...] = clock[agent]
 
     def _check_writers(
-        self, engine: int, op: Operation, access: Access, last: Clocks, limits: Clocks, where: str
+        self, agent: int, op: Operation, access: Access, last: Clocks, limits: Clocks, where: str
     ) -> None:
         first = last[(0,) * last.ndim]
-        if first <= limits[first & _ENGINE_MASK] and (last == first).all():
+        if first <= limits[first & _AGENT_MASK] and (last == first).all():
             return
-        unordered = last > limits[last & _ENGINE_MASK]
+        unordered = last > limits[last & _AGENT_MASK]
         if unordered.any():
             packed = int(last[np.unravel_index(int(unordered.argmax()), last.shape)])
-            other = packed & _ENGINE_MASK
-            self._found(engine, op, access, unordered, other, packed >> _ENGINE_BITS, "write", where)
+            other = packed & _AGENT_MASK
+            self._found(agent, op, access, unordered, other, packed >> _AGENT_BITS, "write", where)
 
-    def _check_readers(self, engine: int, op: Operation, access: Access, clock: Clock, where: str) -> None:
-        memory = op.operands[access.operand].memory
-        for other in range(len(ENGINES)):
-            shadow = self.readers.get((memory, other))
-            if other == engine or shadow is None:
+    def _check_readers(self, agent: int, op: Operation, access: Access, clock: Clock, where: str) -> None:
+        for other, shadow in self.readers.get(op.operands[access.operand].memory, {}).items():
+            if other == agent:
                 continue
             last = shadow_view(shadow, op, access, self.memories)
             newest = int(last.max())
             if newest > clock[other]:
-                self._found(engine, op, access, last > clock[other], other, newest, "read", where)
+                self._found(agent, op, access, last > clock[other], other, newest, "read", where)
 
-    def _readers(self, memory: str, engine: int) -> Clocks:
-        shadow = self.readers.get((memory, engine))
+    def _readers(self, memory: str, agent: int) -> Clocks:
+        readers = self.readers.setdefault(memory, {})
+        shadow = readers.get(agent)
         if shadow is None:
-            shadow = np.zeros(self.memories.arrays[memory].size, dtype=np.uint32)
-            self.readers[memory, engine] = shadow
+            shadow = readers[agent] = np.zeros(self.memories.arrays[memory].size, dtype=np.uint32)
         return shadow
 
     def _found(
         self,
-        engine: int,
+        agent: int,
         op: Operation,
         access: Access,
         unordered: npt.NDArray[np.bool_],
@@ -233,10 +246,19 @@ class RaceDetector:
         other_pc = self.pcs[other][other_clock]
         verb = "write" if access.write else "read"
         message = (
-            f"{verb} of {_place(op, access, unordered)} by {ENGINES[engine]} at {where} races with the {other_verb} by"
-            f" {ENGINES[other]} at {self.program.describe(other_pc)}"
+            f"{verb} of {_place(op, access, unordered)} by {_engine_of(agent)} at {where} races with the {other_verb}"
+            f" by {_engine_of(other)} at {self.program.describe(other_pc)}"
         )
         self.report(("race", op.pc, other_pc), Finding("race", message, op.pc, other_pc))
+
+
+def agent_of(stream: int, engine: int) -> int:
+    """Return the number of the queue of a stream at an engine."""
+    return stream * len(ENGINES) + engine
+
+
+def _engine_of(agent: int) -> str:
+    return ENGINES[agent % len(ENGINES)]
 
 
 def check_inside(op: Operation, access: Access, memories: Memories, where: str) -> None:

@@ -1,14 +1,15 @@
 """The simulator: engines with in-order queues, semaphores and time around the execution of single instructions.
 
 Event-driven and deterministic. An instruction takes effect when its engine starts it, in the order of time (posts
-first, then engines by number). See ``docs/semantics.md`` for the rules and ``timing.py`` for the cycles.
+first, then engines by number, of each the queues by stream). See ``docs/semantics.md`` for the rules and
+``timing.py`` for the cycles.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -20,11 +21,11 @@ from h2learn.backends.h2learn.isa import CONTROL, ENGINES, SEMAPHORE_MAX, SEMAPH
 from . import timing
 from .counters import NonFinite, PcCounters, RunReport, add_counts
 from .energy import energy_of, profile_for
-from .frontend import SIGNAL, WAIT, Entry, FrontEnd, Template
+from .frontend import SIGNAL, WAIT, Entry, FrontEnd, Stream, Template
 from .loader import LoadedProgram
 from .operation import Memories, Operation, Work
 from .regions import SLOTS_MODE, Access, footprint
-from .sanitizers import CHECKS, Clock, Sanitizers
+from .sanitizers import CHECKS, Clock, Sanitizers, agent_of
 from .trace import Span
 
 _FE = ENGINES.index("FE")
@@ -32,27 +33,45 @@ MAX_ROWS = 1 << 24  # of one transfer; far more than fit on chip, so that no des
 _DRAM_SIDE = frozenset({("ld", "src"), ("st", "dst")})
 _KEPT_PER_INSTRUCTION = 256
 _MAX_NONFINITE = 1000
+_NEVER = 1 << 62
+
+
+@dataclass(slots=True)
+class Lane:
+    """The queue of one stream at an engine. ``issue``: when its last entry was taken; ``done``: all its work is.
+
+    ``filled`` and ``tables`` order the table builder of FE with its look-up lanes: when the last tables of this queue
+    are built, and what its last look-up reads until when. ``waits_since``: -1 while no ``wait`` blocks it.
+    """
+
+    agent: int
+    stream: Stream
+    queue: deque[Entry]
+    issue: int = 0
+    done: int = 0
+    filled: int = 0
+    tables: tuple[str, int, int, int] = ("", 0, 0, 0)
+    waits_since: int = -1
 
 
 @dataclass(slots=True)
 class Engine:
     """One engine. ``free``: its unit is; ``done``: everything it has started is; ``mark``: time accounted for.
 
-    ``awake``: an event for it is on its way or being handled; there is never more than one.
+    ``lanes``: its queues by stream. ``wake``: time of its earliest event, _NEVER when there is none; while the engine
+    takes entries, when it has to look again.
     """
 
     number: int
-    queue: deque[Entry]
-    issue: int = 0
+    lanes: list[Lane] = field(default_factory=list)
     free: int = 0
     done: int = 0
     mark: int = 0
     busy: int = 0
     builder_free: int = 0
     builder_busy: int = 0
-    tables: tuple[str, int, int, int] = ("", 0, 0, 0)
-    awake: bool = False
-    waits_since: int = -1
+    wake: int = _NEVER
+    stepping: bool = False
 
     def lose(self, cause: str, until: int, counters: PcCounters) -> None:
         """Book the cycles up to ``until`` in which the engine did nothing before an instruction."""
@@ -63,11 +82,11 @@ class Engine:
 
 @dataclass(slots=True)
 class Semaphore:
-    """Tokens in the order they were posted: ``[count, clock of the poster]``; ``waiting``: blocked engines."""
+    """Tokens in the order they were posted: ``[count, clock of the poster]``; ``waiting``: the engine it blocks."""
 
     tokens: int = 0
     posts: deque[tuple[int, Clock]] = field(default_factory=deque)
-    waiting: list[int] = field(default_factory=list)
+    waiting: Engine | None = None
 
 
 class Kept(NamedTuple):
@@ -109,7 +128,7 @@ class Simulator:
         self._timed = timing
         self._checks = frozenset(sanitize)
         self._trace = trace
-        self._front = FrontEnd(program, self._dispatched, max_instructions, break_at)
+        self._front = FrontEnd(program, self._dispatched, self._forked, max_instructions, break_at)
         self._item_bytes = 2 if program.note.get("precision") == "fp16" else 4
         self._sources = [program.source(template.pc) for template in self._front.templates]
         self._reset()
@@ -121,17 +140,18 @@ class Simulator:
         that the instruction cannot work with, semaphore overflow, deadlock, too many instructions.
         """
         self._reset()
-        front, events = self._front, self._events
-        front.advance()
-        self._after_front_end()
+        front, events, engines = self._front, self._events, self._engines
+        self._add_lanes(front.streams[0])
+        front.start()
+        self._pass_fences()
         while events:
             now, rank, _ = event = heappop(events)
-            if rank:
-                self._step(self._engines[rank - 1], now)
-            else:
+            if not rank:
                 self._post(now, event[2])
+            elif engines[rank - 1].wake == now:
+                self._step(engines[rank - 1], now)
         if front.stopped_at is None:
-            if not front.halted or any(engine.queue for engine in self._engines):
+            if not all(stream.halted for stream in front.streams) or any(self._blocked()):
                 raise self._deadlock()
             if self._sanitizers is not None:
                 self._sanitizers.at_halt([semaphore.tokens for semaphore in self._semaphores])
@@ -139,7 +159,8 @@ class Simulator:
 
     def _reset(self) -> None:
         self._front.reset()
-        self._engines = [Engine(number, queue) for number, queue in enumerate(self._front.queues)]
+        self._engines = [Engine(number) for number in range(len(ENGINES))]
+        self._lanes: dict[int, list[Lane]] = {}
         self._semaphores = [Semaphore() for _ in range(SEMAPHORES)]
         self._sanitizers = Sanitizers(self._checks, self.program, self.memories) if self._checks else None
         self._races = self._sanitizers.races if self._sanitizers is not None else None
@@ -155,61 +176,95 @@ class Simulator:
         self._nonfinite: dict[int, NonFinite] = {}
         self.spans = []
 
-    def _dispatched(self, number: int, cycle: int) -> None:
-        engine = self._engines[number]
-        if not engine.awake and engine.waits_since < 0:
-            engine.awake = True
-            heappush(self._events, (max(cycle, engine.issue), number + 1, 0))
+    def _add_lanes(self, stream: Stream) -> None:
+        """Give every engine a queue for the entries of a stream."""
+        lanes = [Lane(agent_of(stream.number, number), stream, queue) for number, queue in enumerate(stream.queues)]
+        self._lanes[stream.number] = lanes
+        for engine, lane in zip(self._engines, lanes, strict=True):
+            engine.lanes.append(lane)
+            engine.lanes.sort(key=lambda each: each.stream.number)
 
-    def _after_front_end(self) -> None:
-        """Let the front end pass a fence as soon as every queue is empty."""
-        front = self._front
-        while front.fenced and not any(engine.queue for engine in self._engines):
-            if self._races is not None:
-                self._races.fence()
-            front.resume(max(engine.done for engine in self._engines), "fence")
+    def _forked(self, stream: Stream) -> None:
+        self._add_lanes(stream)
+        if self._races is not None:
+            self._races.fork(stream.number)
+
+    def _dispatched(self, stream: int, number: int, cycle: int) -> None:
+        lane = self._lanes[stream][number]
+        if len(lane.queue) == 1:
+            self._wake(self._engines[number], max(cycle, lane.issue))
+
+    def _wake(self, engine: Engine, at: int) -> None:
+        """See to it that an engine looks at its queues at a time, or before."""
+        if at < engine.wake:
+            engine.wake = at
+            if not engine.stepping:
+                heappush(self._events, (at, engine.number + 1, 0))
+
+    def _pass_fences(self) -> None:
+        """Let every stream pass a fence as soon as its queues are empty."""
+        for stream in self._front.streams:
+            while stream.fenced and not any(stream.queues):
+                if self._races is not None:
+                    self._races.fence(stream.number)
+                stream.resume(max(lane.done for lane in self._lanes[stream.number]), "fence")
 
     def _step(self, engine: Engine, now: int) -> None:
-        """Take everything from the head of the queue that can go now; see to it that the engine wakes for the rest."""
-        queue = engine.queue
+        """Take everything from the heads of the queues that can go now; wake again for the rest."""
+        engine.stepping = True
+        engine.wake = now
+        while engine.wake <= now:
+            engine.wake = _NEVER
+            for lane in engine.lanes:
+                self._take_from(engine, lane, now)
+                if engine.wake <= now:
+                    break
+        engine.stepping = False
+        if engine.wake < _NEVER:
+            heappush(self._events, (engine.wake, engine.number + 1, 0))
+
+    def _take_from(self, engine: Engine, lane: Lane, now: int) -> None:
+        """Take everything from the head of one queue that can go now."""
+        queue, stream = lane.queue, lane.stream
         while queue:
             entry = queue[0]
             template = entry.template
-            start = entry.ready if entry.ready > engine.issue else engine.issue
+            start = entry.ready if entry.ready > lane.issue else lane.issue
             accesses: tuple[Access, ...] = ()
             kept = None
             if template.code == WAIT:
-                if start <= now and not self._take(engine, entry, now):
-                    engine.awake = False
+                if start <= now and not self._take(engine, lane, entry, now):
                     return
             elif template.code != SIGNAL:
                 kept = self._kept(entry) if entry.operation is not None else None
                 accesses = kept.accesses if kept is not None else ()
-                start = self._unit_free(engine, entry, accesses, start)
+                start = self._unit_free(engine, lane, entry, accesses, start)
             if start > now:
-                heappush(self._events, (start, engine.number + 1, 0))
+                self._wake(engine, start)
                 return
             engine.lose("queue empty", entry.ready, self._counters[template.pc])
             if template.code == SIGNAL:
-                self._signal(engine, template, now)
+                self._signal(lane, template, now)
             elif template.code != WAIT:
-                self._start(engine, entry, kept, now)
+                self._start(engine, lane, entry, kept, now)
             queue.popleft()
-            engine.issue = now
-            if self._front.blocked_on == engine.number:
-                self._front.resume(now, f"queue of {ENGINES[engine.number]} full")
-            if self._front.fenced:
-                self._after_front_end()
-        engine.awake = False
+            lane.issue = now
+            if stream.blocked_on == engine.number:
+                stream.resume(now, f"queue of {ENGINES[engine.number]} full")
+                self._pass_fences()
+            elif stream.fenced:
+                self._pass_fences()
+            if engine.wake <= now:
+                return
 
-    def _unit_free(self, engine: Engine, entry: Entry, accesses: tuple[Access, ...], start: int) -> int:
+    def _unit_free(self, engine: Engine, lane: Lane, entry: Entry, accesses: tuple[Access, ...], start: int) -> int:
         """Return when the unit of an instruction can start it; FE's builder works beside its look-up lanes."""
         if engine.number != _FE or entry.operation is None:
             return max(start, engine.free)
-        start = max(start, engine.builder_free)
         if entry.template.mnemonic != "fe.fill":
-            return max(start, engine.free)
-        memory, low, high, until = engine.tables
+            return max(start, lane.filled, engine.free)
+        start = max(start, engine.builder_free)
+        memory, low, high, until = lane.tables
         for access in accesses:
             operand = entry.operation.operands[access.operand]
             overlaps = operand.address + access.low < high and low < operand.address + access.high
@@ -217,20 +272,20 @@ class Simulator:
                 return max(start, until)
         return start
 
-    def _start(self, engine: Engine, entry: Entry, kept: Kept | None, now: int) -> None:
+    def _start(self, engine: Engine, lane: Lane, entry: Entry, kept: Kept | None, now: int) -> None:
         template = entry.template
         counters = self._counters[template.pc]
         cycles = timing.NOP_CYCLES
         end = now + cycles
         if kept is not None and entry.operation is not None:
-            work = self._perform(engine, entry, entry.operation, kept, counters)
+            work = self._perform(lane, entry, entry.operation, kept, counters)
             cycles, end = self._duration(counters, entry.operation, kept, work, now)
         counters.busy += cycles
         counters.last_cycle = max(counters.last_cycle, end)
         if counters.first_cycle < 0:
             counters.first_cycle = now
         if template.mnemonic == "fe.fill":
-            engine.builder_free = end
+            engine.builder_free = lane.filled = end
             engine.builder_busy += cycles
         else:
             engine.free = end
@@ -238,14 +293,15 @@ class Simulator:
             if end - now > cycles:
                 counters.stalls["DRAM channel"] = counters.stalls.get("DRAM channel", 0) + end - now - cycles
         if template.mnemonic == "fe.run" and kept is not None and entry.operation is not None:
-            engine.tables = _tables(entry.operation, kept.accesses, end)
+            lane.tables = _tables(entry.operation, kept.accesses, end)
+        lane.done = max(lane.done, end)
         engine.done = max(engine.done, end)
         engine.mark = engine.done
         if self._trace:
             track = "FE.fill" if template.mnemonic == "fe.fill" else ENGINES[engine.number]
             self.spans.append(Span(track, now, end, template.pc, entry.iterations))
 
-    def _perform(self, engine: Engine, entry: Entry, operation: Operation, kept: Kept, counters: PcCounters) -> Work:
+    def _perform(self, lane: Lane, entry: Entry, operation: Operation, kept: Kept, counters: PcCounters) -> Work:
         """Execute an instruction and book its traffic and work; faults get their place in the program."""
         read, written, operands = counters.bytes_read, counters.bytes_written, operation.operands
         try:
@@ -259,7 +315,7 @@ class Simulator:
                 total[memory] = total.get(memory, 0) + access.size
             if self._sanitizers is not None:
                 where = self.program.describe(operation.pc, entry.iterations)
-                self._sanitizers.before(engine.number, operation, kept.accesses, entry.unset, where)
+                self._sanitizers.before(lane.agent, operation, kept.accesses, entry.unset, where)
             work = self._execute(operation, self.memories)
         except H2LearnError as error:
             where = self.program.describe(operation.pc, entry.iterations)
@@ -315,14 +371,14 @@ class Simulator:
         operation.kept["simulator"] = kept
         return kept
 
-    def _signal(self, engine: Engine, template: Template, now: int) -> None:
-        clock = self._races.snapshot(engine.number) if self._races is not None else []
+    def _signal(self, lane: Lane, template: Template, now: int) -> None:
+        clock = self._races.snapshot(lane.agent) if self._races is not None else []
         self._posted += 1
         self._posts[self._posted] = (template, clock)
-        if engine.done <= now:
+        if lane.done <= now:
             self._post(now, self._posted)
         else:
-            heappush(self._events, (engine.done, 0, self._posted))
+            heappush(self._events, (lane.done, 0, self._posted))
 
     def _post(self, now: int, number: int) -> None:
         template, clock = self._posts.pop(number)
@@ -335,37 +391,34 @@ class Simulator:
             )
         if self._races is not None:
             semaphore.posts.append((template.count, clock))
-        for waiting in semaphore.waiting:
-            engine = self._engines[waiting]
-            if not engine.awake:
-                engine.awake = True
-                heappush(self._events, (now, waiting + 1, 0))
+        if semaphore.waiting is not None:
+            self._wake(semaphore.waiting, now)
 
-    def _take(self, engine: Engine, entry: Entry, now: int) -> bool:
+    def _take(self, engine: Engine, lane: Lane, entry: Entry, now: int) -> bool:
         """Try the ``wait`` at the head of a queue."""
         template = entry.template
         semaphore = self._semaphores[template.sem]
         if semaphore.tokens < template.count:
-            if engine.waits_since < 0:
-                engine.waits_since = now
-                semaphore.waiting.append(engine.number)
+            if lane.waits_since < 0:
+                lane.waits_since = now
+                semaphore.waiting = engine
             return False
-        if engine.waits_since >= 0:
+        if lane.waits_since >= 0:
             counters = self._counters[template.pc]
             engine.lose("queue empty", entry.ready, counters)
             engine.lose(f"semaphore {template.sem}", now, counters)
-            engine.waits_since = -1
-            semaphore.waiting.remove(engine.number)
+            lane.waits_since = -1
+            semaphore.waiting = None
         semaphore.tokens -= template.count
         if self._races is not None:
-            self._take_clocks(engine, semaphore, template.count)
+            self._take_clocks(lane, semaphore, template.count)
         return True
 
-    def _take_clocks(self, engine: Engine, semaphore: Semaphore, count: int) -> None:
+    def _take_clocks(self, lane: Lane, semaphore: Semaphore, count: int) -> None:
         assert self._races is not None
         while count:
             posted, clock = semaphore.posts.popleft()
-            self._races.join(engine.number, clock)
+            self._races.join(lane.agent, clock)
             if posted > count:
                 semaphore.posts.appendleft((posted - count, clock))
             count -= min(count, posted)
@@ -380,28 +433,32 @@ class Simulator:
         self._nonfinite[operation.pc] = NonFinite(operation.pc, operation.mnemonic, where, count)
 
     def _deadlock(self) -> H2LearnError:
-        front = self._front
         stuck = []
-        for engine in self._engines:
-            if engine.queue:
-                entry = engine.queue[0]
-                template = entry.template
-                held = self._semaphores[template.sem].tokens
-                place = self.program.describe(template.pc, entry.iterations)
-                stuck.append(
-                    f"{ENGINES[engine.number]} at {place} waits for {template.count} of semaphore {template.sem},"
-                    f" which holds {held}"
-                )
-        if front.blocked_on >= 0:
-            stuck.append(f"the front end at {self.program.describe(front.pc)} waits for room in the queue of"
-                         f" {ENGINES[front.blocked_on]}")  # fmt: skip
-        if front.fenced:
-            stuck.append(f"the front end at {self.program.describe(front.pc - 1)} waits at a fence")
+        for lane in self._blocked():
+            entry = lane.queue[0]
+            template = entry.template
+            held = self._semaphores[template.sem].tokens
+            place = self.program.describe(template.pc, entry.iterations)
+            stuck.append(
+                f"{ENGINES[template.engine]} at {place} waits for {template.count} of semaphore {template.sem},"
+                f" which holds {held}"
+            )
+        for stream in self._front.streams:
+            if stream.blocked_on >= 0:
+                stuck.append(f"the front end at {self.program.describe(stream.pc)} waits for room in the queue of"
+                             f" {ENGINES[stream.blocked_on]}")  # fmt: skip
+            if stream.fenced:
+                stuck.append(f"the front end at {self.program.describe(stream.pc - 1)} waits at a fence")
         return H2LearnError(f"deadlock: {'; '.join(stuck)}", location=self.program.name)
+
+    def _blocked(self) -> Iterator[Lane]:
+        """Yield the queues that are not empty, by engine and stream."""
+        return (lane for engine in self._engines for lane in engine.lanes if lane.queue)
 
     def _report(self) -> RunReport:
         front, engines = self._front, self._engines
-        cycles = max(front.cycle, *(engine.done for engine in engines))
+        cycles = max(stream.cycle for stream in front.streams)
+        cycles = max(cycles, *(engine.done for engine in engines))
         executed: dict[str, int] = {}
         stalls: dict[str, dict[str, int]] = {}
         work: dict[str, dict[str, int]] = {}
@@ -420,12 +477,13 @@ class Simulator:
             add_counts(written, counters.bytes_written)
         busy = {name: engine.busy for name, engine in zip(ENGINES, engines, strict=True)}
         busy |= {"FE.fill": engines[_FE].builder_busy, "DRAM": self._channel_busy}
-        if front.stalls:
-            stalls[CONTROL] = front.stalls
+        for stream in front.streams:
+            if stream.stalls:
+                add_counts(stalls.setdefault(CONTROL, {}), stream.stalls)
         return RunReport(
             cycles=cycles,
             instructions=front.executed,
-            dispatched=front.dispatches,
+            dispatched=sum(stream.dispatches for stream in front.streams),
             executed=dict(sorted(executed.items())),
             busy=busy,
             stalls={name: dict(sorted(stalls[name].items())) for name in (*ENGINES, CONTROL) if name in stalls},

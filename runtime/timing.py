@@ -7,7 +7,7 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
 * An engine instruction takes ``START_UP[engine]`` cycles plus the cycles of its formula:
 
   ========  ================================================================================================
-  fe.fill   ceil(taps * groups * k / luts_per_cycle), on the builder
+  fe.fill   ceil(taps * groups * k * (2^fan - 1) / builder_entries), on the builder: one adder per entry and cycle
   fe.run    ceil(k / lanes_k) * ceil(positions / lanes_p) * taps * groups; zero patterns cost their cycle
   be.*      the busiest processing element: ``pe_cycles`` counted from the actual bitmaps by the execution, for the
             mode of the instruction
@@ -57,8 +57,9 @@ _FE_SHAPES = tuple(
 def static_cycles(mnemonic: str, desc: Desc, fields: Mapping[str, int], machine: Machine) -> int | None:
     """Return the cycles of an engine instruction, or None where they depend on data (``be.*``, ``ld``, ``st``)."""
     if mnemonic == "fe.fill":
-        tables = taps(desc) * groups(int(desc["c"]), int(desc["fan"])) * int(desc["k"])
-        return BUILDER_START_UP + -(-tables // machine.forward.luts_per_cycle)
+        fan = int(desc["fan"])
+        entries = taps(desc) * groups(int(desc["c"]), fan) * int(desc["k"]) * ((1 << fan) - 1)
+        return BUILDER_START_UP + -(-entries // machine.forward.builder_entries)
     if mnemonic == "fe.run":
         lanes_k = min(_FE_SHAPES[fields["shape"]], machine.forward.lanes)
         lanes_p = machine.forward.lanes // lanes_k

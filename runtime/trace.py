@@ -51,6 +51,7 @@ def chrome_trace(program: LoadedProgram, spans: Sequence[Span]) -> dict[str, Any
                 "dur": (span.end - span.start) * scale,
                 "args": {
                     "where": program.describe(span.pc, span.iterations),
+                    "stream": program.streams[span.pc],
                     "cycle": span.start,
                     "cycles": span.end - span.start,
                 },

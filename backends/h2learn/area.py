@@ -113,7 +113,6 @@ def area_of(machine: Machine) -> AreaReport:
     """Return the area of a machine at 28 nm from its parts; multipliers take fp16 operands, all sums are fp32."""
     multipliers = machine.backward.elements * machine.backward.width
     update_lanes = machine.weight_update.lanes_k * machine.weight_update.lanes_c
-    builder_adders = (2**machine.forward.fan_in - 1 - machine.forward.fan_in) * machine.forward.luts_per_cycle
     update_adders = (2**machine.weight_update.fan_in - 1 - machine.weight_update.fan_in) * machine.weight_update.lanes_k
     vector = machine.vector.lanes
     memory = machine.sram_kib
@@ -121,7 +120,7 @@ def area_of(machine: Machine) -> AreaReport:
     parts = (
         _sram("SRAM", kib, f"{kib} KB in banks of {'128' if kib >= 128 else '8'} KB"),
         _tables(memory.L),
-        _logic("FE", machine.forward.lanes, machine.forward.lanes + builder_adders, 0, 0),
+        _logic("FE", machine.forward.lanes, machine.forward.lanes + machine.forward.builder_entries, 0, 0),
         _logic("BE", multipliers, multipliers, multipliers, 0),
         _logic("WUE", update_lanes, update_lanes + update_adders, 0, 0),
         _logic("VEC", vector, 2 * vector, 0, 2 * vector),

@@ -10,6 +10,12 @@ operand is ``field=value`` or, for ``cfg addr loop signal wait nop``, a bare val
       fe.run acc=a3, s=a4, lut=a5, desc=c0, init=0x3, shape=16x128
     endl
 
+The block of a ``fork`` stands in braces; its length is not written::
+
+    fork 1 {
+      halt
+    }
+
 Directives: ``.machine NAME`` (a note for that machine), ``.note KEY JSON``, ``.io JSON``, ``.rodata ADDRESS`` and
 ``.data ADDRESS`` followed by ``.base64 TEXT``, ``.hex DIGITS`` or ``.zero BYTES``, ``.bss ADDRESS, BYTES``,
 ``.symbol "NAME", SECTION, ADDRESS, BYTES``, ``.text``, ``.loc "SOURCE", "LOOPS"`` (from here on) and ``.endloc``.
@@ -30,11 +36,11 @@ import numpy as np
 
 from .encoder import Decoded, configured, decode_program, encode
 from .errors import H2LearnError, Location
-from .isa import BY_MNEMONIC, DESCRIPTORS, WORD_BYTES, Field, Kind
+from .isa import BY_MNEMONIC, DESCRIPTORS, WORD_BYTES, Field, Instruction, Kind
 from .machine import load_machine
 from .object_file import DATA_SECTIONS, DRAM_BASE, ObjectFile, Symbol, check_object, new_note, parse_json
 
-POSITIONAL = frozenset({"cfg", "addr", "setup", "loop", "signal", "wait", "nop"})
+POSITIONAL = frozenset({"cfg", "addr", "setup", "loop", "fork", "signal", "wait", "nop"})
 """Instructions whose operands are printed as bare values."""
 
 _BY_PREFIX = {descriptor.prefix: descriptor for descriptor in DESCRIPTORS}
@@ -103,42 +109,52 @@ def format_operands(mnemonic: str, fields: Mapping[str, int]) -> list[str]:
         prefix = DESCRIPTORS[fields["kind"]].prefix
         return [f"{prefix}{fields['index']}.{target.name}", _format_value(target, fields["value"])]
     row = BY_MNEMONIC[mnemonic]
-    texts = [_format_value(item, fields[item.name]) for item in row.fields]
+    written = _written(row)
+    texts = [_format_value(item, fields[item.name]) for item in written]
     if mnemonic in POSITIONAL:
         return texts
-    return [f"{item.name}={text}" for item, text in zip(row.fields, texts, strict=True)]
+    return [f"{item.name}={text}" for item, text in zip(written, texts, strict=True)]
 
 
 def operand_count(mnemonic: str) -> int:
     """Return how many operands ``format_operands`` gives."""
-    return 2 if mnemonic == "cfg" else len(BY_MNEMONIC[mnemonic].fields)
+    return 2 if mnemonic == "cfg" else len(_written(BY_MNEMONIC[mnemonic]))
+
+
+def _written(row: Instruction) -> tuple[Field, ...]:
+    """Return the fields that text names: all but the length of a block."""
+    return row.fields[:-1] if row.block else row.fields
 
 
 def parse_operands(mnemonic: str, operands: Sequence[str]) -> dict[str, int]:
-    """Return the fields of one instruction from its operands; raises OperandError that points at the wrong one."""
+    """Return the fields of one instruction from its operands; raises OperandError that points at the wrong one.
+
+    The length of a block is left out, for whoever knows the block to add.
+    """
     if mnemonic == "cfg":
         return _parse_cfg(operands)
     row = BY_MNEMONIC[mnemonic]
+    written = _written(row)
     found: dict[str, int] = {}
-    by_name = {item.name: item for item in row.fields}
+    by_name = {item.name: item for item in written}
     for number, text in enumerate(operands):
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals:
             if mnemonic not in POSITIONAL:
                 raise OperandError(f"expected field=value, found {text!r}", number)
-            if number >= len(row.fields):
-                raise OperandError(f"{mnemonic} has {len(row.fields)} operands, found more", number)
-            name, value = row.fields[number].name, text
+            if number >= len(written):
+                raise OperandError(f"{mnemonic} has {len(written)} operands, found more", number)
+            name, value = written[number].name, text
         if name not in by_name:
             raise OperandError(f"{mnemonic} has no operand {name!r}", number, f"operands: {', '.join(by_name)}")
         if name in found:
             raise OperandError(f"{mnemonic}: operand {name!r} is given twice", number)
         found[name] = _in_operand(number, _parse_value, by_name[name], value.strip())
-    missing = [item.name for item in row.fields if item.name not in found]
+    missing = [item.name for item in written if item.name not in found]
     if missing:
         raise OperandError(f"{mnemonic}: operand {missing[0]!r} is missing", None, f"operands: {', '.join(by_name)}")
-    return {item.name: found[item.name] for item in row.fields}
+    return {item.name: found[item.name] for item in written}
 
 
 class OperandError(H2LearnError):
@@ -156,6 +172,17 @@ class _Operand:
 
 
 @dataclass
+class _Block:
+    """An open block: the word before it, whose last field it decides, and where it was opened."""
+
+    mnemonic: str
+    fields: dict[str, int]
+    pc: int
+    line_number: int
+    line: str
+
+
+@dataclass
 class _Assembler:
     """Reads statements line by line into the parts of an object file."""
 
@@ -168,6 +195,7 @@ class _Assembler:
     bss_size: int = 0
     symbols: dict[str, Symbol] = field(default_factory=dict)
     words: list[bytes] = field(default_factory=list)
+    blocks: list[_Block] = field(default_factory=list)
     locations: list[tuple[int, int, str, str]] = field(default_factory=list)
     section: str = "text"
     source: tuple[str, str] | None = None
@@ -180,6 +208,9 @@ class _Assembler:
         for number, line in enumerate(self.text.split("\n"), start=1):
             self.line_number, self.line = number, line.rstrip()
             self.statement()
+        if self.blocks:
+            self.line_number, self.line = self.blocks[-1].line_number, self.blocks[-1].line
+            raise self.fail("the block is never closed", len(self.line))
         self.close_location()
         note = self.note if "machine" in self.note else new_note(load_machine(self.machine)) | self.note
         note["io"] = self.io
@@ -204,6 +235,9 @@ class _Assembler:
         match = _STATEMENT.match(self.line)
         assert match is not None
         head, start, rest = match["head"], match.start("head") + 1, match.end()
+        if head is None and self.line[rest:].partition(";")[0].strip() == "}":
+            self.close_block(rest + 1)
+            return
         if head is None:
             if self.line[rest:].strip() and not self.line[rest:].lstrip().startswith(";"):
                 raise self.fail("expected an instruction or a directive", rest + 1)
@@ -234,12 +268,35 @@ class _Assembler:
     def instruction(self, mnemonic: str, column: int, operands: list[_Operand]) -> None:
         if mnemonic not in BY_MNEMONIC:
             raise self.fail(f"there is no instruction {mnemonic!r}", column)
+        opens = bool(BY_MNEMONIC[mnemonic].block)
+        if opens:
+            operands = self.opening(mnemonic, column, operands)
         try:
             fields = parse_operands(mnemonic, [operand.text for operand in operands])
-            self.words.append(encode(mnemonic, fields))
+            if opens:
+                self.blocks.append(_Block(mnemonic, fields, len(self.words), self.line_number, self.line))
+            self.words.append(b"" if opens else encode(mnemonic, fields))
         except OperandError as error:
             at = column if error.number is None else operands[error.number].column
             raise self.fail(error.message, at, error.hint) from error
+        except H2LearnError as error:
+            raise self.fail(error.message, column, error.hint) from error
+
+    def opening(self, mnemonic: str, column: int, operands: list[_Operand]) -> list[_Operand]:
+        """Return the operands without the brace at their end."""
+        if not operands or not operands[-1].text.endswith("{"):
+            raise self.fail(f"{mnemonic} takes a block in braces", column, f"write {mnemonic} ... {{")
+        last = operands[-1]
+        rest = last.text[:-1].rstrip()
+        return operands[:-1] + ([_Operand(rest, last.column)] if rest else [])
+
+    def close_block(self, column: int) -> None:
+        if not self.blocks:
+            raise self.fail("there is no open block to close", column)
+        block = self.blocks.pop()
+        length = len(self.words) - block.pc - 1
+        try:
+            self.words[block.pc] = encode(block.mnemonic, block.fields | {BY_MNEMONIC[block.mnemonic].block: length})
         except H2LearnError as error:
             raise self.fail(error.message, column, error.hint) from error
 
@@ -457,12 +514,17 @@ def _data_lines(contents: bytes) -> list[str]:
 
 
 def _code_lines(obj: ObjectFile, *, directives: bool) -> list[str]:
-    """Return the instructions, indented by loop level, with their pc; locations as directives or as comments."""
+    """Return the instructions, indented by loops and blocks, with their pc; locations as directives or as comments.
+
+    Raises H2LearnError when a block ends behind the program or behind the block around it.
+    """
     starts = {first: (source, loops) for first, _, source, loops in obj.locations}
     ends = {last + 1 for _, last, _, _ in obj.locations} - set(starts)
     lines: list[str] = []
     depth = 0
-    for pc, item in enumerate(decode_program(obj.text)):
+    program = decode_program(obj.text)
+    closing: list[tuple[int, int]] = []
+    for pc, item in enumerate(program):
         if pc in starts:
             source, loops = starts[pc]
             if directives:
@@ -472,10 +534,20 @@ def _code_lines(obj: ObjectFile, *, directives: bool) -> list[str]:
         elif pc in ends and directives:
             lines.append(".endloc")
         depth = max(0, depth - (item.mnemonic == "endl"))
-        text = "  " * (depth + 1) + format_instruction(item.mnemonic, item.fields)
+        block = BY_MNEMONIC[item.mnemonic].block
+        text = "  " * (depth + 1) + format_instruction(item.mnemonic, item.fields) + (" {" if block else "")
         lines.append(f"{text:<72} ; {pc}" if directives else f"{pc:>6}{text}")
         lines += [f";{' ' * (2 * depth + 3)}{word}" for word in _table(obj, item)]
         depth += item.mnemonic == "loop"
+        if block:
+            end = pc + item.fields[block]
+            if end >= (closing[-1][0] + 1 if closing else len(program)):
+                raise H2LearnError(f"{item.mnemonic}: its block ends behind what it stands in", location=f"pc {pc}")
+            closing.append((end, depth))
+            depth += 1
+        while closing and closing[-1][0] == pc:
+            depth = closing.pop()[1]
+            lines.append("  " * (depth + 1) + "}" if directives else f"{'':6}{'  ' * (depth + 1)}}}")
     return lines
 
 

@@ -22,6 +22,7 @@ MAX_LOOP_DEPTH = 8
 ADDRESS_REGISTERS = 256  # a0 reads as address 0 of DRAM and cannot be written
 SEMAPHORES = 64
 SEMAPHORE_MAX = (1 << 16) - 1
+STREAMS = 4  # stream 0 runs the program; fork starts the others
 
 MEMORIES: tuple[str, ...] = ("DRAM", "W", "S", "U", "G", "M", "A", "L")
 """Memory numbers as used by ``addr``: DRAM, then the named on-chip memories (L holds look-up tables)."""
@@ -77,7 +78,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row of the table. ``reads`` and ``writes`` name the address operands through which memory is touched."""
+    """One row of the table. ``reads`` and ``writes`` name the address operands through which memory is touched.
+
+    ``block``: the field that counts the instructions of the block after this one; text has the block in its place.
+    """
 
     mnemonic: str
     opcode: int
@@ -88,6 +92,7 @@ class Instruction:
     action: str
     latency: str
     doc: str
+    block: str = ""
 
     @property
     def coordinates(self) -> frozenset[str]:
@@ -290,7 +295,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
 )
 
 INSTRUCTIONS: tuple[Instruction, ...] = (
-    Instruction("halt", 0x00, CONTROL, (), (), (), "stop dispatch", "0", "Ends the program; queued work completes."),
+    Instruction("halt", 0x00, CONTROL, (), (), (), "stop dispatch", "0", "Ends its stream; queued work completes."),
     Instruction("nop", 0x01, BY_FIELD, (_ENGINE,), (), (), "nothing", "1", "Occupies its engine for one cycle."),
     Instruction(
         "cfg",
@@ -369,7 +374,31 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "Sets up the registers and descriptors of a stage from a table of constant words.",
     ),
     Instruction(
-        "fence", 0x08, CONTROL, (), (), (), "wait for all queues", "drain", "Dispatch stops until all is done."
+        "fence",
+        0x08,
+        CONTROL,
+        (),
+        (),
+        (),
+        "wait for all queues of the stream",
+        "drain",
+        "The stream dispatches nothing more until all that it has dispatched is done.",
+    ),
+    Instruction(
+        "fork",
+        0x0A,
+        CONTROL,
+        (
+            _u("stream", 4, "the stream to start", low=1, high=STREAMS - 1),
+            _u("length", 32, "instructions of its block, the halt at its end included", low=1),
+        ),
+        (),
+        (),
+        "start stream at pc + 1; pc += length",
+        "1",
+        "Starts a stream at the next instruction, with registers, descriptors and loops of its own, all cleared; the "
+        "stream that forks goes on behind the block.",
+        "length",
     ),
     Instruction(
         "ld",
@@ -401,7 +430,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         ("w",),
         ("lut",),
         "entry[p] = st(entry[p & (p-1)] + w[ctz(p)])",
-        "taps * groups * k / luts_per_cycle",
+        "ceil(taps * groups * k * (2^fan - 1) / builder_entries)",
         "Builds the tables of a weight tile. Runs on the builder, beside an earlier fe.run of another table.",
     ),
     Instruction(
@@ -645,6 +674,7 @@ def table() -> dict[str, object]:
         "word_bytes": WORD_BYTES,
         "memories": list(MEMORIES),
         "engines": list(ENGINES),
+        "streams": STREAMS,
         "descriptors": [asdict(d) for d in DESCRIPTORS],
         "instructions": [asdict(row) for row in INSTRUCTIONS],
     }
@@ -665,6 +695,8 @@ def _check_table() -> None:
             raise ValueError(f"the fields of {row.mnemonic} do not fit the word")
         if len(set(names)) != len(names) or not set(row.reads + row.writes) <= set(names):
             raise ValueError(f"{row.mnemonic} names a field twice or an effect without a field")
+        if row.block and row.fields[-1].name != row.block:
+            raise ValueError(f"the block of {row.mnemonic} must be counted by its last field")
 
 
 _check_table()

@@ -15,11 +15,11 @@ from .errors import H2LearnError
 
 @dataclass(frozen=True)
 class ForwardEngine:
-    """Look-up lanes: ``lanes`` look-ups per cycle, ``luts_per_cycle`` tables built per cycle beside them."""
+    """Look-up lanes: ``lanes`` look-ups per cycle; beside them ``builder_entries`` table entries written per cycle."""
 
     lanes: int
     fan_in: int
-    luts_per_cycle: int
+    builder_entries: int
 
 
 @dataclass(frozen=True)

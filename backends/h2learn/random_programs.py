@@ -1,13 +1,28 @@
-"""Random legal programs for tests: every operand legal, loops balanced, registers and descriptors set before use."""
+"""Random legal programs for tests: every operand legal, loops balanced, registers and descriptors set before use.
+
+Some start streams. No two queues take from one semaphore.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .encoder import Decoded
-from .isa import BY_MNEMONIC, CONTROL, DESCRIPTORS, INSTRUCTIONS, MAX_LOOP_DEPTH, NEVER_INIT, Field, Instruction, Kind
+from .isa import (
+    BY_MNEMONIC,
+    CONTROL,
+    DESCRIPTORS,
+    INSTRUCTIONS,
+    MAX_LOOP_DEPTH,
+    NEVER_INIT,
+    STREAMS,
+    Field,
+    Instruction,
+    Kind,
+)
 
-_BODY = tuple(row for row in INSTRUCTIONS if row.mnemonic not in ("halt", "loop", "endl", "addr", "cfg", "setup"))
+_APART = ("halt", "fork", "loop", "endl", "addr", "cfg", "setup")
+_BODY = tuple(row for row in INSTRUCTIONS if row.mnemonic not in _APART)
 _KIND_OF = {descriptor.name: number for number, descriptor in enumerate(DESCRIPTORS)}
 
 
@@ -34,6 +49,20 @@ def random_fields(row: Instruction, rng: np.random.Generator) -> dict[str, int]:
 
 def random_program(rng: np.random.Generator, instructions: int = 100) -> list[Decoded]:
     """Return a legal program of at least ``instructions`` instructions that ends in ``halt``."""
+    consumers: dict[int, tuple[int, int]] = {}
+    started = rng.permutation(np.arange(1, STREAMS))[: rng.integers(STREAMS)].tolist()
+    share = instructions // (len(started) + 1)
+    program = _random_stream(rng, 0, share, consumers)
+    for stream in started:
+        block = [*_random_stream(rng, stream, share, consumers), Decoded("halt", {})]
+        program += [Decoded("fork", {"stream": stream, "length": len(block)}), *block]
+    return [*program, *_random_stream(rng, 0, share, consumers), Decoded("halt", {})]
+
+
+def _random_stream(
+    rng: np.random.Generator, stream: int, instructions: int, consumers: dict[int, tuple[int, int]]
+) -> list[Decoded]:
+    """Return instructions of one stream with balanced loops."""
     program: list[Decoded] = []
     configured: set[tuple[str, int]] = {("areg", 0)}
     depth = 0
@@ -52,8 +81,12 @@ def random_program(rng: np.random.Generator, instructions: int = 100) -> list[De
                 configured.add((kind, program[-1].fields["index"]))
         else:
             _append_with_setup(program, _BODY[int(rng.integers(len(_BODY)))], configured, depth, rng)
-    program += [Decoded("endl", {})] * depth
-    return [*program, Decoded("halt", {})]
+            last = program[-1]
+            if last.mnemonic == "wait":
+                consumer = (stream, last.fields["engine"])
+                if consumers.setdefault(last.fields["sem"], consumer) != consumer:
+                    program[-1] = Decoded("nop", {"engine": last.fields["engine"]})
+    return [*program, *[Decoded("endl", {})] * depth]
 
 
 def _append_with_setup(

@@ -1,4 +1,8 @@
-"""Runs ``h2`` programs in program order on byte memories; semaphores and queues do not change sequential meaning."""
+"""Runs ``h2`` programs on byte memories, each stream in program order.
+
+Streams take turns: one runs until it halts or a ``wait`` lacks tokens, then the next. Within a stream, queues and
+``fence`` do not change the sequential meaning.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,13 @@ from .ops import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, progr
 from .semantics import SEMANTICS, Job, Value
 
 _CHIP_BYTES = 1 << 32
-_ORDER_ONLY = frozenset({"nop", "signal", "wait", "fence"})
-_FRONT_END = frozenset({"halt", "cfg", "addr", "setup", "loop", "endl"})
+_ORDER_ONLY = frozenset({"nop", "fence"})
+_STREAMS = frozenset({"halt", "fork", "signal", "wait"})
+_FRONT_END = frozenset({"cfg", "addr", "setup", "loop", "endl"})
+_ROWS = _ORDER_ONLY | _STREAMS | _FRONT_END
 
-if set(isa.BY_MNEMONIC) != set(SEMANTICS) | _ORDER_ONLY | _FRONT_END:
-    raise ImportError(
-        f"rows and semantics differ: {set(isa.BY_MNEMONIC) ^ (set(SEMANTICS) | _ORDER_ONLY | _FRONT_END)}"
-    )
+if set(isa.BY_MNEMONIC) != set(SEMANTICS) | _ROWS:
+    raise ImportError(f"rows and semantics differ: {set(isa.BY_MNEMONIC) ^ (set(SEMANTICS) | _ROWS)}")
 
 
 def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Array]:
@@ -60,25 +64,86 @@ def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Arra
 
 
 def run_program(ops: Sequence[InstructionOp], dram: Memory) -> dict[str, Memory]:
-    """Run instructions on ``dram`` and fresh on-chip memories; return all memories by name."""
+    """Run instructions on ``dram`` and fresh on-chip memories; return all memories by name.
+
+    Raises H2LearnError when an instruction faults, and when every stream that has not halted lacks tokens.
+    """
     memories = {name: Memory(name, _CHIP_BYTES) for name in isa.MEMORIES} | {"DRAM": dram}
-    front_end = _FrontEnd(memories)
-    closers = _matching_loops(ops)
-    program = [(op.mnemonic, op.named_fields()) for op in ops]
-    tables = {pc: setup_words(op) for pc, op in enumerate(ops) if op.mnemonic == "setup"}
-    pc = 0
     with np.errstate(all="ignore"):
-        while pc < len(program) and program[pc][0] != "halt":
-            mnemonic, fields = program[pc]
-            try:
-                for word, values in tables.get(pc, ()):
-                    front_end.step(pc, word, values, closers)
-                pc = front_end.step(pc, mnemonic, fields, closers)
-            except H2LearnError as error:
-                source = source_of(ops[pc])
-                where = f"pc {pc} ({source})" if source else f"pc {pc}"
-                raise H2LearnError(f"{mnemonic}: {error.message}", location=where, hint=error.hint) from error
+        _Streams(ops, memories).run()
     return memories
+
+
+@dataclass
+class _Stream:
+    """A stream of instructions: where it is, and its own loops, registers and descriptors."""
+
+    number: int
+    pc: int
+    front_end: _FrontEnd
+    halted: bool = False
+
+
+class _Streams:
+    """All streams of a program and the semaphores between them."""
+
+    def __init__(self, ops: Sequence[InstructionOp], memories: dict[str, Memory]) -> None:
+        self.memories = memories
+        self.ops = ops
+        self.program = [(op.mnemonic, op.named_fields()) for op in ops]
+        self.tables = {pc: setup_words(op) for pc, op in enumerate(ops) if op.mnemonic == "setup"}
+        self.closers = _matching_loops(ops)
+        self.tokens = [0] * isa.SEMAPHORES
+        self.streams = [_Stream(0, 0, _FrontEnd(memories))]
+
+    def run(self) -> None:
+        """Let the streams take turns until all have halted."""
+        while running := [stream for stream in self.streams if not stream.halted]:
+            if sum(self.advance(stream) for stream in running) == 0:
+                raise H2LearnError(f"deadlock: {'; '.join(self.lack(stream) for stream in running)}")
+
+    def advance(self, stream: _Stream) -> bool:
+        """Run one stream until it halts or lacks tokens; return whether it did anything."""
+        moved = False
+        while stream.pc < len(self.program):
+            mnemonic, fields = self.program[stream.pc]
+            if mnemonic == "halt":
+                break
+            if mnemonic == "wait" and self.tokens[fields["sem"]] < fields["count"]:
+                return moved
+            self.step(stream, mnemonic, fields)
+            moved = True
+        stream.halted = True
+        return True
+
+    def step(self, stream: _Stream, mnemonic: str, fields: dict[str, int]) -> None:
+        """Execute one instruction."""
+        pc = stream.pc
+        if mnemonic == "fork":
+            self.streams.append(_Stream(fields["stream"], pc + 1, _FrontEnd(self.memories)))
+            stream.pc = pc + 1 + fields["length"]
+            return
+        if mnemonic in ("signal", "wait"):
+            self.tokens[fields["sem"]] += fields["count"] if mnemonic == "signal" else -fields["count"]
+            stream.pc = pc + 1
+            return
+        try:
+            for word, values in self.tables.get(pc, ()):
+                stream.front_end.step(pc, word, values, self.closers)
+            stream.pc = stream.front_end.step(pc, mnemonic, fields, self.closers)
+        except H2LearnError as error:
+            raise H2LearnError(f"{mnemonic}: {error.message}", location=self.place(pc), hint=error.hint) from error
+
+    def lack(self, stream: _Stream) -> str:
+        """Say what a stream waits for."""
+        sem, count = (self.program[stream.pc][1][name] for name in ("sem", "count"))
+        place, held = self.place(stream.pc), self.tokens[sem]
+        return f"stream {stream.number} at {place} waits for {count} of semaphore {sem}, which holds {held}"
+
+    def place(self, pc: int) -> str:
+        """Return the pc and the source of an instruction."""
+        source = source_of(self.ops[pc])
+        return f"pc {pc} ({source})" if source else f"pc {pc}"
 
 
 @dataclass

@@ -1,22 +1,23 @@
 """The ``h2`` dialect: one op class per row of the instruction table, generated from it.
 
-A program is a ``builtin.module`` with one ``func.func @main`` without arguments, whose single block holds the flat list
-of instructions and ends in ``h2.halt``. Module attributes beside those of ``dialects/common.py``: ``h2.symbols`` (every
-tensor in DRAM, see :class:`TensorSymbol`) and ``h2.io`` (the symbol of each entry of the io table, in its order).
+A program is a ``builtin.module`` with one ``func.func @main`` without arguments, whose single block holds the list of
+instructions and ends in ``h2.halt``, as does the block of an ``h2.fork``. Module attributes beside those of
+``dialects/common.py``: ``h2.symbols`` (every tensor in DRAM, see :class:`TensorSymbol`) and ``h2.io`` (the symbol of
+each entry of the io table, in its order).
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 from xdsl.dialects import builtin, func
 from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Block, Data, Dialect, Operation, Region
-from xdsl.irdl import IRDLOperation, irdl_attr_definition, irdl_op_definition, prop_def, traits_def
+from xdsl.irdl import IRDLOperation, irdl_attr_definition, irdl_op_definition, prop_def, region_def, traits_def
 from xdsl.parser import AttrParser, Parser
 from xdsl.printer import Printer
 from xdsl.traits import IsTerminator
@@ -78,6 +79,11 @@ class InstructionOp(IRDLOperation):
         """The values of all fields in row order."""
         return self.fields.data
 
+    @property
+    def inner(self) -> list[InstructionOp]:
+        """The instructions of its block, which follow it in the program; most instructions have none."""
+        return []
+
     def field(self, name: str) -> int:
         """Return the value of field ``name``; raises KeyError when the row has none."""
         return self.named_fields()[name]
@@ -108,6 +114,13 @@ class InstructionOp(IRDLOperation):
     @classmethod
     def parse(cls, parser: Parser) -> InstructionOp:
         """Parse the operands as in assembly text."""
+        op = cls(cls.parse_fields(parser), builtin.UnknownLoc())
+        op.attributes.update(parser.parse_optional_attr_dict())
+        return op
+
+    @classmethod
+    def parse_fields(cls, parser: Parser) -> tuple[int, ...]:
+        """Parse the operands and return the fields that they give."""
         mnemonic = cls.name.removeprefix(_PREFIX)
         texts: list[str] = []
         starts = [parser.pos]
@@ -122,8 +135,43 @@ class InstructionOp(IRDLOperation):
         except OperandError as error:
             start = starts[0 if error.number is None else error.number + 1]
             parser.raise_error(error.message, start, end)
-        op = cls(tuple(fields.values()), builtin.UnknownLoc())
-        op.attributes.update(parser.parse_optional_attr_dict())
+        return tuple(fields.values())
+
+
+class BlockOp(InstructionOp):
+    """An instruction with a block, whose length is its last field. Printed with braces: ``h2.fork 1 { ... }``."""
+
+    body = region_def("single_block")
+
+    def __init__(self, values: Sequence[int], location: LocationAttr, body: Region) -> None:
+        IRDLOperation.__init__(self, properties={"fields": FieldsAttr(tuple(values))}, regions=[body])
+        self.location = location
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values of all fields in row order."""
+        return (*self.fields.data, len(self.inner))
+
+    @property
+    def inner(self) -> list[InstructionOp]:
+        """The instructions of the block."""
+        return list(_instructions(self.body.block))
+
+    def print(self, printer: Printer) -> None:
+        """Print the operands as in assembly text, then the block."""
+        written = dict(zip((item.name for item in self.row.fields), self.fields.data, strict=False))
+        printer.print_string(f" {', '.join(format_operands(self.mnemonic, written))}")
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+        printer.print_string(" ")
+        printer.print_region(self.body)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> BlockOp:
+        """Parse the operands as in assembly text, then the block."""
+        values = cls.parse_fields(parser)
+        attributes = parser.parse_optional_attr_dict_with_keyword()
+        op = cls(values, builtin.UnknownLoc(), parser.parse_region())
+        op.attributes.update({} if attributes is None else attributes.data)
         return op
 
 
@@ -149,13 +197,14 @@ def _define(row: isa.Instruction) -> type[InstructionOp]:
     if row.mnemonic == "halt":
         body["traits"] = traits_def(IsTerminator())
         body["verify_"] = _verify_halt
-    return cast(type[InstructionOp], irdl_op_definition(type(name, (InstructionOp,), body)))
+    base = BlockOp if row.block else InstructionOp
+    return cast(type[InstructionOp], irdl_op_definition(type(name, (base,), body)))
 
 
 def _verify_halt(self: InstructionOp) -> None:
     InstructionOp.verify_(self)
     block = self.parent_block()
-    if block is not None:
+    if block is not None and not isinstance(block.parent_op(), BlockOp):
         verify_block(block)
 
 
@@ -166,7 +215,7 @@ H2 = Dialect("h2", list(OPS.values()), [FieldsAttr])
 
 
 def build(mnemonic: str, location: LocationAttr, /, **fields: int | str) -> InstructionOp:
-    """Return the op of an instruction. Every field of its row must be given, ENUM fields also by name.
+    """Return the op of an instruction without a block. Every field must be given, ENUM fields also by name.
 
     Raises KeyError for an unknown mnemonic and ValueError for a missing, unknown or misspelt field; ranges are checked
     by the verifier.
@@ -198,6 +247,11 @@ def configure(
 ) -> InstructionOp:
     """Return the ``h2.cfg`` that sets one descriptor field: floats for F32 fields, names or numbers for ENUM fields."""
     return OPS["cfg"](tuple(configuration(descriptor, index, field, value).values()), location)
+
+
+def fork(stream: int, ops: Sequence[Operation], location: LocationAttr) -> InstructionOp:
+    """Return the ``h2.fork`` that starts ``stream`` on ``ops``, of which the last is ``h2.halt``."""
+    return cast(type[BlockOp], OPS["fork"])((stream,), location, Region(Block(ops)))
 
 
 def setup(address: int, words: Sequence[tuple[str, dict[str, int]]], location: LocationAttr) -> InstructionOp:
@@ -278,14 +332,17 @@ def program_module(ops: Sequence[Operation]) -> builtin.ModuleOp:
 
 
 def program_ops(module: builtin.ModuleOp) -> list[InstructionOp]:
-    """Return the instructions of ``@main``; raises VerifyException when the module is not an ``h2`` program."""
+    """Return the instructions of ``@main``, those of a block behind its ``h2.fork``, so that the index is the pc.
+
+    Raises VerifyException when the module is not an ``h2`` program.
+    """
     functions = [op for op in module.ops if isinstance(op, func.FuncOp) and op.sym_name.data == "main"]
     if len(functions) != 1 or len(functions[0].body.blocks) != 1:
         raise VerifyException("an h2 program is one function @main with one block")
     main = functions[0]
     if main.function_type.inputs.data or main.function_type.outputs.data:
         raise VerifyException("@main of an h2 program has no arguments and no results")
-    return list(_instructions(main.body.block))
+    return [op for outer in _instructions(main.body.block) for op in (outer, *outer.inner)]
 
 
 def verify_program(module: builtin.ModuleOp) -> None:
@@ -309,12 +366,55 @@ def verify_program(module: builtin.ModuleOp) -> None:
 
 
 def verify_block(block: Block) -> None:
-    """Check what concerns several instructions: loops, ``init`` bits, registers and descriptors set before use."""
+    """Check what concerns several instructions: streams, loops, registers and descriptors set before use."""
+    _Streams().verify(0, 0, list(_instructions(block)))
+
+
+@dataclass
+class _Streams:
+    """What may happen only once in a program: the start of a stream; a queue that takes from a semaphore."""
+
+    started: set[int] = field(default_factory=set)
+    consumers: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def verify(self, stream: int, first: int, ops: Sequence[InstructionOp]) -> None:
+        """Check the instructions of a stream, the first of which has pc ``first``."""
+        _verify_stream(first, ops)
+        pc = first
+        for op in ops:
+            if op.mnemonic == "wait":
+                sem, consumer = op.field("sem"), (stream, op.field("engine"))
+                if self.consumers.setdefault(sem, consumer) != consumer:
+                    raise VerifyException(
+                        f"{_place(pc, op)} takes from semaphore {sem}, from which another queue takes"
+                    )
+            elif isinstance(op, BlockOp):
+                self._verify_fork(stream, pc, op)
+            pc += 1 + len(op.inner)
+
+    def _verify_fork(self, stream: int, pc: int, op: BlockOp) -> None:
+        number, body = op.field("stream"), op.inner
+        if stream:
+            raise VerifyException(f"{_place(pc, op)} stands in stream {stream}, but only stream 0 starts others")
+        if number in self.started:
+            raise VerifyException(f"{_place(pc, op)} starts stream {number} a second time")
+        if not body or body[-1].mnemonic != "halt":
+            raise VerifyException(f"{_place(pc, op)} expects a block that ends in h2.halt")
+        self.started.add(number)
+        self.verify(number, pc + 1, body)
+
+
+def _verify_stream(first: int, ops: Sequence[InstructionOp]) -> None:
+    """Check loops, ``init`` bits, registers and descriptors of one stream."""
     depth = 0
     configured: set[tuple[str, int]] = {("areg", 0)}
-    for pc, op in enumerate(_instructions(block)):
+    following = first
+    for op in ops:
+        pc, following = following, following + 1 + len(op.inner)
         if len(op.values) != len(op.row.fields):
             raise VerifyException(f"{_place(pc, op)} expects {len(op.row.fields)} fields, found {len(op.values)}")
+        if depth and isinstance(op, BlockOp):
+            raise VerifyException(f"{_place(pc, op)} stands inside a loop")
         depth += (op.mnemonic == "loop") - (op.mnemonic == "endl")
         if depth < 0:
             raise VerifyException(f"{_place(pc, op)} closes no loop")
@@ -335,13 +435,13 @@ def _verify_uses(pc: int, op: InstructionOp, depth: int, configured: set[tuple[s
     if op.mnemonic in isa.SETUP_WORDS:
         _note_configured(op.mnemonic, fields, configured)
         return
-    for field in op.row.fields:
-        value = fields[field.name]
-        if field.kind is isa.Kind.AREG and ("areg", value) not in configured:
+    for item in op.row.fields:
+        value = fields[item.name]
+        if item.kind is isa.Kind.AREG and ("areg", value) not in configured:
             raise VerifyException(f"{_place(pc, op)} uses a{value}, which no addr has set")
-        if field.kind is isa.Kind.DESC and (field.of, value) not in configured:
-            raise VerifyException(f"{_place(pc, op)} uses {field.of} descriptor {value}, which no cfg has set")
-        if field.name == "init" and value & ((1 << _NEVER_INIT) - 1) >> depth << depth:
+        if item.kind is isa.Kind.DESC and (item.of, value) not in configured:
+            raise VerifyException(f"{_place(pc, op)} uses {item.of} descriptor {value}, which no cfg has set")
+        if item.name == "init" and value & ((1 << _NEVER_INIT) - 1) >> depth << depth:
             raise VerifyException(f"{_place(pc, op)} has init={value:#x}, but only {depth} loops are open")
 
 

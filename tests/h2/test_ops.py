@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from xdsl.context import Context
 from xdsl.dialects import builtin, func
+from xdsl.ir import Operation
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import ParseError, VerifyException
 
 from h2learn.backends.h2learn import isa
+from h2learn.backends.h2learn.encoder import Decoded
 from h2learn.backends.h2learn.random_programs import random_fields, random_program
 from h2learn.dialects import h2
 from h2learn.dialects.common import IoEntry, file_location, set_io, source_of
@@ -44,15 +47,19 @@ def test_there_is_one_class_per_row() -> None:
 @pytest.mark.parametrize("row", isa.INSTRUCTIONS, ids=lambda row: row.mnemonic)
 def test_every_op_prints_as_assembly_and_parses(row: isa.Instruction) -> None:
     rng = np.random.default_rng(row.opcode)
-    ops = [h2.build(row.mnemonic, PLACE, **random_fields(row, rng)) for _ in range(10 if row.mnemonic != "halt" else 1)]
+    if row.block:
+        ops = [h2.fork(2, [h2.build("halt", PLACE)], PLACE)]
+    else:
+        count = 10 if row.mnemonic != "halt" else 1
+        ops = [h2.build(row.mnemonic, PLACE, **random_fields(row, rng)) for _ in range(count)]
     ops[0].attributes["loops"] = builtin.StringAttr("t,tile")
     module = h2.program_module(ops)
     text = show(module)
     again = parse(text)
     assert show(again) == text
     assert again.is_structurally_equivalent(module)
-    assert [source_of(op) for op in h2.program_ops(again)] == ["net.snn:3:7"] * len(ops)
-    assert [op.named_fields() for op in h2.program_ops(again)] == [op.named_fields() for op in ops]
+    assert {source_of(op) for op in h2.program_ops(again)} == {"net.snn:3:7"}
+    assert [op.named_fields() for op in h2.program_ops(again)] == [op.named_fields() for op in h2.program_ops(module)]
 
 
 def test_text_is_the_assembler_syntax() -> None:
@@ -70,11 +77,29 @@ def test_text_is_the_assembler_syntax() -> None:
     assert all(f"    {line} loc(unknown)\n" in text for line in lines)
 
 
+def nested(items: Sequence[Decoded]) -> list[Operation]:
+    """Return the ops of a flat program."""
+    ops: list[Operation] = []
+    pc = 0
+    while pc < len(items):
+        item = items[pc]
+        end = pc + 1 + item.fields.get("length", 0)
+        if item.mnemonic == "fork":
+            ops.append(h2.fork(item.fields["stream"], nested(items[pc + 1 : end]), PLACE))
+        else:
+            ops.append(h2.build(item.mnemonic, PLACE, **item.fields))
+        pc = end
+    return ops
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_programs_verify(seed: int) -> None:
     items = random_program(np.random.default_rng(seed), 150)
-    module = h2.program_module([h2.build(item.mnemonic, PLACE, **item.fields) for item in items])
+    module = h2.program_module(nested(items))
     module.verify()
+    assert [(op.mnemonic, op.named_fields()) for op in h2.program_ops(module)] == [
+        (item.mnemonic, item.fields) for item in items
+    ]
     assert parse(show(module)).is_structurally_equivalent(module)
 
 
@@ -92,6 +117,26 @@ def test_random_programs_verify(seed: int) -> None:
             "init=0x2, but only 1 loops are open",
         ),
         (["h2.halt", "h2.fence"], "last instruction must be h2.halt"),
+        (["h2.loop 2", "h2.fork 1 {", "h2.halt", "}", "h2.endl", "h2.halt"], "pc 1: h2.fork stands inside a loop"),
+        (["h2.fork 1 {", "h2.fork 2 {", "h2.halt", "}", "h2.halt", "}", "h2.halt"], "only stream 0 starts others"),
+        (["h2.fork 1 {", "h2.halt", "}"] * 2 + ["h2.halt"], "pc 2: h2.fork starts stream 1 a second time"),
+        (["h2.fork 1 {", "h2.fence", "}", "h2.halt"], "is not a terminator"),
+        (["h2.fork 1 {", "h2.loop 2", "h2.halt", "}", "h2.halt"], "1 that are not closed"),
+        (
+            [
+                "h2.addr a1, S, 0",
+                "h2.fork 1 {",
+                "h2.v.rng dst=a1, src=a0, scal=a0, pos=a0, neu=a0, tick=a0, desc=v0",
+                "h2.halt",
+                "}",
+                "h2.halt",
+            ],
+            "pc 2: h2.v.rng uses a1, which no addr has set",
+        ),
+        (
+            ["h2.wait FE, 1, 1", "h2.fork 1 {", "h2.wait FE, 1, 1", "h2.halt", "}", "h2.halt"],
+            "pc 2: h2.wait takes from",
+        ),
         (["h2.halt", "h2.halt"], "terminator|last"),
         (["h2.fence"], "last instruction must be h2.halt"),
         (['"test.op"() : () -> ()', "h2.halt"], "found builtin.unregistered|test.op"),
@@ -113,6 +158,8 @@ def test_illegal_programs_are_refused(lines: list[str], message: str) -> None:
         ("h2.cfg c0.images, 1", "no field 'images'"),
         ("h2.v.opt p=a1, g=a1", "',' expected|Expected"),
         ("h2.nop VECC", "unknown value 'VECC'"),
+        ("h2.fork 0 {\nh2.halt\n}", "stream must be 1 to 3"),
+        ("h2.fork 1", "Expected region"),
     ],
 )
 def test_text_that_is_not_legal_is_refused(line: str, message: str) -> None:

@@ -60,6 +60,7 @@ def test_every_instruction_prints_and_parses(row: isa.Instruction) -> None:
         fields = random_fields(row, rng)
         mnemonic, _, operands = format_instruction(row.mnemonic, fields).partition(" ")
         assert mnemonic == row.mnemonic
+        fields.pop(row.block, None)
         assert parse_operands(mnemonic, operands.split(", ") if operands else []) == fields
 
 

@@ -117,7 +117,7 @@ def test_forward_convolution_of_spikes_and_of_reals(case: tuple[int, ...], init:
     )
     filled, work = run("fe.fill", desc, {"w": weights})
     groups = -(-c // fan)
-    assert work.counts["tables"] == kh * kw * groups * k
+    assert work.counts["entries"] == kh * kw * groups * k * ((1 << fan) - 1)
     result, work = run("fe.run", desc, {"acc": before, "s": packed(spikes), "lut": filled["lut"]}, init)
     expected = channels_last(functional.conv2d(as_torch(spikes), kernel(weights, kh, kw), stride=(sh, sw)))
     start = 0 if init else before

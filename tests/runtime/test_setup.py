@@ -18,6 +18,10 @@ WORDS = [
 ]
 
 
+def ignore(*_: object) -> None:
+    """Nobody listens to the front end."""
+
+
 def program(words: list[Decoded], count: int, address: int = BASE, *, writable: bool = False) -> LoadedProgram:
     contents = b"".join(encode(word.mnemonic, word.fields) for word in words)
     code = [Decoded("setup", {"address": address, "count": count}), Decoded("halt", {})]
@@ -26,25 +30,26 @@ def program(words: list[Decoded], count: int, address: int = BASE, *, writable: 
 
 
 def test_words_take_effect_and_a_cycle_each() -> None:
-    front = FrontEnd(program(WORDS, 3), lambda engine, cycle: None, None, None)
-    front.advance()
-    assert front.halted
-    assert (front.registers[3].memory, front.registers[3].value([0, 2, 0, 0, 0, 0, 0, 0])) == ("S", 64 + 2 * 128)
-    assert front.descriptors[CONV][2].fields["imgs"] == 7
+    front = FrontEnd(program(WORDS, 3), ignore, ignore, None, None)
+    front.start()
+    stream = front.streams[0]
+    assert stream.halted
+    assert (stream.registers[3].memory, stream.registers[3].value([0, 2, 0, 0, 0, 0, 0, 0])) == ("S", 64 + 2 * 128)
+    assert stream.descriptors[CONV][2].fields["imgs"] == 7
     assert front.executed == 2 + 3
-    assert front.cycle == 2 + 3
+    assert stream.cycle == 2 + 3
 
 
 def test_a_prefix_of_the_table() -> None:
-    front = FrontEnd(program(WORDS, 1), lambda engine, cycle: None, None, None)
-    front.advance()
-    assert front.registers[3].value([0, 2, 0, 0, 0, 0, 0, 0]) == 64
+    front = FrontEnd(program(WORDS, 1), ignore, ignore, None, None)
+    front.start()
+    assert front.streams[0].registers[3].value([0, 2, 0, 0, 0, 0, 0, 0]) == 64
 
 
 def test_the_limit_on_instructions_counts_the_words() -> None:
-    front = FrontEnd(program(WORDS, 3), lambda engine, cycle: None, 3, None)
+    front = FrontEnd(program(WORDS, 3), ignore, ignore, 3, None)
     with pytest.raises(H2LearnError, match="without reaching halt"):
-        front.advance()
+        front.start()
 
 
 @pytest.mark.parametrize(

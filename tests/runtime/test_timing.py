@@ -40,7 +40,8 @@ def test_forward_look_up():
 
 
 def test_table_builder():
-    assert static_cycles("fe.fill", CONV, {}, V0) == BUILDER_START_UP + 9 * 5 * 40
+    assert static_cycles("fe.fill", CONV, {}, V0) == BUILDER_START_UP + 211  # 9*5*40 tables of 15 entries, 128 a cycle
+    assert static_cycles("fe.fill", CONV | {"fan": 2}, {}, V0) == BUILDER_START_UP + 76  # 9*9*40 of 3
 
 
 def test_weight_update():
@@ -139,7 +140,7 @@ def look_up(second_table):
 
 
 def test_the_builder_works_beside_the_look_up_of_another_table():
-    fill, look = BUILDER_START_UP + 16, START_UP["FE"] + 4
+    fill, look = BUILDER_START_UP + 15, START_UP["FE"] + 4
     for table, overlap in (("a5", True), ("a3", False)):
         sim, report = look_up(table)
         spans = [(span.track, span.start, span.end) for span in sim.spans]
