@@ -53,7 +53,10 @@ class TileLimits:
 
 @dataclass(frozen=True)
 class ConvShape:
-    """A convolution (a linear layer is one): ``static`` means the input has no time dimension."""
+    """A convolution (a linear layer is one): ``static`` means the input has no time dimension.
+
+    ``onto`` is the format of what the sums go on from, empty where they start at 0.
+    """
 
     steps: int
     batch: int
@@ -69,6 +72,7 @@ class ConvShape:
     real: bool
     static: bool
     item: int
+    onto: str = ""
 
     @property
     def taps(self) -> int:
@@ -194,11 +198,12 @@ def plan_forward(
         fan = machine.forward.fan_in
         tables = 0 if shape.real else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
         bits = row_bytes("bits", t.k)
+        starts = 2 * outs if shape.onto == "bits" else outs
         return Usage(
             W=SLOTS * weights,
-            S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + SLOTS * outs * bits + t.positions * bits,
+            S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + (SLOTS * starts + t.positions) * bits,
             U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
-            + (SLOTS * outs + t.positions) * t.k * shape.item,
+            + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + t.positions) * t.k * shape.item,
             M=SLOTS * outs * bits,
             A=SLOTS * images * t.rows * t.columns * t.k * 4 + SLOTS * 16 * t.k,
             L=SLOTS * tables,
@@ -241,12 +246,17 @@ def _plan_backward(
             W=SLOTS * shape.taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
             U=(SLOTS * outs + t.positions) * t.c * shape.item if fused else 0,
-            G=gradients + (SLOTS * outs * row_bytes(slots, t.c, gblk_out) if fused else 0),
+            G=gradients + (fused + (shape.onto == slots)) * SLOTS * outs * row_bytes(slots, t.c, gblk_out),
             M=SLOTS * outs * bits,
             A=SLOTS * outs * t.c * 4 + (SLOTS * 16 * t.c if fused else 0),
         )
 
-    units = {"c": gblk_out if fused else 8, "k": gblk_in, "rows": shape.stride[0], "columns": shape.stride[1]}
+    units = {
+        "c": gblk_out if fused or shape.onto.startswith("slots.") else 8,
+        "k": gblk_in,
+        "rows": shape.stride[0],
+        "columns": shape.stride[1],
+    }
     choices = _choices(shape, shape.in_h, shape.in_w, limits, units)
     if reduce_block is not None:
         choices["k"] = (reduce_block,)

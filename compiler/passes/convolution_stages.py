@@ -7,6 +7,7 @@ structure of the mapping alone, never on T or the batch.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 from xdsl.ir import SSAValue
 
@@ -26,6 +27,7 @@ from h2learn.compiler.passes.stage_builder import Affine, Start
 from h2learn.compiler.passes.tile_context import (
     Cut,
     TileContext,
+    Window,
     activation_window,
     images,
     leading,
@@ -41,7 +43,9 @@ LANE_SHAPES = ((16, 128), (32, 64), (64, 32), (128, 16), (256, 8))
 LANES_OF_SHAPES = 2048
 
 
-def conv_shape(op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, dtype: str, *, real: bool) -> ConvShape:
+def conv_shape(
+    op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, dtype: str, *, real: bool, onto: str = ""
+) -> ConvShape:
     """Return the plain shape of a convolution with layer input ``x`` and output (or its gradient) ``y``."""
     source, result = shape_of(x.type), shape_of(y.type)
     geometry = op.geometry
@@ -60,6 +64,7 @@ def conv_shape(op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, dtype: s
         real,
         len(source) == 4,
         item_bytes(dtype),
+        onto,
     )
 
 
@@ -69,7 +74,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
     assert neuron is None or isinstance(neuron, lut.LifOp | lut.LiOp)
     x = op.s if isinstance(op, lut.FeConvOp) else op.x
     real = isinstance(op, lut.BeConvOp)
-    shape = conv_shape(op, x, op.current, shape_of(op.w.type)[-1], ctx.dtype, real=real)
+    shape = conv_shape(op, x, op.current, shape_of(op.w.type)[-1], ctx.dtype, real=real, onto=ctx.onto(op.onto))
     steps = neuron.time_steps if neuron is not None else shape.steps
     shape = replace(shape, steps=steps)
     t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block)
@@ -97,7 +102,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
                 shape_of_acc = (static_steps, t.samples, t.rows, t.columns, t.k)
                 acc = b.alloc("current", "A", "f32", shape_of_acc[1:] if shape.static else shape_of_acc)
                 if onto is not None:
-                    b.load(onto, acc, *activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
+                    begin(ctx, acc, onto, activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
                 with b.loop("c", c_trips) as ic:
                     held = tables if c_trips == 1 else _load_weights(ctx, weights, shape, t, ic, ik, real)
                     inputs = _load_input(ctx, source, shape, t, area, Cut(time, t.steps), ic * t.c)
@@ -119,7 +124,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
 def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
     """Lower an input gradient; the neuron gradient that alone reads it joins the stage where there is room."""
     reader = only_user(op.gs, lut.GradOp)
-    shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False)
+    shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False, onto=ctx.onto(op.onto))
     t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=reader is not None)
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
@@ -167,7 +172,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
                 dims = (t.steps, t.samples, t.rows, t.columns) if len(shape_of(op.gs.type)) == 5 else area.dims
                 acc = b.alloc("gs", "A", "f32", (*dims, t.c))
                 if onto is not None:
-                    b.load(onto, acc, *activation_window(onto, time, *area.cuts, channels))
+                    begin(ctx, acc, onto, activation_window(onto, time, *area.cuts, channels))
                 buffers: dict[str, SSAValue] = {"acc": acc}
                 if mask is not None:
                     buffers["m"] = b.alloc("mask", "M", "bits", (*dims, t.c))
@@ -349,6 +354,38 @@ class GradientStep:
             buffers.update({role: (buffer, at) for role, buffer in loaded.items()})
             b.job(tile.GradOp, buffers, params, first=[block, step])
         b.store(self.result, out, *activation_window(self.result, time, *area.cuts, channels))
+
+
+def begin(ctx: TileContext, acc: SSAValue, onto: SSAValue, window: Window) -> None:
+    """Fill ``acc`` with what sums go on from: loaded as it is, or through a change of format."""
+    assert isinstance(onto.type, tile.TensorType)
+    b, placed = ctx.builder, onto.type.placed
+    if placed.form == "f32":
+        b.load(onto, acc, *window)
+        return
+    buffer = b.alloc("onto", memory_of(placed.form), placed.form, tuple(window[1]), placed.gblk)
+    b.load(onto, buffer, *window)
+    params: dict[str, tile.Param] = {
+        "n": prod(window[1][:-1]),
+        "k": window[1][-1],
+        "kind": "copy",
+        "dtype": ctx.dtype,
+        "gblk": placed.gblk,
+        "a": map_format(placed.form),
+        "b": "f32",
+        "dst": "f32",
+    }
+    b.job(tile.MapOp, {"dst": acc, "a": buffer}, params)
+
+
+def memory_of(form: str) -> str:
+    """Return the memory for element-wise operands of a format."""
+    return {"f32": "A", "bits": "S"}.get(form, "G" if form.startswith("slots.") else "U")
+
+
+def map_format(form: str) -> str:
+    """Return what ``v.map`` calls a format."""
+    return form if form in ("f32", "bits") else "slots" if form.startswith("slots.") else "storage"
 
 
 def load_rows(ctx: TileContext, constants: SSAValue, bias: SSAValue | None, start: Affine, k: int) -> SSAValue:

@@ -88,7 +88,7 @@ def _input_gradient(
     gu, w = context.slots(op.gradient), context.weight(op.weight)
     target: Shape = (*shape(gu)[:-3], *maps)
     onto = _onto(context, result, op.result, target)
-    planned = context.conv_shape(target, geometry, shape(w)[-1], real=False)
+    planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
     neuron = isinstance(reader, sgrad.LifOp | sgrad.LiOp)
     block = plan_backward(planned, context.machine, context.limits, neuron=neuron).reduce_block
@@ -108,7 +108,7 @@ def _onto(context: LutContext, term: SSAValue, result: SSAValue, target: Shape) 
     if other not in context.values or shape(context.values[other]) != target:
         return None
     context.joined[add.result] = result
-    return context.plain(other)
+    return context.values[other]
 
 
 def _sum_of(term: SSAValue) -> SSAValue:

@@ -11,7 +11,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, StoreType, shape_of
+from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, SpikesType, StoreType, shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_values
@@ -119,7 +119,9 @@ class LutContext:
             self.copies[master] = cast.w
         return self.copies[master]
 
-    def conv_shape(self, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool) -> ConvShape:
+    def conv_shape(
+        self, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool, onto: SSAValue | None = None
+    ) -> ConvShape:
         """Return what the mapper needs to know of a convolution of ``inputs`` ``[(T,)N,H,W,C]`` to ``k`` channels."""
         n, height, width, channels = inputs[-4:]
         out_h, out_w = geometry.extent(height, width)
@@ -138,6 +140,7 @@ class LutContext:
             real=real,
             static=len(inputs) == 4,
             item=4 if self.dtype == "f32" else 2,
+            onto="" if onto is None else format_name(onto),
         )
 
 
@@ -170,6 +173,15 @@ def is_real(value: SSAValue) -> bool:
 def is_tensor(value: SSAValue) -> bool:
     """Whether a ``lut`` value is a plain fp32 tensor."""
     return isinstance(value.type, TensorType)
+
+
+def format_name(value: SSAValue) -> str:
+    """Return what the mapper calls the format of a ``lut`` value."""
+    if isinstance(value.type, SpikesType):
+        return "bits"
+    if isinstance(value.type, GradsType):
+        return f"slots.{value.type.dtype}"
+    return value.type.dtype if isinstance(value.type, StoreType) else "f32"
 
 
 def parameter_location(value: SSAValue) -> LocationAttr:

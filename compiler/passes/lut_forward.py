@@ -76,7 +76,7 @@ def _linear(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: ConvGeometry) -> Sequence[SSAValue]:
     x, w = context.stored(op.x), context.weight(op.weight)
     onto = _onto(context, op, (*shape(x)[:-3], *geometry.extent(*pair(shape(x)[-3:-1])), shape(w)[-1]))
-    planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x))
+    planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x), onto=onto)
     block = plan_forward(planned, context.machine, context.limits).reduce_block
     conv: lut.BeConvOp | lut.FeConvOp
     if is_real(x):
@@ -98,7 +98,7 @@ def _onto(context: LutContext, op: spike.ConvOp | spike.LinearOp, current: Shape
     if other not in context.values or shape(context.values[other]) != current:
         return None
     context.joined[add.result] = op.result
-    return context.plain(other)
+    return context.values[other]
 
 
 def _wait(context: LutContext, current: SSAValue, bias: PendingBias | None) -> None:

@@ -50,6 +50,10 @@ class TileContext:
         assert isinstance(type_, builtin.TensorType)
         return ("i32" if type_.element_type == builtin.i32 else "f32"), shape or (1,), 0
 
+    def onto(self, value: SSAValue | None) -> str:
+        """Return the format of what sums go on from, empty where they start at 0."""
+        return "" if value is None else self.form_of(value.type)[0]
+
     def declare(self, value: SSAValue, label: str) -> SSAValue:
         """Give a ``lut`` value its DRAM tensor."""
         form, shape, gblk = self.form_of(value.type)
@@ -92,7 +96,11 @@ class Cut:
     size: int
 
 
-def activation_window(tensor: SSAValue, t: Cut, n: Cut, y: Cut, x: Cut, c: Cut) -> tuple[list[Start], list[int]]:
+Window = tuple[list[Start], list[int]]
+"""Where a window of a tensor starts, and its sizes."""
+
+
+def activation_window(tensor: SSAValue, t: Cut, n: Cut, y: Cut, x: Cut, c: Cut) -> Window:
     """Return (starts, sizes) over an activation tensor; without a time dimension ``t`` is dropped."""
     assert isinstance(tensor.type, tile.TensorType)
     cuts = [t, n, y, x, c][5 - len(tensor.type.shape) :]

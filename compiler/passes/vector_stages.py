@@ -19,7 +19,7 @@ from h2learn.compiler.mapping.tiling import (
     plan_rows,
     plan_weights,
 )
-from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep
+from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep, map_format, memory_of
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, leading, trips
 from h2learn.dialects import tile
@@ -223,7 +223,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
         used = dict.fromkeys(("A", "S", "U", "G"), 0)
         for role, (form, _, gblk) in forms.items():
             rows = 1 if role == "b" and row else t.positions * (1 if role == "b" and once else t.steps)
-            used[_memory(form)] += SLOTS * rows * row_bytes(form, t.k, gblk)
+            used[memory_of(form)] += SLOTS * rows * row_bytes(form, t.k, gblk)
         return Usage(**used)
 
     t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
@@ -236,7 +236,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
         "dtype": ctx.dtype,
         "gblk": max(gblk for _, _, gblk in forms.values()),
         "b": "f32",
-        **{role: "row" if role == "b" and row else _map_format(form) for role, (form, _, _) in forms.items()},
+        **{role: "row" if role == "b" and row else map_format(form) for role, (form, _, _) in forms.items()},
     }
     with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
         cut = Cut(ik * t.k, t.k)
@@ -254,7 +254,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
             def load(role: str, time: Cut) -> SSAValue:
                 form, _, gblk = forms[role]
                 window = activation_window(tensors[role], time, *area.cuts, cut)
-                buffer = b.alloc(role, _memory(form), form, tuple(window[1]), gblk)
+                buffer = b.alloc(role, memory_of(form), form, tuple(window[1]), gblk)
                 b.load(tensors[role], buffer, *window)
                 return buffer
 
@@ -264,7 +264,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
                 buffers |= {role: load(role, time) for role in tensors if role not in buffers}
                 form, _, gblk = forms["dst"]
                 window = activation_window(target, time, *area.cuts, cut)
-                out = b.alloc("dst", _memory(form), form, tuple(window[1]), gblk)
+                out = b.alloc("dst", memory_of(form), form, tuple(window[1]), gblk)
                 if once:
                     with b.loop("step", t.steps) as step:
                         places: dict[str, Place] = {"dst": (out, step), "a": (buffers["a"], step), "b": buffers["b"]}
@@ -287,16 +287,6 @@ def _is_gradient(value: SSAValue) -> bool:
     return isinstance(
         value.owner, lut.BeGradOp | lut.GradOp | lut.UnpoolOp | lut.LossOp | lut.WuOp | lut.BeWgtOp | lut.BiasGradOp
     )
-
-
-def _memory(form: str) -> str:
-    """Return the memory for element-wise operands of a format."""
-    return {"f32": "A", "bits": "S"}.get(form, "G" if form.startswith("slots.") else "U")
-
-
-def _map_format(form: str) -> str:
-    """Return what ``v.map`` calls a format."""
-    return form if form in ("f32", "bits") else "slots" if form.startswith("slots.") else "storage"
 
 
 def _as_image(shape: Sequence[int]) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def look_up_table(operands: F32, dtype: str) -> F32:
 
 
 def spike_convolution(
-    s: Bits, w: F32, onto: F32 | None, geometry: ConvGeometry, fan_in: int, reduce_block: int, dtype: str
+    s: Bits, w: F32, onto: F32 | Bits | None, geometry: ConvGeometry, fan_in: int, reduce_block: int, dtype: str
 ) -> F32:
     """``lut.fe_conv``: spikes ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``, added to ``onto``."""
     images, acc = _padded(s, geometry), _accumulator(s.shape, geometry, w.shape[-1], onto)
@@ -56,7 +56,7 @@ def spike_convolution(
     return acc.reshape(*s.shape[:-3], *acc.shape[1:])
 
 
-def real_convolution(x: F32, w: F32, onto: F32 | None, geometry: ConvGeometry, reduce_block: int) -> F32:
+def real_convolution(x: F32, w: F32, onto: F32 | Bits | None, geometry: ConvGeometry, reduce_block: int) -> F32:
     """``lut.be_conv``: reals ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``, added to ``onto``."""
     images, acc = _padded(x, geometry), _accumulator(x.shape, geometry, w.shape[-1], onto)
     for first in range(0, x.shape[-1], reduce_block):
@@ -71,7 +71,7 @@ def input_gradient(
     gu: F32,
     w: F32,
     mask: Bits | None,
-    onto: F32 | None,
+    onto: F32 | Bits | None,
     geometry: ConvGeometry,
     reduce_block: int,
     shape: tuple[int, ...],
@@ -144,7 +144,7 @@ def _padded(x: Array, geometry: ConvGeometry) -> Array:
     return np.pad(_images(x), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
 
 
-def _accumulator(shape: tuple[int, ...], geometry: ConvGeometry, k: int, onto: F32 | None) -> F32:
+def _accumulator(shape: tuple[int, ...], geometry: ConvGeometry, k: int, onto: F32 | Bits | None) -> F32:
     if onto is not None:
         return np.asarray(_images(onto), dtype=np.float32)
     images = int(np.prod(shape[:-3]))

@@ -119,11 +119,11 @@ class ConvolutionOp(LutOp, ABC):
 class ForwardConvolutionOp(ConvolutionOp, ABC):
     """Input ``[(T,)N,H,W,C]`` and weights ``[kh*kw,C,K]`` give the current ``[(T,)N,OH,OW,K]`` in fp32.
 
-    The sums start at 0, or at the current ``onto`` of the same shape.
+    The sums start at 0, or at ``onto`` of the same shape: another current, spikes (which count 1) or stored reals.
     """
 
     w = operand_def()
-    onto = opt_operand_def(TensorType)
+    onto = opt_operand_def()
     current = result_def(TensorType)
     reduce_attr = prop_def(IntegerAttr[IntegerType], prop_name="reduce_block")
 
@@ -140,7 +140,7 @@ class ForwardConvolutionOp(ConvolutionOp, ABC):
         _expect("input channels of the weights", c, shape[-1])
         _expect_shape("current", self.current.type, convolved(shape, self.geometry, k))
         if self.onto is not None:
-            _expect_shape("current to add onto", self.onto.type, shape_of(self.current.type))
+            _verify_onto("current", self.onto.type, shape_of(self.current.type), TensorType, SpikesType, StoreType)
         _verify_block("reduce_block", self.reduce_block)
 
 
@@ -156,7 +156,7 @@ class FeConvOp(ForwardConvolutionOp):
     ENGINE: ClassVar[str] = "FE"
     s = operand_def(SpikesType)
     w = operand_def()
-    onto = opt_operand_def(TensorType)
+    onto = opt_operand_def()
     current = result_def(TensorType)
     fan_attr = prop_def(IntegerAttr[IntegerType], prop_name="fan_in")
     assembly_format = _PLAIN
@@ -195,7 +195,7 @@ class BeConvOp(ForwardConvolutionOp):
     ENGINE: ClassVar[str] = "BE"
     x = operand_def(StoreType)
     w = operand_def()
-    onto = opt_operand_def(TensorType)
+    onto = opt_operand_def()
     current = result_def(TensorType)
     assembly_format = _PLAIN
 
@@ -643,7 +643,7 @@ class GradOp(LutOp):
 class BeGradOp(ConvolutionOp):
     """Gradient with respect to a convolution's input (transposed convolution); +0 where the mask is 0.
 
-    The sums start at 0, or at the gradient ``onto`` of the same input through another layer.
+    The sums start at 0, or at the gradient ``onto`` of the same input through another layer, in either format.
     """
 
     name = "lut.be_grad"
@@ -651,7 +651,7 @@ class BeGradOp(ConvolutionOp):
     gu = operand_def(GradsType)
     w = operand_def()
     m = opt_operand_def(MaskType)
-    onto = opt_operand_def(TensorType)
+    onto = opt_operand_def()
     gs = result_def(TensorType)
     reduce_attr = prop_def(IntegerAttr[IntegerType], prop_name="reduce_block")
     mode_attr = prop_def(StringAttr, prop_name="mode")
@@ -703,7 +703,7 @@ class BeGradOp(ConvolutionOp):
         if self.m is not None:
             _expect_shape("mask", self.m.type, shape)
         if self.onto is not None:
-            _expect_shape("gradient to add onto", self.onto.type, shape)
+            _verify_onto("gradient", self.onto.type, shape, TensorType, GradsType)
         if self.m is None and self.mode in ("out", "dual"):
             raise VerifyException(f"mode {self.mode} needs a mask")
 
@@ -1020,6 +1020,12 @@ def _verify_neuron(neuron: Neuron, channels: int, *, fires: bool) -> None:
 def _verify_word(what: str, word: str, known: tuple[str, ...]) -> None:
     if word not in known:
         raise VerifyException(f"expected a {what} of {', '.join(known)}, found {word!r}")
+
+
+def _verify_onto(what: str, type_: Attribute, shape: Shape, *formats: type[Attribute]) -> None:
+    if not isinstance(type_, formats):
+        raise VerifyException(f"expected a {what} to go on from, found {type_}")
+    _expect_shape(f"{what} to go on from", type_, shape)
 
 
 def _verify_reals(type_: Attribute) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from xdsl.dialects import func
 
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
@@ -58,11 +59,16 @@ def torch_run(model, train, x, label):
     parameters = {
         name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in model.parameters.items()
     }
-    value = torch.tensor(x, dtype=torch.float64)
+    values = {main_block(model.module).args[0]: torch.tensor(x, dtype=torch.float64)}
     names = iter(name.removesuffix(".weight") for name in parameters if name.endswith(".weight"))
     over_time = lambda f, v: f(v.flatten(0, 1)).unflatten(0, v.shape[:2])  # noqa: E731
     for op in main_block(model.module).ops:
-        if isinstance(op, spike.EncodeOp):
+        if isinstance(op, func.ReturnOp):
+            break
+        value = values[op.operands[0]]
+        if isinstance(op, spike.AddOp):
+            value = value + values[op.rhs]
+        elif isinstance(op, spike.EncodeOp):
             value = value.expand(op.time_steps.value.data, *value.shape)
         elif isinstance(op, spike.ConvOp):
             name = next(names)
@@ -91,6 +97,7 @@ def torch_run(model, train, x, label):
             value = torch.stack(steps)
         elif isinstance(op, spike.ReadoutOp):
             value = value[-1] if op.kind.data == "membrane_last" else value.mean(0)
+        values[op.results[0]] = value
     logits = value.mean(0) if value.ndim == 3 else value
     if train.loss == "cross_entropy":
         loss = F.cross_entropy(logits, torch.tensor(label).long())
@@ -98,6 +105,18 @@ def torch_run(model, train, x, label):
         loss = ((logits - F.one_hot(torch.tensor(label).long(), logits.shape[1])) ** 2).mean()
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return loss.item(), value.detach().numpy(), [g.numpy() for g in gradients]
+
+
+BRANCHES = (
+    [
+        "conv m from a: 4 channels, kernel 3 x 3, padding 1",
+        "conv s from a: 4 channels, kernel 1 x 1",
+        "add: m, s",
+        "lif e",
+    ],
+    ["conv m from a: 4 channels, kernel 3 x 3, padding 1, no bias", "add: m, a", "lif e"],
+    ["conv m from a: 4 channels, kernel 1 x 1", "lif e", "add g: e, a", "conv h: 4 channels, kernel 1 x 1", "lif k"],
+)
 
 
 def random_model(rng):
@@ -118,6 +137,7 @@ def random_model(rng):
     ]
     pool = f"pool: {pick('max', 'avg')} 2 x 2, stride {pick(1, 2)}"
     lines += pick([pool, "lif a"], ["lif a", pool], ["lif a"])
+    lines += pick([], *BRANCHES)
     if rng.random() < 0.5:
         lines += [f"conv c2: 3 channels, kernel 2 x 2{pick('', ', no bias')}", "lif b", pick("", "pool: avg 1 x 2")]
     lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}", "lif c", "linear f2: 4 features"]

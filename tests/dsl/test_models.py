@@ -93,6 +93,26 @@ def test_flattened_outputs_come_back_in_the_source_order():
     np.testing.assert_array_equal(result.to_source(y, model.outputs["output"].shape), x.reshape(2, 2, 12))
 
 
+def test_branches_are_named_and_added():
+    lines = [
+        "network branches",
+        "input x: 2 x 4 x 4",
+        "time steps: 3",
+        "encode direct",
+        "conv a: 2 channels, kernel 1 x 1",
+    ]
+    lines += ["lif from", "conv b: 2 channels, kernel 3 x 3, padding 1", "conv c from a: 2 channels, kernel 1 x 1"]
+    lines += ["add total: b, c, x", "lif n", "pool p from from: max 2 x 2", "flatten f from n", "linear g: 3 features"]
+    model = parse_snn("\n".join(lines))
+    first, second = ops(model, spike.AddOp)
+    a, b, c, _ = (op.result for op in [*ops(model, spike.ConvOp), *ops(model, spike.PoolOp)])
+    assert ops(model, spike.ConvOp)[2].x is a
+    assert (first.lhs, first.rhs, second.lhs) == (b, c, first.result)
+    assert isinstance(second.rhs.owner, spike.EncodeOp)
+    assert ops(model, spike.PoolOp)[0].x is ops(model, spike.LifOp)[0].s
+    assert ops(model, spike.FlattenOp)[0].x is ops(model, spike.LifOp)[1].s
+
+
 def test_layer_options_override_the_default_neuron():
     text = "network n\ninput x: 3 over time\ntime steps: 1\nneuron: lif(decay 0.9, reset hard to 0.25)\n"
     text += "linear a: 2 features\nlif: threshold 2, detach reset\nlinear b: 2 features\nlif: reset none, decay 1"

@@ -51,6 +51,7 @@ def one_of_each():
     store, mask = given(lut.StoreType((2, 6, 6, 8), "f16")), given(lut.MaskType((4, 2, 6, 6, 8)))
     conv = add(lut.FeConvOp(s, w, WINDOW, 4, 8))
     add(lut.FeConvOp(s, w, WINDOW, 4, 8, onto=conv.current))
+    add(lut.FeConvOp(s, w, WINDOW, 4, 8, onto=given(lut.SpikesType(CURRENT.get_shape()))))
     static = add(lut.BeConvOp(store, add(lut.CastOp(w, "f16")).w, WINDOW, 8))
     add(lut.BeConvOp(store, w, WINDOW, 8, onto=static.current))
     total = add(lut.AddOp(conv.current, static.current, conv.current.type))
@@ -73,6 +74,8 @@ def one_of_each():
     through = add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8))).gs
     add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8), onto=through))
     add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8), onto=through))
+    slots = add(lut.ConvertOp(through, lut.GradsType((4, 2, 6, 6, 8), "f16")))
+    add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8), onto=slots.result))
     add(UnpoolOp(grad.gu, None, "avg", lut.ConvGeometry((1, 1)), CURRENT.get_shape()))
     total = add(TimeSumOp(grad.gu))
     gw = add(lut.WuOp(s, grad.gu, WINDOW, 4, (2, 1, 3, 3))).gw
@@ -181,11 +184,15 @@ def test_attributes_that_are_refused(make, message):
             lambda: lut.BeGradOp(
                 value(GRADS), value(WEIGHTS), None, WINDOW, 2, "in", (4, 2, 6, 6, 8), onto=value(CURRENT)
             ),
-            "shape of the gradient to add onto",
+            "shape of the gradient to go on from",
         ),
         (
             lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 4, 8, onto=value(tensor((2, 3, 6, 2)))),
-            "shape of the current to add onto",
+            "shape of the current to go on from",
+        ),
+        (
+            lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 4, 8, onto=value(GRADS)),
+            "expected a current to go on from",
         ),
         (lambda: lut.AddOp(value(CURRENT), value(tensor((4,))), CURRENT), "shape [4, 2, 3, 6, 2] to add, found [4]"),
         (

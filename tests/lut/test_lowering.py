@@ -352,9 +352,8 @@ def test_the_second_of_two_layers_goes_on_from_the_sums_of_the_first():
 
 def test_spikes_are_added_to_a_current_by_starting_from_them():
     program = lowered(shortcut(spikes=True, bias=False))
-    spikes, gradient = of_kind(program, lut.ConvertOp)
-    assert of_kind(program, lut.FeConvOp)[1].onto is spikes.result
-    assert of_kind(program, lut.BeGradOp)[-1].onto is gradient.result
+    assert of_kind(program, lut.FeConvOp)[1].onto is of_kind(program, lut.LifOp)[0].s
+    assert of_kind(program, lut.BeGradOp)[-1].onto is of_kind(program, lut.GradOp)[1].gu
 
 
 def test_gradients_of_shared_weights_are_added():
