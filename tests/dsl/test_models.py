@@ -101,8 +101,8 @@ def test_branches_are_named_and_added():
         "encode direct",
         "conv a: 2 channels, kernel 1 x 1",
     ]
-    lines += ["lif from", "conv b: 2 channels, kernel 3 x 3, padding 1", "conv c from a: 2 channels, kernel 1 x 1"]
-    lines += ["add total: b, c, x", "lif n", "pool p from from: max 2 x 2", "flatten f from n", "linear g: 3 features"]
+    lines += ["lif add", "conv b: 2 channels, kernel 3 x 3, padding 1", "conv c from a: 2 channels, kernel 1 x 1"]
+    lines += ["add total: b, c, x", "lif n", "pool p from add: max 2 x 2", "flatten f from n", "linear g: 3 features"]
     model = parse_snn("\n".join(lines))
     first, second = ops(model, spike.AddOp)
     a, b, c, _ = (op.result for op in [*ops(model, spike.ConvOp), *ops(model, spike.PoolOp)])
