@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from h2learn.backends.h2learn.errors import H2LearnError
     from h2learn.backends.h2learn.machine import Machine, load_machine
-    from h2learn.compiler.autodiff.spec import BPTT, SGD, Adam, AdamW, Rectangular, Train, Triangular
+    from h2learn.compiler.autodiff.spec import (
+        BPTT,
+        SGD,
+        Adam,
+        AdamW,
+        ATan,
+        FastSigmoid,
+        Rectangular,
+        Sigmoid,
+        Train,
+        Triangular,
+    )
     from h2learn.compiler.calibration import calibrate
     from h2learn.compiler.frontends.nir import from_nir, to_nir
     from h2learn.compiler.model import Model, TensorSpec
@@ -38,6 +49,9 @@ _HOMES = {
     "Train": "h2learn.compiler.autodiff.spec",
     "Triangular": "h2learn.compiler.autodiff.spec",
     "calibrate": "h2learn.compiler.calibration",
+    "ATan": "h2learn.compiler.autodiff.spec",
+    "Sigmoid": "h2learn.compiler.autodiff.spec",
+    "FastSigmoid": "h2learn.compiler.autodiff.spec",
     "from_nir": "h2learn.compiler.frontends.nir",
     "to_nir": "h2learn.compiler.frontends.nir",
     "Model": "h2learn.compiler.model",
@@ -62,11 +76,13 @@ _HOMES = {
 __all__ = [
     "BPTT",
     "SGD",
+    "ATan",
     "Adam",
     "AdamW",
     "Cosine",
     "DataSet",
     "Epoch",
+    "FastSigmoid",
     "H2LearnError",
     "History",
     "Machine",
@@ -76,6 +92,7 @@ __all__ = [
     "Result",
     "Schedule",
     "Session",
+    "Sigmoid",
     "StepDecay",
     "TensorSpec",
     "Train",

@@ -15,7 +15,13 @@ import numpy.typing as npt
 from xdsl.dialects import builtin, func
 from xdsl.ir import Operation, SSAValue
 
-from h2learn.backends.reference.neuron import Neuron, surrogate
+from h2learn.backends.reference.neuron import (
+    Neuron,
+    drive,
+    drive_gradient,
+    initial_potential,
+    surrogate,
+)
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import neuron_of
@@ -51,21 +57,31 @@ def soft_spike(u: Reals, neuron: Neuron) -> Reals:
     """Return the integral of the surrogate up to ``u`` ``[...,K]``."""
     width, height = np.float64(neuron.width), np.float64(neuron.height)
     distance: Reals = np.clip(u - np.asarray(neuron.theta, dtype=np.float64), -width, width)
-    if neuron.surrogate == "rectangular":
-        return np.multiply(height, distance + width, dtype=np.float64)
-    rising, falling = (distance + width) ** 2 / (2 * width), width - (width - distance) ** 2 / (2 * width)
-    return np.multiply(height, np.where(distance < 0, rising, falling), dtype=np.float64)
+    area = height * width
+    z = (u - np.asarray(neuron.theta, dtype=np.float64)) / width
+    match neuron.surrogate:
+        case "rectangular":
+            return np.multiply(height, distance + width, dtype=np.float64)
+        case "triangular":
+            rising, falling = (distance + width) ** 2 / (2 * width), width - (width - distance) ** 2 / (2 * width)
+            return np.multiply(height, np.where(distance < 0, rising, falling), dtype=np.float64)
+        case "atan":
+            return np.asarray(area * (np.arctan(z) + np.pi / 2))
+        case "sigmoid":
+            return np.asarray(4 * area / (1 + np.exp(-z)))
+    return np.asarray(area * np.where(z < 0, 1 / (1 + np.abs(z)), 2 - 1 / (1 + np.abs(z))))
 
 
 def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     neuron, x = neuron_of(op), inputs[0]
     alpha, theta, v_reset = (np.asarray(v) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
-    u, s, rest = np.empty_like(x), np.empty_like(x), np.zeros_like(x[0])
-    for t, current in enumerate(x):
-        u[t] = alpha * rest + current
+    u, s, rest, taken = np.empty_like(x), np.empty_like(x), initial_potential(x, neuron), np.zeros(1)
+    for t, current in enumerate(drive(x, neuron)):
+        u[t] = alpha * rest + current - taken
         s[t] = soft_spike(u[t], neuron)
-        after = {"hard": u[t] * (1 - s[t]) + v_reset * s[t], "soft": u[t] - theta * s[t], "none": u[t]}
-        rest = after[neuron.reset]
+        after = {"hard": u[t] * (1 - s[t]) + v_reset * s[t], "soft": u[t] - theta * s[t]}
+        rest = after.get(neuron.reset, u[t])
+        taken = theta * s[t] if neuron.reset == "soft_delayed" else taken
     return s, u
 
 
@@ -74,11 +90,11 @@ def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) ->
     alpha, theta, v_reset = (np.asarray(v) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
     result, later = np.empty_like(gradient), np.zeros_like(gradient[0])
     for t in reversed(range(len(gradient))):
-        drop = {"hard": u[t] - v_reset, "soft": theta, "none": np.zeros(1)}[neuron.reset]
+        drops = {"hard": alpha * (u[t] - v_reset), "soft": alpha * theta, "soft_delayed": theta, "none": np.zeros(1)}
         kept = 1 - s[t] if neuron.reset == "hard" else np.ones(1)
-        later = surrogate(u[t], neuron) * (gradient[t] - alpha * drop * later) + alpha * kept * later
+        later = surrogate(u[t], neuron) * (gradient[t] - drops[neuron.reset] * later) + alpha * kept * later
         result[t] = later
-    return [result]
+    return [drive_gradient(result, neuron)]
 
 
 _SMOOTH: dict[type[Operation], Semantics] = {spike.LifOp: _lif, sgrad.LifOp: _lif_gradient}

@@ -199,11 +199,14 @@ def _integrate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
     reset, spike = op.choice("reset"), op.choice("spike")
     save_u, save_m = op.choice("save_u") == "yes", op.choice("save_m") == "yes"
     never = spike == "never"
-    flags = (op.init, _is_half(op), reset == "hard", reset == "soft", spike == "ge", never, save_u, save_m)
+    resets = (reset == "hard", reset == "soft", reset == "soft_delayed")
+    windowed = op.choice("surrogate") in ("rectangular", "triangular")
+    flags = (op.init, _is_half(op), *resets, spike == "ge", never, save_u, save_m, windowed, op.number("drive"))
     return (
         *(buffers["acc"].view(np.float32), buffers["par"].view(np.float32), *_either(op, buffers["us"])),
         *(buffers.get("ss", _NO_BYTES), buffers.get("so", _NO_BYTES), *_either(op, buffers.get("uo", _NO_BYTES))),
-        *(buffers.get("mo", _NO_BYTES), op.number("k"), flags, np.float32(op.desc["width"])),
+        *(buffers.get("mo", _NO_BYTES), *_either(op, buffers.get("cs", _NO_BYTES)), op.number("k"), flags),
+        np.float32(op.desc["width"]),
     )
 
 
@@ -217,12 +220,21 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
 
 def _differentiate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
     k, reset, never = op.number("k"), op.choice("reset"), op.choice("spike") == "never"
-    triangular, detach = op.choice("surrogate") == "triangular", op.choice("detach") == "yes"
-    flags = (op.init, _is_half(op), reset == "hard", reset == "soft", never, triangular, detach)
+    resets = (reset == "hard", reset == "soft", reset == "soft_delayed")
+    kinds = (op.number("surrogate"), op.number("drive"))
+    flags = (op.init, _is_half(op), *resets, never, op.choice("detach") == "yes", *kinds)
     return (
         *(buffers["gs"].view(np.float32), *_either(op, buffers.get("u", _NO_BYTES)), buffers.get("s", _NO_BYTES)),
-        *(buffers["par"].view(np.float32), *_either(op, buffers["gc"]), buffers["go"].view(np.uint64), _slot_words(op)),
-        *(op.number("gblk"), k, flags, np.float32(op.desc["width"]), np.float32(op.desc["height"])),
+        *(buffers["par"].view(np.float32), *_either(op, buffers["gc"]), *_either(op, buffers.get("gi", _NO_BYTES))),
+        *(
+            buffers["go"].view(np.uint64),
+            _slot_words(op),
+            op.number("gblk"),
+            k,
+            flags,
+            np.float32(op.desc["width"]),
+            np.float32(op.desc["height"]),
+        ),
     )
 
 

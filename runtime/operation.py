@@ -168,6 +168,16 @@ def slot_row_bytes(op: Operation) -> int:
     return -(-op.number("k") // gblk) * slot_bytes(gblk, item_bytes(op))
 
 
+def parameter_rows(op: Operation) -> int:
+    """Return how many parameter rows a neuron instruction has."""
+    return isa.PLAIN_PARAMETER_ROWS if op.choice("drive") == "plain" else len(isa.PARAMETER_ROWS)
+
+
+def has_synapse(op: Operation) -> bool:
+    """Return whether neurons have a second state, the synaptic current."""
+    return op.choice("drive") in ("synapse", "delayed")
+
+
 def input_shape(op: Operation) -> tuple[int, int]:
     """Return rows and columns (ih, iw) of the input tile of a convolution or pooling."""
     require(op, kh=(1, 255), kw=(1, 255), sh=(1, 255), sw=(1, 255))
@@ -256,7 +266,9 @@ def _v_lif(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     n, k = op.number("n"), op.number("k")
     real, bits = n * k * item_bytes(op), n * _packed(k)
-    sizes = {"acc": n * k * 4, "par": 4 * k * 4, "us": real}
+    sizes = {"acc": n * k * 4, "par": parameter_rows(op) * k * 4, "us": real}
+    if has_synapse(op):
+        sizes["cs"] = real
     if op.choice("spike") != "never":
         sizes |= {"ss": bits, "so": bits}
     if op.choice("save_u") == "yes":
@@ -270,7 +282,9 @@ def _v_grad(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     n, k = op.number("n"), op.number("k")
     real = n * k * item_bytes(op)
-    sizes = {"gs": n * k * 4, "par": 4 * k * 4, "gc": real, "go": n * slot_row_bytes(op)}
+    sizes = {"gs": n * k * 4, "par": parameter_rows(op) * k * 4, "gc": real, "go": n * slot_row_bytes(op)}
+    if has_synapse(op):
+        sizes["gi"] = real
     return sizes | ({"u": real, "s": n * _packed(k)} if op.choice("spike") != "never" else {})
 
 

@@ -21,9 +21,11 @@ from .operation import (
     Operation,
     Work,
     check_dispatch,
+    has_synapse,
     input_shape,
     item_bytes,
     open_operands,
+    parameter_rows,
     slot_bytes,
     spans,
     transfer_range,
@@ -207,20 +209,26 @@ def wu_run(op: Operation, buffers: Buffers) -> Work:
 
 
 def v_lif(op: Operation, buffers: Buffers) -> Work:
-    """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
+    """``v.lif``: u = st(alpha*reset(u, s) + drive(acc + bias)); s = u > theta; mask = where the surrogate is not 0."""
     n, k = op.number("n"), op.number("k")
-    bias, alpha, theta, v_reset = _load(buffers["par"], "f32").reshape(4, k)
+    bias, alpha, theta, v_reset, *rows = _parameter_rows(op, buffers)
     never = op.choice("spike") == "never"
-    x = _load(buffers["acc"], "f32").reshape(n, k) + bias
-    r = np.zeros((n, k), np.float32)
+    x = _drive(op, buffers, rows, _load(buffers["acc"], "f32").reshape(n, k) + bias)
+    r, s = np.zeros((n, k), np.float32), np.zeros((n, k), np.bool_)
+    kind = op.choice("reset")
     if not op.init:
         r = _load(buffers["us"], op.storage()).reshape(n, k)
-        s = np.zeros((n, k), np.bool_) if never else _unpack(buffers["ss"], (n, k))
-        kind = op.choice("reset")
+        s = s if never else _unpack(buffers["ss"], (n, k))
         r = np.where(s, v_reset if kind == "hard" else r - theta if kind == "soft" else r, r)
-    u = _round(op, alpha * r + x)
+    elif rows:
+        r = np.broadcast_to(rows[2], (n, k))
+    decayed = alpha * r
+    if kind == "soft_delayed":
+        decayed = np.where(s, decayed - theta, decayed)
+    u = _round(op, decayed + x)
     spikes = np.zeros((n, k), np.bool_) if never else (u > theta if op.choice("spike") == "gt" else u >= theta)
-    mask = np.ones((n, k), np.bool_) if never else np.abs(u - theta) < np.float32(op.desc["width"])
+    open_ended = never or op.choice("surrogate") not in ("rectangular", "triangular")
+    mask = np.ones((n, k), np.bool_) if open_ended else np.abs(u - theta) < np.float32(op.desc["width"])
     for name in ("us", "uo"):
         if name in buffers:
             _save(buffers[name], u, op.storage())
@@ -232,10 +240,27 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
     return Work(counts)
 
 
+def _parameter_rows(op: Operation, buffers: Buffers) -> F32:
+    return _load(buffers["par"], "f32").reshape(parameter_rows(op), op.number("k"))
+
+
+def _drive(op: Operation, buffers: Buffers, rows: list[F32], current: F32) -> F32:
+    """Return ``current`` as it acts on the potential; a synaptic current moves on by a step."""
+    if op.choice("drive") == "plain":
+        return current
+    gain, offset, _, beta = rows
+    if has_synapse(op):
+        old = np.zeros_like(current) if op.init else _load(buffers["cs"], op.storage()).reshape(current.shape)
+        new = _round(op, beta * old + current)
+        _save(buffers["cs"], new, op.storage())
+        current = old if op.choice("drive") == "delayed" else new
+    return gain * current + offset
+
+
 def v_grad(op: Operation, buffers: Buffers) -> Work:
-    """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
+    """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron; then through its drive."""
     n, k = op.number("n"), op.number("k")
-    _, alpha, theta, v_reset = _load(buffers["par"], "f32").reshape(4, k)
+    _, alpha, theta, v_reset, *rows = _parameter_rows(op, buffers)
     gs = _load(buffers["gs"], "f32").reshape(n, k)
     gn = np.zeros((n, k), np.float32) if op.init else _load(buffers["gc"], op.storage()).reshape(n, k)
     if op.choice("spike") == "never":
@@ -245,16 +270,26 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
         s = _unpack(buffers["s"], (n, k))
         reset = op.choice("reset")
         e: F32 = gs
-        if op.choice("detach") == "no" and reset == "hard":
-            e = np.asarray(gs - (alpha * (u - v_reset)) * gn, np.float32)
-        if op.choice("detach") == "no" and reset == "soft":
-            e = gs - (alpha * theta) * gn
+        if op.choice("detach") == "no" and reset != "none":
+            drop = {"hard": alpha * (u - v_reset), "soft": alpha * theta, "soft_delayed": theta}[reset]
+            e = np.asarray(gs - drop * gn, np.float32)
         p = np.where(s, np.float32(0), alpha * gn) if reset == "hard" else alpha * gn
-        sg = _surrogate(op, u - theta)
+        size = np.float32(op.desc["width"]), np.float32(op.desc["height"])
+        sg = numerics.surrogate(op.choice("surrogate"), np.abs(u - theta), *size)
         gu = _round(op, np.where(sg != 0, sg * e + p, p))
     _save(buffers["gc"], gu, op.storage())
-    live = _encode(op, buffers["go"], gu)
-    return Work({"elements": n * k, "live_outputs": live, "nonfinite": nonfinite(gu)})
+    gx = gu
+    if rows:
+        gain, _, _, beta = rows
+        gx = gain * (gn if op.choice("drive") == "delayed" else gu)
+        if has_synapse(op):
+            gi = np.zeros_like(gu) if op.init else _load(buffers["gi"], op.storage()).reshape(n, k)
+            gx = gx + beta * gi
+        gx = _round(op, gx)
+        if has_synapse(op):
+            _save(buffers["gi"], gx, op.storage())
+    live = _encode(op, buffers["go"], gx)
+    return Work({"elements": n * k, "live_outputs": live, "nonfinite": nonfinite(gx)})
 
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:
@@ -591,12 +626,6 @@ def _encode(op: Operation, buffer: Bytes, values: F32) -> int:
             slots[position, block, :8] = np.packbits(bits, bitorder="little")
             _save(slots[position, block, 8 : 8 + live.size * item], live, op.storage())
     return int(np.count_nonzero(values))
-
-
-def _surrogate(op: Operation, distance: F32) -> F32:
-    width, height, d = np.float32(op.desc["width"]), np.float32(op.desc["height"]), np.abs(distance)
-    value = height if op.choice("surrogate") == "rectangular" else height * (np.float32(1) - d / width)
-    return np.where(d < width, value, np.float32(0)).astype(np.float32)
 
 
 def _ordered_sum(values: F32) -> F32:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from h2learn.backends.h2learn.isa import DESCRIPTOR_BY_NAME, INSTRUCTIONS
+from h2learn.backends.h2learn.isa import DESCRIPTOR_BY_NAME, INSTRUCTIONS, PARAMETER_ROWS, PLAIN_PARAMETER_ROWS
 
 from .operation import Operation
 
@@ -25,6 +25,8 @@ HALF = _value("conv", "dtype", "f16")
 SLOTS_MODE = _value("xfer", "mode", "slots")
 HARD, NO_RESET = _value("neuron", "reset", "hard"), _value("neuron", "reset", "none")
 NEVER = _value("neuron", "spike", "never")
+PLAIN = _value("neuron", "drive", "plain")
+SYNAPTIC = (_value("neuron", "drive", "synapse"), _value("neuron", "drive", "delayed"))
 MAX_POOL = _value("pool", "kind", "max")
 FROM_BITS, FROM_SLOTS = _value("pool", "src", "bits"), _value("pool", "src", "slots")
 TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
@@ -235,11 +237,17 @@ def _wu_run(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     return [_read("s", spikes), _read("g", _slots(conv_positions(desc), desc)), *_update("acc", sums, init)]
 
 
+def _parameters(desc: Desc) -> Access:
+    rows = PLAIN_PARAMETER_ROWS if desc["drive"] == PLAIN else len(PARAMETER_ROWS)
+    return _read("par", rows * 4 * int(desc["k"]))
+
+
 def _v_lif(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k = int(desc["n"]), int(desc["k"])
     spiking, resets = desc["spike"] != NEVER, desc["reset"] != NO_RESET
     membrane, bits = n * k * item_bytes(desc), n * _spikes(k)
-    found = [_read("acc", n * k * 4), _read("par", 16 * k), _write("us", membrane)]
+    found = [_read("acc", n * k * 4), _parameters(desc), _write("us", membrane)]
+    found += _update("cs", membrane, init) if desc["drive"] in SYNAPTIC else []
     found += [_read("us", membrane)] if not init else []
     found += [_read("ss", bits)] if not init and spiking and resets else []
     found += [_write("ss", bits), _write("so", bits)] if spiking else []
@@ -252,7 +260,8 @@ def _v_grad(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k = int(desc["n"]), int(desc["k"])
     spiking = desc["spike"] != NEVER
     membrane = n * k * item_bytes(desc)
-    found = [_read("gs", n * k * 4), _read("par", 16 * k), *_update("gc", membrane, init)]
+    found = [_read("gs", n * k * 4), _parameters(desc), *_update("gc", membrane, init)]
+    found += _update("gi", membrane, init) if desc["drive"] in SYNAPTIC else []
     found += [_read("u", membrane)] if spiking else []
     found += [_read("s", n * _spikes(k))] if spiking and desc["reset"] == HARD else []
     return [*found, _write("go", _slots(n, desc))]

@@ -24,6 +24,11 @@ SEMAPHORES = 64
 SEMAPHORE_MAX = (1 << 16) - 1
 STREAMS = 4  # stream 0 runs the program; fork starts the others
 
+PARAMETER_ROWS: tuple[str, ...] = ("bias", "alpha", "theta", "v_reset", "gain", "offset", "initial", "beta")
+"""Rows of operand ``par`` of ``v.lif`` and ``v.grad``."""
+PLAIN_PARAMETER_ROWS = 4
+"""How many of them there are when ``drive`` is plain."""
+
 MEMORIES: tuple[str, ...] = ("DRAM", "W", "S", "U", "G", "M", "A", "L")
 """Memory numbers as used by ``addr``: DRAM, then the named on-chip memories (L holds look-up tables)."""
 
@@ -215,14 +220,19 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _u("k", 16, "channels"),
             _DTYPE,
             _GBLK,
-            _e("reset", ("hard", "soft", "none"), "reset of the membrane after a spike"),
+            _e("reset", ("hard", "soft", "none", "soft_delayed"), "reset of the membrane after a spike"),
             _e("spike", ("gt", "ge", "never"), "spike when u > theta, u >= theta, or never (leaky integrator)"),
-            _e("surrogate", ("rectangular", "triangular"), "surrogate derivative"),
-            _f("width", "half width of the surrogate window, in units of u"),
-            _f("height", "height of the surrogate"),
+            _e("surrogate", ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid"), "surrogate derivative"),
+            _f("width", "width of the surrogate, in units of u; half width of a window"),
+            _f("height", "height of the surrogate at the threshold"),
             _e("detach", ("no", "yes"), "leave the reset path out of the gradient"),
             _e("save_u", ("no", "yes"), "write u to operand uo"),
             _e("save_m", ("no", "yes"), "write the surrogate mask to operand mo"),
+            _e(
+                "drive",
+                ("plain", "scaled", "synapse", "delayed"),
+                "the current as it is; times gain plus offset; through a synapse; through one that acts a step later",
+            ),
         ),
         "neuron tile: equation and surrogate",
     ),
@@ -510,18 +520,19 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "VEC",
         (
             _a("acc", "input current"),
-            _a("par", "bias, alpha, theta, v_reset rows"),
+            _a("par", "parameter rows"),
             _a("us", "membrane state"),
             _a("ss", "spike state"),
             _a("so", "spikes"),
             _a("uo", "membrane, saved"),
             _a("mo", "surrogate mask, saved"),
+            _a("cs", "synaptic current state"),
             _d("neuron"),
             _INIT,
         ),
-        ("acc", "par", "us", "ss"),
-        ("us", "ss", "so", "uo", "mo"),
-        "u = alpha*reset(u, s) + acc + bias; s = u > theta",
+        ("acc", "par", "us", "ss", "cs"),
+        ("us", "ss", "so", "uo", "mo", "cs"),
+        "u = alpha*reset(u, s) + drive(acc + bias); s = u > theta",
         "ceil(n*k/lanes)",
         "One time step of a neuron tile.",
     ),
@@ -533,14 +544,15 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
             _a("gs", "gradient with respect to the spikes"),
             _a("u", "membrane"),
             _a("s", "spikes"),
-            _a("par", "bias, alpha, theta, v_reset rows"),
+            _a("par", "parameter rows"),
             _a("gc", "gradient carried from t+1"),
             _a("go", "gradient slots"),
+            _a("gi", "gradient of the synaptic current carried from t+1"),
             _d("neuron"),
             _INIT,
         ),
-        ("gs", "u", "s", "par", "gc"),
-        ("gc", "go"),
+        ("gs", "u", "s", "par", "gc", "gi"),
+        ("gc", "go", "gi"),
         "gu = surrogate(u)*(gs - alpha*u*gu') + alpha*(1-s)*gu'",
         "ceil(n*k/lanes)",
         "One time step, backwards, of a neuron tile.",

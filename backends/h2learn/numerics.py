@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 
-_EXP_C = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+EXP_C = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LOG_C = (
     7.0376836292e-2,
     -1.1514610310e-1,
@@ -51,8 +51,8 @@ def exp(x: npt.ArrayLike) -> F32:
     n = np.floor(clipped * np.float32(1.44269504088896341) + np.float32(0.5))
     r = clipped - n * np.float32(0.693359375)
     r = r - n * np.float32(-2.12194440e-4)
-    y = np.full_like(r, np.float32(_EXP_C[0]))
-    for c in _EXP_C[1:]:
+    y = np.full_like(r, np.float32(EXP_C[0]))
+    for c in EXP_C[1:]:
         y = y * r + np.float32(c)
     y = y * (r * r) + r + one
     half = np.floor(n * np.float32(0.5))
@@ -98,6 +98,33 @@ def complement_power(share: np.float32, exponent: int) -> np.float32:
         power = power + power * (one - power)
         exponent >>= 1
     return result
+
+
+def surrogate(kind: str, distance: F32, width: np.float32, height: np.float32) -> F32:
+    """Return the surrogate derivative of a spike, elementwise, where ``|u - theta|`` is ``distance``.
+
+    ``z = distance / width`` (the name in brackets is the usual parameter):
+
+    * rectangular: ``height`` where ``distance < width``, else 0
+    * triangular: ``height * (1 - z)`` where ``distance < width``, else 0
+    * atan: ``height / (1 + z*z)`` (alpha: width 2/(pi alpha), height alpha/2)
+    * sigmoid: ``e = exp(-z)``, ``q = 1 + e``, ``(4*height) * (e / (q*q))`` (slope: width 1/slope, height slope/4)
+    * fast_sigmoid: ``q = 1 + z``, ``height / (q*q)`` (slope: width 1/slope, height 1)
+    """
+    zero, one = np.float32(0), np.float32(1)
+    if kind == "rectangular":
+        return np.where(distance < width, height, zero)
+    z = distance / width
+    if kind == "triangular":
+        return np.where(distance < width, height * (one - z), zero)
+    if kind == "atan":
+        return np.asarray(height / (one + z * z), dtype=np.float32)
+    if kind == "sigmoid":
+        e = exp(-z)
+        q = one + e
+        return np.asarray((np.float32(4) * height) * (e / (q * q)), dtype=np.float32)
+    q = one + z
+    return np.asarray(height / (q * q), dtype=np.float32)
 
 
 def philox(

@@ -9,27 +9,34 @@ import numpy as np
 
 from .arrays import Real, Spikes
 
-RESETS = ("hard", "soft", "none")
+RESETS = ("hard", "soft", "soft_delayed", "none")
 COMPARES = ("gt", "ge")
-SURROGATES = ("rectangular", "triangular")
+SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")
+COMPACT_SURROGATES = ("rectangular", "triangular")
+"""Those that are exactly 0 at and beyond ``width``; the others are 0 nowhere."""
+SYNAPSES = ("none", "immediate", "delayed")
 
 
 @dataclass(frozen=True)
 class Neuron:
-    """A leaky integrate-and-fire neuron with its surrogate gradient.
+    """A leaky integrate-and-fire neuron with its surrogate gradient; a leaky integrator uses the first lines of it.
 
-    With the current x[t] and ``r[t]`` the membrane potential after the reset of step t (``r[-1] = 0``)::
+    With the current x[t] and ``r[t]`` the membrane potential after the reset of step t (``r[-1] = initial``)::
 
-        u[t] = alpha * r[t-1] + x[t]
+        i[t] = beta * i[t-1] + x[t]              (synapse "none": i[t] = x[t]; i[-1] = 0)
+        u[t] = v_leak + alpha * (r[t-1] - v_leak) + gain * i[t]         (synapse "delayed": gain * i[t-1])
         s[t] = u[t] >= theta                     (compare "gt": u[t] > theta)
         r[t] = s[t] ? v_reset : u[t]             (reset "hard")
         r[t] = u[t] - theta * s[t]               (reset "soft")
         r[t] = u[t]                              (reset "none")
 
-    The surrogate of ds/du is ``height`` where ``|u - theta| < width`` (rectangular), or
-    ``height * (1 - |u - theta| / width)`` there (triangular), and 0 elsewhere. ``detach_reset`` leaves the dependence
-    of the reset on the spike out of the gradient. ``alpha``, ``theta`` and ``v_reset`` hold one number, or one per
-    channel (last axis).
+    Reset "soft_delayed" takes the threshold off one step later and not decayed: ``u[t] -= theta * s[t-1]``.
+
+    With ``z = |u - theta| / width`` the surrogate of ds/du is ``height`` where ``z < 1`` (rectangular),
+    ``height * (1 - z)`` there (triangular), ``height / (1 + z**2)`` (atan), ``4 * height * sigmoid(z) *
+    (1 - sigmoid(z))`` (sigmoid) or ``height / (1 + z)**2`` (fast_sigmoid); the first two are 0 elsewhere.
+    ``detach_reset`` leaves the dependence of the reset on the spike out of the gradient. ``alpha``, ``theta``,
+    ``v_reset``, ``gain``, ``v_leak``, ``initial`` and ``beta`` hold one number, or one per channel (last axis).
     """
 
     alpha: tuple[float, ...] = (0.5,)
@@ -41,17 +48,34 @@ class Neuron:
     width: float = 0.5
     height: float = 1.0
     detach_reset: bool = False
+    gain: tuple[float, ...] = (1.0,)
+    v_leak: tuple[float, ...] = (0.0,)
+    initial: tuple[float, ...] = (0.0,)
+    synapse: str = "none"
+    beta: tuple[float, ...] = (0.0,)
+
+    @property
+    def offset(self) -> tuple[float, ...]:
+        """What the leak adds at every step, ``(1 - alpha) * v_leak``: one number, or one per channel."""
+        return _short((1 - np.asarray(self.alpha)) * np.asarray(self.v_leak))
+
+    @property
+    def is_driven_plainly(self) -> bool:
+        """Whether the current adds to the potential as it is, which starts at and decays to 0."""
+        return (self.gain, self.offset, self.initial, self.synapse) == ((1.0,), (0.0,), (0.0,), "none")
 
 
 def lif(x: Real, neuron: Neuron) -> tuple[Spikes, Real]:
     """Return spikes and membrane potentials of currents ``x`` ``[T,N,...,K]``, in the type of ``x``."""
     alpha, theta, v_reset = (np.asarray(v, dtype=x.dtype) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
     u, s = np.empty_like(x), np.empty(x.shape, dtype=np.bool_)
-    rest = np.zeros_like(x[0])
-    for t, current in enumerate(x):
-        u[t] = alpha * rest + current
+    rest, taken = initial_potential(x, neuron), np.zeros((), dtype=x.dtype)
+    for t, current in enumerate(drive(x, neuron)):
+        u[t] = alpha * rest + current - taken
         s[t] = u[t] > theta if neuron.compare == "gt" else u[t] >= theta
         rest = _after_reset(u[t], s[t], theta, v_reset, neuron.reset)
+        if neuron.reset == "soft_delayed":
+            taken = np.where(s[t], theta, np.zeros_like(theta))
     return s, u
 
 
@@ -63,36 +87,87 @@ def lif_gradient(gradient: Real, u: Real, s: Spikes, neuron: Neuron) -> Real:
     for t in range(len(gradient) - 1, -1, -1):
         through_spike = gradient[t]
         if neuron.reset != "none" and not neuron.detach_reset:
-            drop = u[t] - v_reset if neuron.reset == "hard" else theta
-            through_spike = through_spike - alpha * drop * later
+            drops = {"hard": alpha * (u[t] - v_reset), "soft": alpha * theta, "soft_delayed": theta}
+            through_spike = through_spike - drops[neuron.reset] * later
         carried = alpha * later
         if neuron.reset == "hard":
             carried = np.where(s[t], u.dtype.type(0), carried)
         later = surrogate(u[t], neuron) * through_spike + carried
         result[t] = later
-    return result
+    return drive_gradient(result, neuron)
 
 
 def surrogate(u: Real, neuron: Neuron) -> Real:
     """Return the surrogate derivative ds/du at membrane potentials ``u`` ``[...,K]``."""
     width, height = u.dtype.type(neuron.width), u.dtype.type(neuron.height)
     distance = np.abs(u - np.asarray(neuron.theta, dtype=u.dtype))
-    inside = height * (1 - distance / width) if neuron.surrogate == "triangular" else height
+    z = distance / width
+    match neuron.surrogate:
+        case "atan":
+            return np.asarray(height / (1 + z * z))
+        case "sigmoid":
+            return np.asarray(4 * height * np.exp(-z) / (1 + np.exp(-z)) ** 2)
+        case "fast_sigmoid":
+            return np.asarray(height / ((1 + z) * (1 + z)))
+    inside = height * (1 - z) if neuron.surrogate == "triangular" else height
     return np.where(distance < width, inside, u.dtype.type(0))
 
 
-def li(x: Real, alpha: Sequence[float]) -> Real:
-    """Return the membrane potentials of integrators that never spike, currents ``[T,N,...,K]``."""
-    factor = np.asarray(alpha, dtype=x.dtype)
-    u = x.copy()
-    for t in range(1, len(x)):
-        u[t] += factor * u[t - 1]
-    return u
+def drive(x: Real, neuron: Neuron) -> Real:
+    """Return what the currents ``x`` ``[T,N,...,K]`` (and the leak) add to the potential at every step."""
+    if neuron.is_driven_plainly:
+        return x
+    gain, offset = (np.asarray(v, dtype=x.dtype) for v in (neuron.gain, neuron.offset))
+    return np.asarray(gain * _synaptic_current(x, neuron) + offset)
 
 
-def li_gradient(gradient: Real, alpha: Sequence[float]) -> Real:
+def drive_gradient(gradient: Real, neuron: Neuron) -> Real:
     """Return the gradient of the currents from that of the potentials, both ``[T,N,...,K]``."""
-    return np.ascontiguousarray(li(gradient[::-1], alpha)[::-1])
+    if neuron.is_driven_plainly:
+        return gradient
+    scaled = np.asarray(neuron.gain, dtype=gradient.dtype) * gradient
+    return np.ascontiguousarray(_synaptic_current(scaled[::-1], neuron)[::-1])
+
+
+def initial_potential(x: Real, neuron: Neuron) -> Real:
+    """Return the potential before the first step of currents ``x`` ``[T,N,...,K]``."""
+    return np.broadcast_to(np.asarray(neuron.initial, dtype=x.dtype), x.shape[1:])
+
+
+def li(x: Real, neuron: Neuron) -> Real:
+    """Return the membrane potentials of integrators that never spike, currents ``[T,N,...,K]``."""
+    u = drive(x, neuron).copy()
+    u[0] += np.asarray(neuron.alpha, dtype=x.dtype) * initial_potential(x, neuron)
+    return _decaying_sum(u, neuron.alpha)
+
+
+def li_gradient(gradient: Real, neuron: Neuron) -> Real:
+    """Return the gradient of the currents from that of the potentials, both ``[T,N,...,K]``."""
+    return drive_gradient(np.ascontiguousarray(_decaying_sum(gradient[::-1], neuron.alpha)[::-1]), neuron)
+
+
+def _synaptic_current(x: Real, neuron: Neuron) -> Real:
+    """Return what arrives at the membrane at every step; its own adjoint, up to the direction of time."""
+    if neuron.synapse == "none":
+        return x
+    current = _decaying_sum(x, neuron.beta)
+    if neuron.synapse == "delayed":
+        current = np.concatenate([np.zeros_like(current[:1]), current[:-1]])
+    return current
+
+
+def _decaying_sum(x: Real, decay: Sequence[float]) -> Real:
+    factor = np.asarray(decay, dtype=x.dtype)
+    total = x.copy()
+    for t in range(1, len(x)):
+        total[t] += factor * total[t - 1]
+    return total
+
+
+def _short(values: Real) -> tuple[float, ...]:
+    """Return one number when all are the same."""
+    numbers = tuple(float(v) + 0.0 for v in np.ravel(values))
+    return numbers[:1] if len(set(numbers)) == 1 else numbers
 
 
 def _after_reset(u: Real, s: Spikes, theta: Real, v_reset: Real, reset: str) -> Real:

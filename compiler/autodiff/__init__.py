@@ -2,16 +2,34 @@
 
 from .bptt import differentiate
 from .rules import RULES
-from .spec import BPTT, SGD, Adam, AdamW, Optimizer, Rectangular, Surrogate, Train, Triangular
+from .spec import (
+    BPTT,
+    SGD,
+    SURROGATES,
+    Adam,
+    AdamW,
+    ATan,
+    FastSigmoid,
+    Optimizer,
+    Rectangular,
+    Sigmoid,
+    Surrogate,
+    Train,
+    Triangular,
+)
 
 __all__ = [
     "BPTT",
     "RULES",
     "SGD",
+    "SURROGATES",
+    "ATan",
     "Adam",
     "AdamW",
+    "FastSigmoid",
     "Optimizer",
     "Rectangular",
+    "Sigmoid",
     "Surrogate",
     "Train",
     "Triangular",

@@ -11,7 +11,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.dialects.common import source_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import float_values, int_values, neuron_of, tensor_type
+from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of, tensor_type
 
 Gradient: TypeAlias = SSAValue | None
 
@@ -121,8 +121,7 @@ def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[G
 
 
 def _li(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
-    alpha = float_values(op.properties, "alpha")
-    return [tape.emit(sgrad.LiOp(_required(gradients), alpha, location=op.location))]
+    return [tape.emit(sgrad.LiOp(_required(gradients), integrator_of(op), location=op.location))]
 
 
 def _readout(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference.neuron import Neuron
@@ -86,11 +86,12 @@ OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adam
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A derivative of the spike that is not zero where ``|u - theta| < half_width``, at most ``height``.
+    """A derivative of the spike by ``x = u - theta`` that is ``height`` at the threshold and falls beside it.
 
-    Raises H2LearnError unless both are positive and finite.
+    Raises H2LearnError unless ``half_width`` and ``height`` are positive and finite.
     """
 
+    kind: ClassVar[str]
     half_width: float = 0.5
     height: float = 1.0
 
@@ -101,19 +102,73 @@ class Surrogate:
 
     def apply(self, neuron: Neuron, potential_scale: float = 1.0) -> Neuron:
         """Return ``neuron`` with this surrogate; the neuron counts potentials ``potential_scale`` times as large."""
-        kind = type(self).__name__.lower()
         width, height = self.half_width * potential_scale, self.height / potential_scale
-        return replace(neuron, surrogate=kind, width=width, height=height)
+        return replace(neuron, surrogate=self.kind, width=width, height=height)
 
 
 @dataclass(frozen=True)
 class Rectangular(Surrogate):
-    """``height`` inside the window."""
+    """``height`` where ``|x| < half_width``, else 0."""
+
+    kind = "rectangular"
 
 
 @dataclass(frozen=True)
 class Triangular(Surrogate):
-    """``height * (1 - |u - theta| / half_width)`` inside the window."""
+    """``height * (1 - |x| / half_width)`` where ``|x| < half_width``, else 0."""
+
+    kind = "triangular"
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    """``height / (1 + (x / half_width)**2)``, 0 nowhere; the default is that of snnTorch and SpikingJelly (alpha 2)."""
+
+    kind = "atan"
+    half_width: float = 1 / math.pi
+
+    @classmethod
+    def with_alpha(cls, alpha: float) -> Self:
+        """Return ``(alpha/2) / (1 + (pi/2 * alpha * x)**2)``, as frameworks write it."""
+        return cls(2 / (math.pi * _positive("alpha", alpha)), alpha / 2)
+
+
+@dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    """``4 * height * sigmoid(x/half_width) * (1 - sigmoid(x/half_width))``; the default is SpikingJelly's (slope 4)."""
+
+    kind = "sigmoid"
+    half_width: float = 0.25
+
+    @classmethod
+    def with_slope(cls, slope: float) -> Self:
+        """Return ``slope * sigmoid(slope*x) * (1 - sigmoid(slope*x))``, as frameworks write it."""
+        return cls(1 / _positive("slope", slope), slope / 4)
+
+
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    """``height / (1 + |x| / half_width)**2``, 0 nowhere; the default is snnTorch's (slope 25)."""
+
+    kind = "fast_sigmoid"
+    half_width: float = 0.04
+
+    @classmethod
+    def with_slope(cls, slope: float) -> Self:
+        """Return ``1 / (slope*|x| + 1)**2``, as frameworks write it."""
+        return cls(1 / _positive("slope", slope))
+
+
+SURROGATES: dict[str, type[Surrogate]] = {
+    cls.kind: cls for cls in (Rectangular, Triangular, ATan, Sigmoid, FastSigmoid)
+}
+"""The surrogates by their names in files and options."""
+
+
+def _positive(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise H2LearnError(f"expected a positive surrogate {name}, found {value}")
+    return value
 
 
 @dataclass(frozen=True)

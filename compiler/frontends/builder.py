@@ -213,11 +213,11 @@ class NetworkBuilder:
         _expect_currents(x, f"lif {name}".rstrip(), location)
         return replace(self._add(spike.LifOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
 
-    def li(self, x: Signal, alpha: float | Sequence[float], location: Location, name: str = "") -> Signal:
-        """Add leaky integrators, of one decay or one per channel, and return their membrane potentials."""
+    def li(self, x: Signal, membrane: Neuron | float, location: Location, name: str = "") -> Signal:
+        """Add leaky integrators and return their membrane potentials; a number is the decay of a plain one."""
         _expect_currents(x, f"li {name}".rstrip(), location)
-        decays = [alpha] if isinstance(alpha, float | int) else alpha
-        return replace(self._add(spike.LiOp(x.value, decays, location=_mark(location)), location, name), maps=x.maps)
+        neuron = membrane if isinstance(membrane, Neuron) else Neuron(alpha=(float(membrane),))
+        return replace(self._add(spike.LiOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
 
     def readout(self, x: Signal, kind: str, location: Location) -> Signal:
         """Reduce features over time to logits ``[N,K]``."""

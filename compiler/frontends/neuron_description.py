@@ -96,7 +96,7 @@ def spike_neuron(description: NeuronDescription) -> SpikeNeuron:
 def add_neuron(builder: NetworkBuilder, x: Signal, form: SpikeNeuron, location: Location, name: str) -> Signal:
     """Add a neuron to a network and return its spikes, or its potentials when it never fires."""
     if not form.fires:
-        return builder.li(x, form.neuron.alpha, location, name)
+        return builder.li(x, form.neuron, location, name)
     spikes = builder.lif(x, form.neuron, location, name)
     op = spikes.value.owner
     if form.potential_scale != 1.0 and isinstance(op, Operation):

@@ -158,6 +158,21 @@ class Usage:
         )
 
 
+@dataclass(frozen=True)
+class NeuronKind:
+    """What a stage keeps for the neurons in it: real states per neuron, and rows of parameters."""
+
+    states: int = 1
+    rows: int = 4
+
+    def parameter_bytes(self, channels: int) -> int:
+        """Return the bytes of the parameter rows of ``channels`` channels, all slots."""
+        return SLOTS * self.rows * 4 * channels
+
+
+PLAIN_NEURON = NeuronKind()
+
+
 def slot_cap(machine: Machine, limits: TileLimits) -> int:
     """Return the most channels of a gradient slot: 64, or 32 where a 64 x 64 weight tile would crowd memory W."""
     cap = 64 if machine.memory_bytes("W") >= 1 << 20 else 32
@@ -181,7 +196,11 @@ def gradient_extent(count: int, kernel: int, stride: int, padding: int) -> tuple
 
 
 def plan_forward(
-    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None = None
+    shape: ConvShape,
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: int | None = None,
+    neuron: NeuronKind = PLAIN_NEURON,
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
 
@@ -203,9 +222,9 @@ def plan_forward(
             W=SLOTS * weights,
             S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + (SLOTS * starts + t.positions) * bits,
             U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
-            + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + t.positions) * t.k * shape.item,
+            + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + neuron.states * t.positions) * t.k * shape.item,
             M=SLOTS * outs * bits,
-            A=SLOTS * images * t.rows * t.columns * t.k * 4 + SLOTS * 16 * t.k,
+            A=SLOTS * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
             L=SLOTS * tables,
         )
 
@@ -216,22 +235,29 @@ def plan_forward(
 
 
 def plan_backward(
-    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None = None, *, neuron: bool
+    shape: ConvShape,
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: int | None = None,
+    *,
+    neuron: NeuronKind | None,
 ) -> BackwardTile:
     """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
-    ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: a neuron gradient
-    alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very many taps.
+    ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
+    whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
+    many taps.
     """
-    if neuron:
+    if neuron is not None:
         with suppress(H2LearnError):
-            return _plan_backward(shape, machine, limits, reduce_block, fused=True)
-    return _plan_backward(shape, machine, limits, reduce_block, fused=False)
+            return _plan_backward(shape, machine, limits, reduce_block, neuron)
+    return _plan_backward(shape, machine, limits, reduce_block, None)
 
 
 def _plan_backward(
-    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None, *, fused: bool
+    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None, neuron: NeuronKind | None
 ) -> BackwardTile:
+    fused = neuron is not None
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
     gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
 
@@ -245,10 +271,10 @@ def _plan_backward(
         return Usage(
             W=SLOTS * shape.taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
-            U=(SLOTS * outs + t.positions) * t.c * shape.item if fused else 0,
+            U=(SLOTS * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
             G=gradients + (fused + (shape.onto == slots)) * SLOTS * outs * row_bytes(slots, t.c, gblk_out),
             M=SLOTS * outs * bits,
-            A=SLOTS * outs * t.c * 4 + (SLOTS * 16 * t.c if fused else 0),
+            A=SLOTS * outs * t.c * 4 + (neuron.parameter_bytes(t.c) if neuron is not None else 0),
         )
 
     units = {

@@ -13,6 +13,7 @@ from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.layout import item_bytes
 from h2learn.compiler.mapping.tiling import (
+    PLAIN_NEURON,
     BackwardTile,
     ConvShape,
     ForwardTile,
@@ -31,6 +32,7 @@ from h2learn.compiler.passes.tile_context import (
     activation_window,
     images,
     leading,
+    neuron_kind,
     only_user,
     trips,
     used,
@@ -77,7 +79,8 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
     shape = conv_shape(op, x, op.current, shape_of(op.w.type)[-1], ctx.dtype, real=real, onto=ctx.onto(op.onto))
     steps = neuron.time_steps if neuron is not None else shape.steps
     shape = replace(shape, steps=steps)
-    t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block)
+    kind = PLAIN_NEURON if neuron is None else neuron_kind(neuron.neuron)
+    t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block, kind)
     b = ctx.builder
     label = ctx.label("forward", op)
     source, weights = ctx.values[x], ctx.values[op.w]
@@ -125,7 +128,8 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
     """Lower an input gradient; the neuron gradient that alone reads it joins the stage where there is room."""
     reader = only_user(op.gs, lut.GradOp)
     shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False, onto=ctx.onto(op.onto))
-    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=reader is not None)
+    kind = neuron_kind(reader.neuron) if isinstance(reader, lut.GradOp) else None
+    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=kind)
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
     label = ctx.label("backward", op)
@@ -262,6 +266,8 @@ class NeuronStep:
         state = {"us": b.alloc("u state", "U", self.ctx.dtype, (*area.dims, k), slots=1)}
         if self.spikes is not None:
             state["ss"] = b.alloc("s state", "S", "bits", (*area.dims, k), slots=1)
+        if self.neuron.has_synapse:
+            state["cs"] = b.alloc("i state", "U", self.ctx.dtype, (*area.dims, k), slots=1)
         return state
 
     def steps(
@@ -319,17 +325,28 @@ class GradientStep:
         """Load the parameter rows of ``k`` channels."""
         return load_rows(self.ctx, self.constants, None, start, k)
 
-    def state(self, area: Area, k: int) -> SSAValue:
-        """Allocate the gradient that a tile carries from step to step."""
-        return self.ctx.builder.alloc("gu state", "U", self.ctx.dtype, (*area.dims, k), slots=1)
+    def state(self, area: Area, k: int) -> dict[str, SSAValue]:
+        """Allocate the gradients that a tile carries from step to step."""
+        b, dims = self.ctx.builder, (*area.dims, k)
+        state = {"gc": b.alloc("gu state", "U", self.ctx.dtype, dims, slots=1)}
+        if self.op.neuron.has_synapse:
+            state["gi"] = b.alloc("gi state", "U", self.ctx.dtype, dims, slots=1)
+        return state
 
     def steps(
-        self, gs: SSAValue, par: SSAValue, state: SSAValue, area: Area, block: Affine, time: Cut, channels: Cut
+        self,
+        gs: SSAValue,
+        par: SSAValue,
+        state: dict[str, SSAValue],
+        area: Area,
+        block: Affine,
+        time: Cut,
+        channels: Cut,
     ) -> None:
         """Run the steps of one time block backwards and store the gradients; ``gs`` without time serves all steps."""
         b, k, steps = self.ctx.builder, channels.size, time.size
         out = b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", (steps, *area.dims, k), self.gblk)
-        buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, "gc": state}
+        buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, **state}
         loaded: dict[str, SSAValue] = {}
         for role, memory, value in (("u", "U", self.op.u), ("s", "S", self.op.s)):
             if value is None:
@@ -389,10 +406,12 @@ def map_format(form: str) -> str:
 
 
 def load_rows(ctx: TileContext, constants: SSAValue, bias: SSAValue | None, start: Affine, k: int) -> SSAValue:
-    """Load the four parameter rows of ``k`` channels from ``start``."""
+    """Load the parameter rows of ``k`` channels from ``start``."""
     b = ctx.builder
-    par = b.alloc("parameters", "A", "f32", (4, k))
-    b.load(constants, par, (0, start), (4, k))
+    assert isinstance(constants.type, tile.TensorType)
+    rows = constants.type.shape[0]
+    par = b.alloc("parameters", "A", "f32", (rows, k))
+    b.load(constants, par, (0, start), (rows, k))
     if bias is not None:
         b.load(bias, par, (start,), (k,), at=0)
     return par

@@ -22,7 +22,7 @@ def _same(*names: str) -> tuple[tuple[str, str], ...]:
 
 _GEOMETRY = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "c", "k", "dtype")
 _GRADIENT = _same("gh", "gw", "py", "px")
-_NEURON = _same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height")
+_NEURON = _same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
 _POOL = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
 
 ENCODINGS: dict[str, Encoding] = {

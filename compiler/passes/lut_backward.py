@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 
 from xdsl.ir import Operation, SSAValue
 
-from h2learn.compiler.mapping.tiling import plan_backward, plan_weights
+from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_weights
+from h2learn.compiler.passes.tile_context import neuron_kind
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import float_values, int_values, neuron_of
+from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of
 
-from .lut_context import Lowering, LutContext, NoLoweringError, is_real, only_user, other_term, pair, shape, window_of
+from .lut_context import (
+    Lowering,
+    LutContext,
+    NoLoweringError,
+    is_real,
+    neuron_constants,
+    only_user,
+    other_term,
+    pair,
+    shape,
+    window_of,
+)
 from .lut_forward import loss_of
 
 
@@ -39,12 +50,12 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LifOp)
     u, s = context.of(op.u), context.of(op.s)
-    return _grad(context, op, op.gradient, u, s, Neuron(*astuple(neuron_of(op))))
+    return _grad(context, op, op.gradient, u, s, neuron_constants(neuron_of(op), fires=True))
 
 
 def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LiOp)
-    return _grad(context, op, op.gradient, None, None, Neuron(float_values(op.properties, "alpha")))
+    return _grad(context, op, op.gradient, None, None, neuron_constants(integrator_of(op), fires=False))
 
 
 def _grad(
@@ -90,8 +101,8 @@ def _input_gradient(
     onto = _onto(context, result, op.result, target)
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
-    neuron = isinstance(reader, sgrad.LifOp | sgrad.LiOp)
-    block = plan_backward(planned, context.machine, context.limits, neuron=neuron).reduce_block
+    kind = _neuron_kind(reader)
+    block = plan_backward(planned, context.machine, context.limits, neuron=kind).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
     grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location, onto=onto)
@@ -115,6 +126,12 @@ def _sum_of(term: SSAValue) -> SSAValue:
     add = only_user(term)
     assert isinstance(add, sgrad.AddOp)
     return add.result
+
+
+def _neuron_kind(op: Operation | None) -> NeuronKind | None:
+    if isinstance(op, sgrad.LifOp):
+        return neuron_kind(neuron_constants(neuron_of(op), fires=True))
+    return neuron_kind(neuron_constants(integrator_of(op), fires=False)) if isinstance(op, sgrad.LiOp) else None
 
 
 def _mask(context: LutContext, gs: SSAValue) -> SSAValue | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from xdsl.dialects.builtin import ArrayAttr, FusedLoc, LocationAttr, NoneAttr, TensorType, UnknownLoc
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
+from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits
+from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, SpikesType, StoreType, shape_of
 from h2learn.dialects.sgrad import ops as sgrad
@@ -146,6 +149,29 @@ class LutContext:
 
 Lowering = Callable[[LutContext, Operation], Sequence[SSAValue]]
 """Emits ``lut`` ops for one op and returns the ``lut`` value of each of its results; raises NoLoweringError."""
+
+
+def neuron_constants(neuron: Neuron, *, fires: bool) -> lut_types.Neuron:
+    """Return the constants as the vector unit takes them: the leak as an offset, the drive in one word."""
+    drive = {"none": "scaled", "immediate": "synapse", "delayed": "delayed"}[neuron.synapse]
+    driven: dict[str, Any] = {}
+    if not neuron.is_driven_plainly:
+        names = ("gain", "offset", "initial", "beta")
+        driven = {"drive": drive, **{name: getattr(neuron, name) for name in names}}
+    if not fires:
+        return lut_types.Neuron(neuron.alpha, **driven)
+    return lut_types.Neuron(
+        neuron.alpha,
+        neuron.theta,
+        neuron.v_reset,
+        neuron.reset,
+        neuron.compare,
+        neuron.surrogate,
+        neuron.width,
+        neuron.height,
+        neuron.detach_reset,
+        **driven,
+    )
 
 
 def lifted(shape: Sequence[int]) -> Shape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 
 from xdsl.dialects import func
 from xdsl.dialects.builtin import LocationAttr
@@ -11,10 +10,10 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, Neuron, Shape, StoreType, Update
+from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, StoreType, Update
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import float_values, int_values, neuron_of
+from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of
 from h2learn.dialects.spike.optimizers import UpdateOp, flag
 
 from .lut_context import (
@@ -25,6 +24,7 @@ from .lut_context import (
     fused,
     is_real,
     is_tensor,
+    neuron_constants,
     only_user,
     other_term,
     pair,
@@ -141,20 +141,21 @@ def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.LifOp)
     current, bias, location = _current(context, op.x, op)
-    neuron = Neuron(*astuple(neuron_of(op)))
+    neuron = neuron_constants(neuron_of(op), fires=True)
     _check_constants(current, neuron)
     lif = lut.LifOp(current, bias, neuron, shape(op.x)[0], context.dtype, location)
     context.emit(lif)
-    context.masks[op.s] = lif.m
+    if neuron.surrogate in WINDOWS:
+        context.masks[op.s] = lif.m
     return [lif.s, lif.u]
 
 
 def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.LiOp)
     current, bias, location = _current(context, op.x, op)
-    neuron = Neuron(float_values(op.properties, "alpha"))
+    neuron = neuron_constants(integrator_of(op), fires=False)
     _check_constants(current, neuron)
-    li = lut.LiOp(current, bias, neuron.alpha, shape(op.x)[0], context.dtype, location)
+    li = lut.LiOp(current, bias, neuron, shape(op.x)[0], context.dtype, location)
     context.emit(li)
     return [li.u]
 
@@ -170,7 +171,7 @@ def _current(context: LutContext, x: SSAValue, op: Operation) -> tuple[SSAValue,
 
 def _check_constants(current: SSAValue, neuron: Neuron) -> None:
     channels = shape(current)[-1]
-    if any(len(values) not in (1, channels) for values in (neuron.alpha, neuron.theta, neuron.v_reset)):
+    if any(len(values) not in (1, channels) for values in neuron.rows):
         raise NoLoweringError(f"expected 1 or {channels} values per constant of a neuron behind flatten")
 
 

@@ -10,7 +10,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
-from h2learn.compiler.mapping.tiling import Tile, TileLimits, slot_cap
+from h2learn.compiler.mapping.tiling import NeuronKind, Tile, TileLimits, slot_cap
 from h2learn.compiler.passes.stage_builder import StageBuilder, Start
 from h2learn.dialects import tile
 from h2learn.dialects.lut import attributes as lut_types
@@ -72,9 +72,9 @@ class TileContext:
         return f"{text} {count + 1}" if count else text
 
     def neuron_rows(self, label: str, neuron: Neuron, channels: int) -> SSAValue:
-        """Declare the constant rows (bias 0, alpha, theta, v_reset) of a layer."""
-        rows = ((0.0,), neuron.alpha, neuron.theta, neuron.v_reset)
-        return self.builder.tensor(f"{label}.constants", "f32", (4, channels), rows=rows)
+        """Declare the constant rows (bias 0, alpha, theta, v_reset ...) of a layer."""
+        rows = ((0.0,), *neuron.rows)
+        return self.builder.tensor(f"{label}.constants", "f32", (len(rows), channels), rows=rows)
 
     def neuron_params(self, neuron: Neuron) -> dict[str, tile.Param]:
         """Return the parameters that the neuron jobs share."""
@@ -85,7 +85,13 @@ class TileContext:
             "surrogate": neuron.surrogate,
             "width": float(neuron.width),
             "height": float(neuron.height),
+            "drive": neuron.drive,
         }
+
+
+def neuron_kind(neuron: Neuron) -> NeuronKind:
+    """Return what the mapper needs to know of a neuron."""
+    return NeuronKind(states=2 if neuron.has_synapse else 1, rows=1 + len(neuron.rows))
 
 
 @dataclass(frozen=True)

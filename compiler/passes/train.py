@@ -10,18 +10,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.autodiff.bptt import differentiate
-from h2learn.compiler.autodiff.spec import (
-    BPTT,
-    OPTIMIZERS,
-    SGD,
-    Optimizer,
-    Rectangular,
-    Surrogate,
-    Train,
-    Triangular,
-)
-
-SURROGATES: dict[str, type[Surrogate]] = {"rectangular": Rectangular, "triangular": Triangular}
+from h2learn.compiler.autodiff.spec import BPTT, OPTIMIZERS, SGD, SURROGATES, Optimizer, Train
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class TrainPass(ModulePass):
             loss=spec.loss,
             optimizer=next(name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind),
             weight_decay=optimizer.weight_decay,
-            surrogate=None if surrogate is None else type(surrogate).__name__.lower(),
+            surrogate=None if surrogate is None else surrogate.kind,
             half_width=0.5 if surrogate is None else surrogate.half_width,
             height=1.0 if surrogate is None else surrogate.height,
             detach_reset=spec.detach_reset,

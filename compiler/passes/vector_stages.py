@@ -21,7 +21,15 @@ from h2learn.compiler.mapping.tiling import (
 )
 from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep, map_format, memory_of
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
-from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, leading, trips
+from h2learn.compiler.passes.tile_context import (
+    Cut,
+    TileContext,
+    activation_window,
+    images,
+    leading,
+    neuron_kind,
+    trips,
+)
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import GradsType, SpikesType, shape_of
@@ -31,15 +39,15 @@ def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
     """Lower neurons whose current lies in DRAM (behind a pool, or read by others too)."""
     current = ctx.values[op.current]
     batch, height, width, channels = shape_of(op.current.type)[-4:]
-    item = item_bytes(ctx.dtype)
+    item, kind = item_bytes(ctx.dtype), neuron_kind(op.neuron)
 
     def usage(t: Tile) -> Usage:
         outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
         return Usage(
             S=SLOTS * outs * bits + t.positions * bits,
-            U=(SLOTS * outs + t.positions) * t.k * item,
+            U=(SLOTS * outs + kind.states * t.positions) * t.k * item,
             M=SLOTS * outs * bits,
-            A=SLOTS * outs * t.k * 4 + SLOTS * 16 * t.k,
+            A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )
 
     t = plan_positions(op.time_steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
@@ -66,15 +74,15 @@ def lower_gradient(ctx: TileContext, op: lut.GradOp) -> None:
     """Lower neuron gradients whose incoming gradient lies in DRAM."""
     source = ctx.values[op.gs]
     steps, batch, height, width, channels = shape_of(op.gu.type)
-    gblk, item = ctx.gblk(channels), item_bytes(ctx.dtype)
+    gblk, item, kind = ctx.gblk(channels), item_bytes(ctx.dtype), neuron_kind(op.neuron)
 
     def usage(t: Tile) -> Usage:
         outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
         return Usage(
             S=SLOTS * outs * bits,
-            U=(SLOTS * outs + t.positions) * t.k * item,
+            U=(SLOTS * outs + kind.states * t.positions) * t.k * item,
             G=SLOTS * outs * row_bytes(f"slots.{ctx.dtype}", t.k, gblk),
-            A=SLOTS * outs * t.k * 4 + SLOTS * 16 * t.k,
+            A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )
 
     t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.numerics import complement_power, exp, log, round_to_storage, uniform
+from h2learn.backends.h2learn.isa import PARAMETER_ROWS, PLAIN_PARAMETER_ROWS
+from h2learn.backends.h2learn.numerics import complement_power, exp, log, round_to_storage, surrogate, uniform
 
 from .layouts import (
     F32,
@@ -218,16 +219,24 @@ def wu_run(job: Job) -> None:
 def lif(job: Job) -> None:
     """One forward time step of neurons."""
     shape = job.size("n", "k")
-    dtype, spike = job.word("dtype"), job.word("spike")
-    bias, alpha, theta, v_reset = read_real(job["par"], (4, shape[1]), "f32")
-    x = read_real(job["acc"], shape, "f32") + bias
-    rest = np.zeros(shape, dtype=np.float32)
+    dtype, spike, reset = job.word("dtype"), job.word("spike"), job.word("reset")
+    par = _parameters(job)
+    theta = par["theta"]
+    x = _driven(job, par, read_real(job["acc"], shape, "f32") + par["bias"])
+    spiked: Bits = np.zeros(shape, dtype=np.bool_)
+    rest = np.broadcast_to(par.get("initial", np.zeros(shape[1], dtype=np.float32)), shape)
     if not job.init:
         rest = read_real(job["us"], shape, dtype)
-        if spike != "never" and job.word("reset") != "none":
-            reset_to = rest - theta if job.word("reset") == "soft" else np.broadcast_to(v_reset, shape)
-            rest = np.where(read_bits(job["ss"], shape), reset_to, rest)
-    u = round_to_storage(alpha * rest + x, dtype)
+        if spike != "never" and reset != "none":
+            spiked = read_bits(job["ss"], shape)
+    if reset == "hard":
+        rest = np.where(spiked, par["v_reset"], rest)
+    elif reset == "soft":
+        rest = np.where(spiked, rest - theta, rest)
+    decayed = par["alpha"] * rest
+    if reset == "soft_delayed":
+        decayed = np.where(spiked, decayed - theta, decayed)
+    u = round_to_storage(decayed + x, dtype)
     write_real(job["us"], u, dtype)
     if spike != "never":
         spikes = u > theta if spike == "gt" else u >= theta
@@ -236,34 +245,71 @@ def lif(job: Job) -> None:
     if job.word("save_u") == "yes":
         write_real(job["uo"], u, dtype)
     if job.word("save_m") == "yes":
-        inside: Bits = np.abs(u - theta) < job.real("width")
-        write_bits(job["mo"], np.ones(shape, dtype=np.bool_) if spike == "never" else inside)
+        inside: Bits = np.ones(shape, dtype=np.bool_)
+        if spike != "never" and job.word("surrogate") in ("rectangular", "triangular"):
+            inside = np.abs(u - theta) < job.real("width")
+        write_bits(job["mo"], inside)
+
+
+def _parameters(job: Job) -> dict[str, F32]:
+    """Return the parameter rows that the descriptor's drive asks for, by name."""
+    names = PARAMETER_ROWS[:PLAIN_PARAMETER_ROWS] if job.word("drive") == "plain" else PARAMETER_ROWS
+    rows = read_real(job["par"], (len(names), job.integer("k")), "f32")
+    return dict(zip(names, rows, strict=True))
+
+
+def _driven(job: Job, par: dict[str, F32], current: F32) -> F32:
+    """Return the step that the current drives the membrane by, the synaptic current moved on."""
+    drive, dtype = job.word("drive"), job.word("dtype")
+    if drive == "plain":
+        return current
+    if drive in ("synapse", "delayed"):
+        held = np.zeros_like(current) if job.init else read_real(job["cs"], current.shape, dtype)
+        moved = round_to_storage(par["beta"] * held + current, dtype)
+        write_real(job["cs"], moved, dtype)
+        current = moved if drive == "synapse" else held
+    return par["gain"] * current + par["offset"]
 
 
 def gradient(job: Job) -> None:
     """One backward time step of neurons."""
     shape = job.size("n", "k")
     dtype = job.word("dtype")
-    _, alpha, theta, v_reset = read_real(job["par"], (4, shape[1]), "f32")
+    par = _parameters(job)
+    alpha, theta = par["alpha"], par["theta"]
     gs = read_real(job["gs"], shape, "f32")
     later = np.zeros(shape, dtype=np.float32) if job.init else read_real(job["gc"], shape, dtype)
     if job.word("spike") == "never":
         gu = gs + alpha * later
     else:
         u, reset = read_real(job["u"], shape, dtype), job.word("reset")
-        slope = _surrogate(job, u - theta)
+        slope = surrogate(job.word("surrogate"), np.abs(u - theta), job.real("width"), job.real("height"))
         e = gs
-        if reset == "hard" and job.word("detach") == "no":
-            e = gs - alpha * (u - v_reset) * later
-        elif reset == "soft" and job.word("detach") == "no":
-            e = gs - alpha * theta * later
+        if job.word("detach") == "no":
+            if reset == "hard":
+                e = gs - alpha * (u - par["v_reset"]) * later
+            elif reset in ("soft", "soft_delayed"):
+                e = gs - (alpha * theta if reset == "soft" else theta) * later
         carry = alpha * later
         if reset == "hard":
             carry = np.where(read_bits(job["s"], shape), _ZERO, carry)
         gu = np.where(slope != 0, slope * e + carry, carry)
     gu = round_to_storage(gu, dtype)
     write_real(job["gc"], gu, dtype)
-    write_grads(job["go"], gu, job.integer("gblk"), dtype)
+    write_grads(job["go"], _driving(job, par, gu, later), job.integer("gblk"), dtype)
+
+
+def _driving(job: Job, par: dict[str, F32], gu: F32, later: F32) -> F32:
+    """Return the gradient of the current, that of the synaptic current carried on."""
+    drive, dtype = job.word("drive"), job.word("dtype")
+    if drive == "plain":
+        return gu
+    if drive == "scaled":
+        return round_to_storage(par["gain"] * gu, dtype)
+    held = np.zeros_like(gu) if job.init else read_real(job["gi"], gu.shape, dtype)
+    gi = round_to_storage(par["gain"] * (gu if drive == "synapse" else later) + par["beta"] * held, dtype)
+    write_real(job["gi"], gi, dtype)
+    return gi
 
 
 def pool(job: Job) -> None:
@@ -505,13 +551,6 @@ def _sources(count: int, offset: int, stride: int, limit: int) -> tuple[Ints, In
     shifted = np.arange(count) + offset
     legal = (shifted >= 0) & (shifted % stride == 0) & (shifted // stride < limit)
     return np.flatnonzero(legal), shifted[legal] // stride
-
-
-def _surrogate(job: Job, distance: F32) -> F32:
-    width, height = job.real("width"), job.real("height")
-    d = np.abs(distance)
-    slope = height * (_ONE - d / width) if job.word("surrogate") == "triangular" else np.full_like(d, height)
-    return np.asarray(np.where(d < width, slope, _ZERO), dtype=np.float32)
 
 
 def _sample_loss(job: Job, logits: F32, target: F32, samples: np.float32) -> tuple[np.float32, F32]:

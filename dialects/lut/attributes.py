@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import chain
 from typing import Generic, Literal, TypeVar
 
 from xdsl.dialects.builtin import TensorType
@@ -22,11 +23,16 @@ from xdsl.utils.exceptions import VerifyException
 Shape = tuple[int, ...]
 
 STORAGE_TYPES = ("f32", "f16")
-RESETS = ("hard", "soft", "none")
+RESETS = ("hard", "soft", "none", "soft_delayed")
 COMPARISONS = ("gt", "ge", "never")
-SURROGATES = ("rectangular", "triangular")
+SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")
+WINDOWS = ("rectangular", "triangular")
+"""Surrogates that are 0 from ``width`` on."""
+DRIVES = ("plain", "scaled", "synapse", "delayed")
 ADAM_KINDS = ("adam", "adamw")
 UPDATE_KINDS = ("sgd", "nesterov", *ADAM_KINDS)
+
+_DRIVE_ROWS = ("gain", "offset", "initial", "beta")
 
 Item = TypeVar("Item")
 
@@ -54,10 +60,12 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class Neuron:
-    """Constants of a (leaky) integrate-and-fire neuron; one value or one per channel for alpha, theta, v_reset.
+    """Constants of a (leaky) integrate-and-fire neuron; one value or one per channel where there is a tuple.
 
     ``r = reset(u[t-1], s[t-1])``, ``u[t] = alpha * r + x[t]``, ``s[t] = u[t] > theta`` (``gt``), ``>=`` (``ge``) or 0
-    (``never``, the leaky integrator). The surrogate window is ``|u - theta| < width``.
+    (``never``, the leaky integrator). The current c[t] arrives as ``x = c`` (drive ``plain``), ``x = gain * c +
+    offset`` (``scaled``), or through ``i[t] = beta * i[t-1] + c[t]`` as ``x = gain * i[t] + offset`` (``synapse``) or
+    ``x = gain * i[t-1] + offset`` (``delayed``); but for ``plain`` the potential starts at ``initial``, else at 0.
     """
 
     alpha: tuple[float, ...]
@@ -69,11 +77,27 @@ class Neuron:
     width: float = 0.5
     height: float = 1.0
     detach_reset: bool = True
+    drive: str = "plain"
+    gain: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    initial: tuple[float, ...] = (0.0,)
+    beta: tuple[float, ...] = (0.0,)
 
     @property
     def fires(self) -> bool:
         """False for a leaky integrator."""
         return self.compare != "never"
+
+    @property
+    def has_synapse(self) -> bool:
+        """Whether there is a second state, the synaptic current."""
+        return self.drive in ("synapse", "delayed")
+
+    @property
+    def rows(self) -> tuple[tuple[float, ...], ...]:
+        """Constants in the order of the machine's parameter rows behind the bias."""
+        plain = (self.alpha, self.theta, self.v_reset)
+        return plain if self.drive == "plain" else (*plain, self.gain, self.offset, self.initial, self.beta)
 
 
 @dataclass(frozen=True)
@@ -245,7 +269,10 @@ class GeometryAttr(Data[ConvGeometry]):
 
 @irdl_attr_definition
 class NeuronAttr(Data[Neuron]):
-    """``#lut.neuron<alpha [0.5] theta [1.0] v_reset [0.0] reset hard ...>``, the fields of :class:`Neuron` in order."""
+    """``#lut.neuron<alpha [0.5] theta [1.0] v_reset [0.0] reset hard ...>``, the fields of :class:`Neuron` in order.
+
+    What follows ``detach_reset`` is left out when the drive is ``plain``.
+    """
 
     name = "lut.neuron"
 
@@ -269,7 +296,7 @@ class NeuronAttr(Data[Neuron]):
             return _parse_real(parser)
 
         with parser.in_angle_brackets():
-            return Neuron(
+            plain = Neuron(
                 rows("alpha"),
                 rows("theta"),
                 rows("v_reset"),
@@ -280,15 +307,25 @@ class NeuronAttr(Data[Neuron]):
                 real("height"),
                 identifier("detach_reset") == "true",
             )
+            if parser.parse_optional_keyword("drive") is None:
+                return plain
+            drive = parser.parse_identifier()
+            gain, offset, initial, beta = (rows(word) for word in _DRIVE_ROWS)
+            return replace(plain, drive=drive, gain=gain, offset=offset, initial=initial, beta=beta)
 
     def print_parameter(self, printer: Printer) -> None:
         """Print all fields in order."""
         n = self.data
-        lists = ((word, getattr(n, word)) for word in ("alpha", "theta", "v_reset"))
-        rows = " ".join(f"{word} [{', '.join(map(_real_text, values))}]" for word, values in lists)
+
+        def rows(*words: str) -> str:
+            lists = ((word, getattr(n, word)) for word in words)
+            return " ".join(f"{word} [{', '.join(map(_real_text, values))}]" for word, values in lists)
+
+        drive = "" if n.drive == "plain" else f" drive {n.drive} {rows(*_DRIVE_ROWS)}"
         printer.print_string(
-            f"<{rows} reset {n.reset} compare {n.compare} surrogate {n.surrogate} width {_real_text(n.width)} "
-            f"height {_real_text(n.height)} detach_reset {str(n.detach_reset).lower()}>"
+            f"<{rows('alpha', 'theta', 'v_reset')} reset {n.reset} compare {n.compare} surrogate {n.surrogate} "
+            f"width {_real_text(n.width)} height {_real_text(n.height)} "
+            f"detach_reset {str(n.detach_reset).lower()}{drive}>"
         )
 
     def verify(self) -> None:
@@ -297,9 +334,11 @@ class NeuronAttr(Data[Neuron]):
         _verify_one_of("reset", n.reset, RESETS)
         _verify_one_of("comparison", n.compare, COMPARISONS)
         _verify_one_of("surrogate", n.surrogate, SURROGATES)
-        if not (n.alpha and n.theta and n.v_reset):
-            raise VerifyException("expected at least one value each of alpha, theta and v_reset")
-        if not all(math.isfinite(v) for v in (*n.alpha, *n.theta, *n.v_reset, n.width, n.height)):
+        _verify_one_of("drive", n.drive, DRIVES)
+        rows = replace(n, drive="scaled").rows
+        if not all(rows):
+            raise VerifyException("expected at least one value of every neuron constant")
+        if not all(math.isfinite(v) for v in (*chain.from_iterable(rows), n.width, n.height)):
             raise VerifyException("expected finite neuron constants")
         if not n.fires and n.reset != "none":
             raise VerifyException(f"a neuron that never fires cannot have the reset {n.reset!r}")

@@ -223,7 +223,7 @@ class LifOp(LutOp):
     """Leaky integrate-and-fire neurons over all time steps, the bias of the layer below added to the current.
 
     Current ``[T,..,K]`` or, the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type) and
-    the mask of the surrogate window, all ``[T,N,H,W,K]``.
+    the mask of the surrogate window (all ones for a surrogate without window), all ``[T,N,H,W,K]``.
     """
 
     name = "lut.lif"
@@ -275,14 +275,14 @@ class LifOp(LutOp):
 
 @irdl_op_definition
 class LiOp(LutOp):
-    """Leaky integrators: ``u[t] = alpha * u[t-1] + current[t] + bias``; shapes as for :class:`LifOp`."""
+    """Leaky integrators: neurons that never fire; shapes as for :class:`LifOp`."""
 
     name = "lut.li"
     ENGINE: ClassVar[str] = "VEC"
     current = operand_def(TensorType)
     bias = opt_operand_def(TensorType)
     u = result_def(StoreType)
-    alpha_attr = prop_def(DenseArrayBase[Float64Type], prop_name="alpha")
+    neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
     steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
     assembly_format = _PLAIN
 
@@ -290,7 +290,7 @@ class LiOp(LutOp):
         self,
         current: SSAValue,
         bias: SSAValue | None,
-        alpha: Sequence[float],
+        neuron: Neuron,
         time_steps: int,
         dtype: str,
         location: LocationAttr | None = None,
@@ -299,19 +299,14 @@ class LiOp(LutOp):
         self.construct(
             [current, _optional(bias)],
             [StoreType(shape, dtype)],
-            {"alpha": DenseArrayBase.from_list(f64, list(alpha)), "time_steps": _int(time_steps)},
+            {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps)},
             location,
         )
 
     @property
-    def alpha(self) -> tuple[float, ...]:
-        """Decay per step: one value or one per channel."""
-        return tuple(self.alpha_attr.get_values())
-
-    @property
     def neuron(self) -> Neuron:
         """The integrator as a neuron that never fires."""
-        return Neuron(self.alpha)
+        return self.neuron_attr.data
 
     @property
     def time_steps(self) -> int:
@@ -1011,7 +1006,7 @@ def _verify_bias(bias: SSAValue | None, channels: int) -> None:
 
 def _verify_neuron(neuron: Neuron, channels: int, *, fires: bool) -> None:
     _expect("the neuron to fire", neuron.fires, fires)
-    for name in ("alpha", "theta", "v_reset"):
+    for name in ("alpha", "theta", "v_reset", "gain", "offset", "initial", "beta"):
         count = len(getattr(neuron, name))
         if count not in (1, channels):
             raise VerifyException(f"expected 1 or {channels} values of {name}, found {count}")

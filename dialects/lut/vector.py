@@ -13,7 +13,7 @@ from h2learn.backends.h2learn import numerics
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
 
-from .attributes import ADAM_KINDS, ConvGeometry, Neuron, Update
+from .attributes import ADAM_KINDS, WINDOWS, ConvGeometry, Neuron, Update
 
 F32 = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.bool_]
@@ -27,45 +27,85 @@ NO_BIAS = np.zeros(1, dtype=np.float32)
 
 def lif(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> tuple[Bits, F32, Bits]:
     """Return spikes, potentials and surrogate mask, all ``[T,..,K]``, of a current ``[T,..,K]`` or ``[..,K]``."""
-    alpha, theta, v_reset = _rows(neuron)
-    width = np.float32(neuron.width)
+    theta = _row(neuron.theta)
+    membrane = _Membrane(neuron, current.shape[-4:], dtype)
     spikes, potentials, masks = [], [], []
-    r = np.zeros(current.shape[-4:], dtype=np.float32)
     for t in range(steps):
-        x = (current[t] if current.ndim == 5 else current) + bias
-        u = round_to_storage(alpha * r + x, dtype)
-        s = _fires(u, theta, neuron.compare)
+        u = membrane.step((current[t] if current.ndim == 5 else current) + bias)
+        s = u > theta if neuron.compare == "gt" else u >= theta
+        membrane.reset(s)
         potentials.append(u)
         spikes.append(s)
-        masks.append(np.abs(u - theta) < width)
-        r = _after_reset(u, s, theta, v_reset, neuron.reset)
+        inside: Bits = np.abs(u - theta) < np.float32(neuron.width)
+        masks.append(inside if neuron.surrogate in WINDOWS else np.ones(u.shape, dtype=np.bool_))
     return np.stack(spikes), np.stack(potentials), np.stack(masks)
 
 
 def li(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> F32:
     """Return the membrane potentials ``[T,..,K]`` of leaky integrators."""
-    alpha = _rows(neuron)[0]
-    potentials: list[F32] = []
-    u = np.zeros(current.shape[-4:], dtype=np.float32)
-    for t in range(steps):
-        x = (current[t] if current.ndim == 5 else current) + bias
-        u = round_to_storage(alpha * u + x, dtype)
-        potentials.append(u)
-    return np.stack(potentials)
+    membrane = _Membrane(neuron, current.shape[-4:], dtype)
+    return np.stack([membrane.step((current[t] if current.ndim == 5 else current) + bias) for t in range(steps)])
+
+
+class _Membrane:
+    """What neurons carry from step to step: potential (after :meth:`reset`, decayed) and synaptic current."""
+
+    def __init__(self, neuron: Neuron, shape: tuple[int, ...], dtype: str) -> None:
+        self.neuron, self.dtype = neuron, dtype
+        self.alpha = _row(neuron.alpha)
+        start = ZERO if neuron.drive == "plain" else _row(neuron.initial)
+        self.carried: F32 = np.broadcast_to(self.alpha * start, shape).astype(np.float32)
+        self.synaptic = np.zeros(shape, dtype=np.float32)
+        self.u = self.carried
+
+    def step(self, x: F32) -> F32:
+        """Return the potential of the next step for the current ``x``."""
+        self.u = round_to_storage(self.carried + self._drive(x), self.dtype)
+        self.carried = self.alpha * self.u
+        return self.u
+
+    def reset(self, s: Bits) -> None:
+        """Take the spikes of the step into account."""
+        n = self.neuron
+        if n.reset == "hard":
+            self.carried = self.alpha * np.where(s, _row(n.v_reset), self.u)
+        elif n.reset == "soft":
+            self.carried = self.alpha * np.where(s, self.u - _row(n.theta), self.u)
+        elif n.reset == "soft_delayed":
+            self.carried = np.where(s, self.carried - _row(n.theta), self.carried)
+
+    def _drive(self, x: F32) -> F32:
+        n = self.neuron
+        if n.drive == "plain":
+            return x
+        arriving = x
+        if n.has_synapse:
+            before = self.synaptic
+            self.synaptic = round_to_storage(_row(n.beta) * before + x, self.dtype)
+            arriving = before if n.drive == "delayed" else self.synaptic
+        return np.asarray(_row(n.gain) * arriving + _row(n.offset))
 
 
 def grad(gs: F32, u: F32 | None, s: Bits | None, neuron: Neuron, gs_time: str, steps: int, dtype: str) -> F32:
-    """Return the gradient of the membrane potentials ``[T,..,K]``, the last time step first."""
-    alpha = _rows(neuron)[0]
+    """Return the gradient of the currents ``[T,..,K]``, the last time step first."""
+    alpha = _row(neuron.alpha)
     gradients: list[F32] = []
     carried = np.zeros(gs.shape[-4:], dtype=np.float32)
+    synaptic = carried
     for t in reversed(range(steps)):
-        g = _arriving(gs, gs_time, t, steps)
+        g, later = _arriving(gs, gs_time, t, steps), carried
         if u is None or s is None:
-            carried = round_to_storage(g + alpha * carried, dtype)
+            carried = round_to_storage(g + alpha * later, dtype)
         else:
-            carried = round_to_storage(_through_spike(g, u[t], s[t], carried, neuron), dtype)
-        gradients.append(live(carried))
+            carried = round_to_storage(_through_spike(g, u[t], s[t], later, neuron), dtype)
+        if neuron.has_synapse:
+            scaled = _row(neuron.gain) * (later if neuron.drive == "delayed" else carried)
+            synaptic = round_to_storage(scaled + _row(neuron.beta) * synaptic, dtype)
+            gradients.append(live(synaptic))
+        elif neuron.drive == "scaled":
+            gradients.append(live(round_to_storage(_row(neuron.gain) * carried, dtype)))
+        else:
+            gradients.append(live(carried))
     return np.stack(gradients[::-1])
 
 
@@ -184,19 +224,8 @@ def _adam(p: F32, step: F32, averages: Sequence[F32], scalars: Ints, update: Upd
     return [p - rate * mean / spread, mean, square]
 
 
-def _rows(neuron: Neuron) -> tuple[F32, F32, F32]:
-    alpha, theta, v_reset = (np.asarray(row, dtype=np.float32) for row in (neuron.alpha, neuron.theta, neuron.v_reset))
-    return alpha, theta, v_reset
-
-
-def _fires(u: F32, theta: F32, compare: str) -> Bits:
-    return u > theta if compare == "gt" else u >= theta
-
-
-def _after_reset(u: F32, s: Bits, theta: F32, v_reset: F32, reset: str) -> F32:
-    if reset == "hard":
-        return np.where(s, v_reset, u)
-    return np.where(s, u - theta, u) if reset == "soft" else u
+def _row(values: tuple[float, ...]) -> F32:
+    return np.asarray(values, dtype=np.float32)
 
 
 def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
@@ -206,22 +235,20 @@ def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
 
 
 def _through_spike(gs: F32, u: F32, s: Bits, later: F32, neuron: Neuron) -> F32:
-    alpha, theta, v_reset = _rows(neuron)
+    alpha, theta = _row(neuron.alpha), _row(neuron.theta)
     decayed: F32 = alpha * later
     e, p = gs, decayed
     if neuron.reset != "none" and not neuron.detach_reset:
-        weight: F32 = alpha * (u - v_reset if neuron.reset == "hard" else theta)
-        e = gs - weight * later
+        drops: dict[str, F32] = {
+            "hard": alpha * (u - _row(neuron.v_reset)),
+            "soft": alpha * theta,
+            "soft_delayed": theta,
+        }
+        e = gs - drops[neuron.reset] * later
     if neuron.reset == "hard":
         p = np.where(s, ZERO, decayed)
-    slope = _surrogate(np.abs(u - theta), neuron)
+    slope = numerics.surrogate(neuron.surrogate, np.abs(u - theta), np.float32(neuron.width), np.float32(neuron.height))
     return np.where(slope != 0, slope * e + p, p)
-
-
-def _surrogate(distance: F32, neuron: Neuron) -> F32:
-    width, height = np.float32(neuron.width), np.float32(neuron.height)
-    inside = height if neuron.surrogate == "rectangular" else height * (np.float32(1) - distance / width)
-    return np.where(distance < width, inside, ZERO).astype(np.float32)
 
 
 def _windows(shape: tuple[int, ...], geometry: ConvGeometry) -> list[Window]:

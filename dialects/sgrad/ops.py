@@ -6,7 +6,6 @@ import abc
 from collections.abc import Sequence
 
 from xdsl.dialects.builtin import (
-    BoolAttr,
     DenseArrayBase,
     FloatAttr,
     IntegerAttr,
@@ -25,22 +24,24 @@ from h2learn.backends.reference.neuron import Neuron
 from ..spike.base import (
     POOL_KINDS,
     READOUT_KINDS,
+    FiringOp,
     InferredOp,
+    IntegratingOp,
     Properties,
     Tensor,
-    check_channels,
     choice,
     conv_shape,
     expect_element,
     expect_rank,
     expect_type,
     float_value,
-    float_values,
-    floats,
     int_value,
     int_values,
     integer,
+    integrator_of,
+    integrator_properties,
     ints,
+    neuron_of,
     neuron_properties,
     number,
     real,
@@ -134,16 +135,18 @@ class ReadoutOp(UnaryOp):
 
 
 @irdl_op_definition
-class LifOp(InferredOp):
+class LifOp(FiringOp):
     """Adjoint of ``spike.lif``, backwards in time: gradient of the spikes to gradient of the current.
 
     With the surrogate sg[t] and gn = gu[t+1] (0 at the end)::
 
-        hard: gu[t] = sg[t] * (gs[t] - alpha * (u[t] - v_reset) * gn) + alpha * (1 - s[t]) * gn
-        soft: gu[t] = sg[t] * (gs[t] - alpha * theta * gn)            + alpha * gn
-        none: gu[t] = sg[t] * gs[t]                                   + alpha * gn
+        hard:         gu[t] = sg[t] * (gs[t] - alpha * (u[t] - v_reset) * gn) + alpha * (1 - s[t]) * gn
+        soft:         gu[t] = sg[t] * (gs[t] - alpha * theta * gn)            + alpha * gn
+        soft_delayed: gu[t] = sg[t] * (gs[t] - theta * gn)                    + alpha * gn
+        none:         gu[t] = sg[t] * gs[t]                                   + alpha * gn
 
-    ``detach_reset`` leaves the term with gn in the bracket out.
+    ``detach_reset`` leaves the term with gn in the bracket out. The gradient of the current is ``gain * gu[t]``; with a
+    synapse ``gi[t] = gain * gu[t] + beta * gi[t+1]`` (delayed: ``gain * gu[t+1] + beta * gi[t+1]``).
     """
 
     name = "sgrad.lif"
@@ -152,15 +155,6 @@ class LifOp(InferredOp):
     u = operand_def(TensorType)
     s = operand_def(TensorType)
     result = result_def(TensorType)
-    alpha = prop_def(DenseArrayBase)
-    theta = prop_def(DenseArrayBase)
-    v_reset = prop_def(DenseArrayBase)
-    reset = prop_def(StringAttr)
-    compare = prop_def(StringAttr)
-    surrogate = prop_def(StringAttr)
-    width = prop_def(FloatAttr)
-    height = prop_def(FloatAttr)
-    detach_reset = prop_def(BoolAttr)
 
     assembly_format = "$gradient `,` $u `,` $s attr-dict `:` functional-type(operands, results)"
 
@@ -175,27 +169,30 @@ class LifOp(InferredOp):
         expect_element("gradient", gradient, f32)
         expect_type("u", u, real(shape))
         expect_type("s", s, spikes(shape))
-        check_neuron(properties, shape[-1])
+        check_neuron(neuron_of(properties), shape[-1])
         return [gradient]
 
 
 @irdl_op_definition
-class LiOp(UnaryOp):
-    """Adjoint of ``spike.li``: ``gu[t] = g[t] + alpha * gu[t+1]``."""
+class LiOp(IntegratingOp):
+    """Adjoint of ``spike.li``: ``gu[t] = g[t] + alpha * gu[t+1]``, and from it the current's as in :class:`LifOp`."""
 
     name = "sgrad.li"
 
-    alpha = prop_def(DenseArrayBase)
+    gradient = operand_def(TensorType)
+    result = result_def(TensorType)
 
-    def __init__(self, gradient: SSAValue, alpha: Sequence[float], *, location: LocationAttr) -> None:
-        super().__init__([gradient], {"alpha": floats(alpha)}, location)
+    assembly_format = "$gradient attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, gradient: SSAValue, neuron: Neuron, *, location: LocationAttr) -> None:
+        super().__init__([gradient], integrator_properties(neuron), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Give the type of the gradient."""
         expect_element("gradient", operands[0], f32)
         shape = expect_rank("gradient", operands[0], 3, 5)
-        check_channels("alpha", float_values(properties, "alpha"), shape[-1])
+        check_neuron(integrator_of(properties), shape[-1])
         return [operands[0]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from xdsl.dialects.builtin import (
@@ -24,11 +25,11 @@ from xdsl.dialects.builtin import (
     i64,
 )
 from xdsl.ir import Attribute, Operation, SSAValue
-from xdsl.irdl import IRDLOperation, ParsePropInAttrDict, traits_def
+from xdsl.irdl import IRDLOperation, ParsePropInAttrDict, prop_def, traits_def
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
-from h2learn.backends.reference.neuron import COMPARES, RESETS, SURROGATES, Neuron
+from h2learn.backends.reference.neuron import COMPARES, RESETS, SURROGATES, SYNAPSES, Neuron
 
 Tensor: TypeAlias = TensorType[Attribute]
 Ints: TypeAlias = DenseArrayBase[IntegerType]
@@ -167,30 +168,76 @@ def choice(properties: Properties, name: str, allowed: Sequence[str]) -> str:
     return attribute.data
 
 
+class IntegratingOp(InferredOp, abc.ABC):
+    """An op about the membrane of :class:`h2learn.backends.reference.neuron.Neuron`; spikes are another matter."""
+
+    alpha = prop_def(DenseArrayBase)
+    gain = prop_def(DenseArrayBase, default_value=floats((1.0,)))
+    v_leak = prop_def(DenseArrayBase, default_value=floats((0.0,)))
+    initial = prop_def(DenseArrayBase, default_value=floats((0.0,)))
+    synapse = prop_def(StringAttr, default_value=StringAttr("none"))
+    beta = prop_def(DenseArrayBase, default_value=floats((0.0,)))
+
+
+class FiringOp(IntegratingOp, abc.ABC):
+    """An op about a neuron that spikes."""
+
+    theta = prop_def(DenseArrayBase)
+    v_reset = prop_def(DenseArrayBase)
+    reset = prop_def(StringAttr)
+    compare = prop_def(StringAttr)
+    surrogate = prop_def(StringAttr)
+    width = prop_def(FloatAttr)
+    height = prop_def(FloatAttr)
+    detach_reset = prop_def(BoolAttr)
+
+
 def neuron_of(op: Operation | Properties) -> Neuron:
     """Return the neuron that an op (or its properties) describes; raises VerifyException when it is not a neuron."""
     p = op.properties if isinstance(op, Operation) else op
     detach = p.get("detach_reset")
-    neuron = Neuron(
-        float_values(p, "alpha"),
-        float_values(p, "theta"),
-        float_values(p, "v_reset"),
-        choice(p, "reset", RESETS),
-        choice(p, "compare", COMPARES),
-        choice(p, "surrogate", SURROGATES),
-        float_value(p, "width"),
-        float_value(p, "height"),
-        isinstance(detach, IntegerAttr) and bool(detach.value.data),
+    neuron = replace(
+        integrator_of(p),
+        theta=float_values(p, "theta"),
+        v_reset=float_values(p, "v_reset"),
+        reset=choice(p, "reset", RESETS),
+        compare=choice(p, "compare", COMPARES),
+        surrogate=choice(p, "surrogate", SURROGATES),
+        width=float_value(p, "width"),
+        height=float_value(p, "height"),
+        detach_reset=isinstance(detach, IntegerAttr) and bool(detach.value.data),
     )
     if neuron.width <= 0:
         raise VerifyException(f"expected a positive width, found {neuron.width}")
     return neuron
 
 
+def integrator_of(op: Operation | Properties) -> Neuron:
+    """Return the membrane that an op (or its properties) describes, of a neuron without reset.
+
+    Raises VerifyException when it is none.
+    """
+    p = op.properties if isinstance(op, Operation) else op
+    default = Neuron()
+
+    def values(name: str) -> tuple[float, ...]:
+        return float_values(p, name) if name in p else getattr(default, name)
+
+    return Neuron(
+        alpha=float_values(p, "alpha"),
+        reset="none",
+        gain=values("gain"),
+        v_leak=values("v_leak"),
+        initial=values("initial"),
+        synapse=choice(p, "synapse", SYNAPSES) if "synapse" in p else default.synapse,
+        beta=values("beta"),
+    )
+
+
 def neuron_properties(neuron: Neuron) -> dict[str, Attribute]:
     """Return the properties of ``spike.lif`` and ``sgrad.lif`` that describe ``neuron``."""
     return {
-        "alpha": floats(neuron.alpha),
+        **integrator_properties(neuron),
         "theta": floats(neuron.theta),
         "v_reset": floats(neuron.v_reset),
         "reset": StringAttr(neuron.reset),
@@ -199,6 +246,18 @@ def neuron_properties(neuron: Neuron) -> dict[str, Attribute]:
         "width": number(neuron.width),
         "height": number(neuron.height),
         "detach_reset": BoolAttr.from_bool(neuron.detach_reset),
+    }
+
+
+def integrator_properties(neuron: Neuron) -> dict[str, Attribute]:
+    """Return the properties of ``spike.li`` and ``sgrad.li`` that describe the membrane of ``neuron``."""
+    return {
+        "alpha": floats(neuron.alpha),
+        "gain": floats(neuron.gain),
+        "v_leak": floats(neuron.v_leak),
+        "initial": floats(neuron.initial),
+        "synapse": StringAttr(neuron.synapse),
+        "beta": floats(neuron.beta),
     }
 
 

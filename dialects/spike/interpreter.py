@@ -22,9 +22,9 @@ from .base import (
     READOUT_KINDS,
     choice,
     float_value,
-    float_values,
     int_value,
     int_values,
+    integrator_of,
     neuron_of,
     tensor_type,
 )
@@ -133,7 +133,7 @@ def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence
 
 
 def _li(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    return [neuron.li(inputs[0], float_values(op.properties, "alpha"))]
+    return [neuron.li(inputs[0], integrator_of(op))]
 
 
 def _readout(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -191,7 +191,7 @@ def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) ->
 
 
 def _li_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    return [neuron.li_gradient(inputs[0], float_values(op.properties, "alpha"))]
+    return [neuron.li_gradient(inputs[0], integrator_of(op))]
 
 
 def _conv_input(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:

@@ -6,9 +6,7 @@ import abc
 from collections.abc import Sequence
 
 from xdsl.dialects.builtin import (
-    BoolAttr,
     DenseArrayBase,
-    FloatAttr,
     IntegerAttr,
     LocationAttr,
     StringAttr,
@@ -35,7 +33,9 @@ from .base import (
     POOL_KINDS,
     READOUT_KINDS,
     SCALARS,
+    FiringOp,
     InferredOp,
+    IntegratingOp,
     Properties,
     Tensor,
     check_channels,
@@ -44,11 +44,11 @@ from .base import (
     expect_element,
     expect_rank,
     expect_type,
-    float_values,
-    floats,
     int_value,
     int_values,
     integer,
+    integrator_of,
+    integrator_properties,
     ints,
     neuron_of,
     neuron_properties,
@@ -276,7 +276,7 @@ class AddOp(InferredOp):
 
 
 @irdl_op_definition
-class LifOp(InferredOp):
+class LifOp(FiringOp):
     """Leaky integrate-and-fire neurons over time: currents ``[T,N,...,K]`` to spikes and membrane potentials.
 
     The equation and the surrogate are those of :class:`h2learn.backends.reference.neuron.Neuron`.
@@ -287,15 +287,6 @@ class LifOp(InferredOp):
     x = operand_def(TensorType)
     s = result_def(TensorType)
     u = result_def(TensorType)
-    alpha = prop_def(DenseArrayBase)
-    theta = prop_def(DenseArrayBase)
-    v_reset = prop_def(DenseArrayBase)
-    reset = prop_def(StringAttr)
-    compare = prop_def(StringAttr)
-    surrogate = prop_def(StringAttr)
-    width = prop_def(FloatAttr)
-    height = prop_def(FloatAttr)
-    detach_reset = prop_def(BoolAttr)
 
     assembly_format = "$x attr-dict `:` functional-type(operands, results)"
 
@@ -307,32 +298,31 @@ class LifOp(InferredOp):
         """Give spikes and potentials of the current's shape."""
         expect_element("x", operands[0], f32)
         shape = expect_rank("x", operands[0], 3, 5)
-        check_neuron(properties, shape[-1])
+        check_neuron(neuron_of(properties), shape[-1])
         return [spikes(shape), real(shape)]
 
 
 @irdl_op_definition
-class LiOp(InferredOp):
-    """Leaky integrator that never spikes: ``u[t] = alpha * u[t-1] + x[t]``, ``u[-1] = 0``."""
+class LiOp(IntegratingOp):
+    """Leaky integrator that never spikes: the membrane of :class:`h2learn.backends.reference.neuron.Neuron`."""
 
     name = "spike.li"
 
     x = operand_def(TensorType)
     u = result_def(TensorType)
-    alpha = prop_def(DenseArrayBase)
 
     assembly_format = "$x attr-dict `:` functional-type(operands, results)"
 
-    def __init__(self, x: SSAValue, alpha: Sequence[float], *, location: LocationAttr) -> None:
-        super().__init__([x], {"alpha": floats(alpha)}, location)
+    def __init__(self, x: SSAValue, neuron: Neuron, *, location: LocationAttr) -> None:
+        super().__init__([x], integrator_properties(neuron), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Give potentials of the current's shape."""
         expect_element("x", operands[0], f32)
         shape = expect_rank("x", operands[0], 3, 5)
-        check_channels("alpha", float_values(properties, "alpha"), shape[-1])
-        return [real(shape)]
+        check_neuron(integrator_of(properties), shape[-1])
+        return [operands[0]]
 
 
 @irdl_op_definition
@@ -395,11 +385,10 @@ def pooled_shape(name: str, x: Tensor, properties: Properties) -> tuple[int, ...
     return (*outer, *conv_shape((height, width), kernel, stride), channels)
 
 
-def check_neuron(properties: Properties, channels: int) -> None:
-    """Raise VerifyException unless the properties describe a neuron for that many channels."""
-    neuron = neuron_of(properties)
-    for name, values in (("alpha", neuron.alpha), ("theta", neuron.theta), ("v_reset", neuron.v_reset)):
-        check_channels(name, values, channels)
+def check_neuron(neuron: Neuron, channels: int) -> None:
+    """Raise VerifyException unless every constant of the neuron is one number or one per channel."""
+    for name in ("alpha", "theta", "v_reset", "gain", "v_leak", "initial", "beta"):
+        check_channels(name, getattr(neuron, name), channels)
 
 
 def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:

@@ -280,17 +280,20 @@ def _wu_run(b: Buffers, p: Params, fresh: bool) -> None:
 
 
 def _lif(b: Buffers, p: Params, fresh: bool) -> None:
-    bias, alpha, theta, v_reset = b["par"]
-    current = b["acc"] + bias
-    carried: F32 = np.zeros_like(current)
-    if not fresh:
+    bias, alpha, theta, v_reset, *drive = b["par"]
+    current = _drive(b, p, b["acc"] + bias, drive, fresh)
+    if fresh:
+        carried: F32 = alpha * (np.zeros_like(current) if p["drive"] == "plain" else drive[2])
+    else:
         membrane = b["us"].astype(np.float32)
-        carried = membrane
         if p["reset"] == "hard":
-            carried = np.where(b["ss"], v_reset, membrane)
+            membrane = np.where(b["ss"], v_reset, membrane)
         elif p["reset"] == "soft":
-            carried = np.where(b["ss"], membrane - theta, membrane)
-    u = numerics.round_to_storage(alpha * carried + current, str(p["dtype"]))
+            membrane = np.where(b["ss"], membrane - theta, membrane)
+        carried = alpha * membrane
+        if p["reset"] == "soft_delayed":
+            carried = np.where(b["ss"], carried - theta, carried)
+    u = numerics.round_to_storage(carried + current, str(p["dtype"]))
     b["us"][...] = u
     if p["save_u"] == "yes":
         b["uo"][...] = u
@@ -299,31 +302,54 @@ def _lif(b: Buffers, p: Params, fresh: bool) -> None:
         b["ss"][...] = spikes
         b["so"][...] = spikes
     if p["save_m"] == "yes":
-        b["mo"][...] = True if p["spike"] == "never" else np.abs(u - theta) < _f32(p, "width")
+        windowed = p["spike"] != "never" and p["surrogate"] in ("rectangular", "triangular")
+        b["mo"][...] = np.abs(u - theta) < _f32(p, "width") if windowed else True
+
+
+def _drive(b: Buffers, p: Params, current: F32, rows: Sequence[F32], fresh: bool) -> F32:
+    """Return what a current adds to the membrane; a synaptic current goes one step on."""
+    if p["drive"] == "plain":
+        return current
+    gain, offset, _, beta = rows
+    if p["drive"] != "scaled":
+        before: F32 = np.zeros_like(current) if fresh else b["cs"].astype(np.float32)
+        b["cs"][...] = after = numerics.round_to_storage(beta * before + current, str(p["dtype"]))
+        current = before if p["drive"] == "delayed" else after
+    return np.asarray(gain * current + offset)
 
 
 def _grad(b: Buffers, p: Params, fresh: bool) -> None:
-    _, alpha, theta, v_reset = b["par"]
+    _, alpha, theta, v_reset, *drive = b["par"]
     gs = b["gs"]
     later: F32 = np.zeros_like(gs) if fresh else b["gc"].astype(np.float32)
     if p["spike"] == "never":
         gu = gs + alpha * later
     else:
-        u, spikes, width, height = b["u"], b["s"], _f32(p, "width"), _f32(p, "height")
-        distance = np.abs(u - theta)
-        slope = np.full_like(u, height) if p["surrogate"] == "rectangular" else height * (_ONE - distance / width)
-        slope = np.where(distance < width, slope, _ZERO)
+        u, spikes = b["u"], b["s"]
+        slope = numerics.surrogate(str(p["surrogate"]), np.abs(u - theta), _f32(p, "width"), _f32(p, "height"))
         if p["detach"] == "no" and p["reset"] == "hard":
             gs = gs - alpha * (u - v_reset) * later
         elif p["detach"] == "no" and p["reset"] == "soft":
             gs = gs - alpha * theta * later
+        elif p["detach"] == "no" and p["reset"] == "soft_delayed":
+            gs = gs - theta * later
         passed = alpha * later
         if p["reset"] == "hard":
             passed = np.where(spikes, _ZERO, passed)
         gu = np.where(slope != 0, slope * gs + passed, passed)
     gu = numerics.round_to_storage(gu, str(p["dtype"]))
     b["gc"][...] = gu
-    b["go"][...] = gu
+    if p["drive"] == "plain":
+        b["go"][...] = gu
+        return
+    gain, _, _, beta = drive
+    scaled = gain * (later if p["drive"] == "delayed" else gu)
+    if p["drive"] != "scaled":
+        scaled = scaled + beta * (_ZERO if fresh else b["gi"].astype(np.float32))
+    result = numerics.round_to_storage(scaled, str(p["dtype"]))
+    if p["drive"] != "scaled":
+        b["gi"][...] = result
+    b["go"][...] = result
 
 
 def _pool(b: Buffers, p: Params, fresh: bool) -> None:

@@ -370,7 +370,8 @@ class JobFacts:
 
 _GEOMETRY = ("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "c", "k", "dtype")
 _GRADIENT = ("gh", "gw", "py", "px")
-_NEURON = ("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height")
+_NEURON = ("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
+_WITHOUT_SYNAPSE = ("plain", "scaled")
 _POOL = ("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
 
 FACTS: dict[str, JobFacts] = {
@@ -388,16 +389,16 @@ FACTS: dict[str, JobFacts] = {
     "tile.wu_run": JobFacts("WUE", ("acc", "s", "g"), ("acc", "s", "g"), ("acc",), (*_GEOMETRY, "fan", "gblk")),
     "tile.lif": JobFacts(
         "VEC",
-        ("acc", "par", "us", "ss", "so", "uo", "mo"),
-        ("acc", "par", "us", "ss"),
-        ("us", "ss", "so", "uo", "mo"),
+        ("acc", "par", "us", "ss", "so", "uo", "mo", "cs"),
+        ("acc", "par", "us", "ss", "cs"),
+        ("us", "ss", "so", "uo", "mo", "cs"),
         (*_NEURON, "save_u", "save_m"),
     ),
     "tile.grad": JobFacts(
         "VEC",
-        ("gs", "u", "s", "par", "gc", "go"),
-        ("gs", "u", "s", "par", "gc"),
-        ("gc", "go"),
+        ("gs", "u", "s", "par", "gc", "go", "gi"),
+        ("gs", "u", "s", "par", "gc", "gi"),
+        ("gc", "go", "gi"),
         (*_NEURON, "detach", "gblk"),
     ),
     "tile.pool": JobFacts("VEC", ("dst", "src", "idx"), ("src",), ("dst", "idx"), _POOL),
@@ -627,14 +628,17 @@ class WuRunOp(JobOp):
 
 @irdl_op_definition
 class LifOp(JobOp):
-    """One time step of a neuron tile; no role ``uo``, ``mo`` when not saved, no ``ss``, ``so`` without spikes."""
+    """One time step of a neuron tile.
+
+    No role ``uo``, ``mo`` when not saved, no ``ss``, ``so`` without spikes, no ``cs`` without a synapse.
+    """
 
     name = "tile.lif"
 
 
 @irdl_op_definition
 class GradOp(JobOp):
-    """One time step, backwards, of a neuron tile; no roles ``u``, ``s`` without spikes."""
+    """One time step, backwards, of a neuron tile; no roles ``u``, ``s`` without spikes, no ``gi`` without a synapse."""
 
     name = "tile.grad"
 
@@ -805,8 +809,10 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
         unused |= {"uo"} if p["save_u"] == "no" else set()
         unused |= {"mo"} if p["save_m"] == "no" else set()
         unused |= {"ss", "so"} if p["spike"] == "never" else set()
+        unused |= {"cs"} if p["drive"] in _WITHOUT_SYNAPSE else set()
     elif name == "tile.grad":
         unused |= {"u", "s"} if p["spike"] == "never" else set()
+        unused |= {"gi"} if p["drive"] in _WITHOUT_SYNAPSE else set()
     elif name == "tile.be_run":
         unused |= {"m"} if p["masked"] == "no" else set()
     elif name in ("tile.pool", "tile.unpool"):

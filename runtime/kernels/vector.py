@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from h2learn.backends.h2learn.numerics import EXP_C
+
 from ..jit import jit
 from .bits import (
     EXPONENT,
@@ -22,6 +24,7 @@ from .bits import (
     U64,
     bits_of,
     encode,
+    float_of,
     half_bits,
     half_value,
     last_byte_mask,
@@ -36,6 +39,10 @@ from .bits import (
 from .convolution import I32, Shape
 
 BLOCK = 2048
+PLAIN, SCALED, SYNAPSE, DELAYED = range(4)
+"""How a current acts on the potential."""
+RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID = range(5)
+EXP_0, EXP_1, EXP_2, EXP_3, EXP_4, EXP_5 = (np.float32(c) for c in EXP_C)
 Pair = tuple[int, int]
 Shares = tuple[np.float32, np.float32, np.float32]
 
@@ -85,6 +92,107 @@ def store_block(block: F32, start: np.uint64, size: np.uint64, half: bool, wide:
 
 
 @jit
+def drive_block(
+    acc: F32,
+    par: F32,
+    cs: F32,
+    cs_half: U16,
+    start: np.uint64,
+    rows: np.uint64,
+    k: int,
+    init: bool,
+    half: bool,
+    drive: int,
+    x: F32,
+) -> None:
+    """``x[i]`` = what current ``start + i`` adds to the potential; synaptic currents move on by a step."""
+    width = np.uint64(k)
+    for row in range(rows):
+        base = row * width
+        for ch in range(width):
+            arriving = acc[start + base + ch] + par[ch]
+            if drive != SCALED:
+                held = np.float32(0)
+                if not init:
+                    held = half_value(cs_half[start + base + ch]) if half else cs[start + base + ch]
+                moved = par[np.uint64(7) * width + ch] * held + arriving
+                if half:
+                    moved = round_half(moved)
+                    cs_half[start + base + ch] = half_bits(moved)
+                else:
+                    cs[start + base + ch] = moved
+                arriving = held if drive == DELAYED else moved
+            x[base + ch] = par[np.uint64(4) * width + ch] * arriving + par[np.uint64(5) * width + ch]
+
+
+@jit
+def drive_gradient_block(
+    gu: F32,
+    later: F32,
+    par: F32,
+    gi: F32,
+    gi_half: U16,
+    start: np.uint64,
+    rows: np.uint64,
+    k: int,
+    init: bool,
+    half: bool,
+    drive: int,
+    held: F32,
+) -> None:
+    """Turn ``gu``, the gradients of the potentials, into those of the currents; ``held`` is scratch."""
+    width, size = np.uint64(k), rows * np.uint64(k)
+    for row in range(rows):
+        base = row * width
+        for ch in range(width):
+            g = later[base + ch] if drive == DELAYED else gu[base + ch]
+            gu[base + ch] = par[np.uint64(4) * width + ch] * g
+    if drive != SCALED:
+        if init:
+            held[:] = np.float32(0)
+        else:
+            load_block(gi, gi_half, half, start, size, held)
+        for row in range(rows):
+            base = row * width
+            for ch in range(width):
+                gu[base + ch] = gu[base + ch] + par[np.uint64(7) * width + ch] * held[base + ch]
+    if half:
+        for i in range(size):
+            gu[i] = round_half(gu[i])
+    if drive != SCALED:
+        store_block(gu, start, size, half, gi, gi_half)
+
+
+@jit
+def exponential(v: np.float32) -> np.float32:
+    """Return e**v, bit for bit as :func:`h2learn.backends.h2learn.numerics.exp`."""
+    if v <= np.float32(-87.3):
+        return np.float32(0)
+    if v >= np.float32(88.7):
+        return np.float32(np.inf)
+    if v != v:
+        return v
+    n = np.floor(v * np.float32(1.44269504088896341) + np.float32(0.5))
+    r = v - n * np.float32(0.693359375)
+    r = r - n * np.float32(-2.12194440e-4)
+    y = EXP_0
+    y = y * r + EXP_1
+    y = y * r + EXP_2
+    y = y * r + EXP_3
+    y = y * r + EXP_4
+    y = y * r + EXP_5
+    y = y * (r * r) + r + np.float32(1)
+    half = np.floor(n * np.float32(0.5))
+    return y * power_of_two(half) * power_of_two(n - half)
+
+
+@jit
+def power_of_two(n: np.float32) -> np.float32:
+    """Return 2**n for a whole ``n``."""
+    return float_of(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@jit
 def integrate(
     acc: F32,
     par: F32,
@@ -95,8 +203,10 @@ def integrate(
     uo: F32,
     uo_half: U16,
     mo: U8,
+    cs: F32,
+    cs_half: U16,
     k: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool],
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool, bool, bool, int],
     width: np.float32,
     work: I64,
     low: int,
@@ -104,30 +214,50 @@ def integrate(
 ) -> None:
     """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
 
-    ``flags``: init, half, hard, soft, greater-or-equal, never, save_u, save_m.
+    ``flags``: init, half, hard, soft, soft-delayed, greater-or-equal, never, save_u, save_m, windowed, and the drive
+    (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`).
     """
-    init, half, hard, soft, inclusive, never, save_u, save_m = flags
+    init, half, hard, soft, late, inclusive, never, save_u, save_m, windowed, drive = flags
     rows = min(block_rows(k), max(1, high - low))
     bias, alpha = tile_row(par, 0, k, rows), tile_row(par, 1, k, rows)
     theta, v_reset = tile_row(par, 2, k, rows), tile_row(par, 3, k, rows)
     u = np.zeros(rows * k, np.float32)
+    extra = rows if drive != PLAIN else 0
+    x, initial = np.empty(extra * k, np.float32), tile_row(par, 6, k, extra)
     spikes, mask = lanes_for(rows, k), lanes_for(rows, k)
-    resets = not never and not init and (hard or soft)
+    resets = not never and not init and (hard or soft or late)
     fired = passed = broken = np.uint32(0)
     for first in range(low, high, rows):
         here = np.uint64(min(rows, high - first))
         start, size = np.uint64(first) * np.uint64(k), here * np.uint64(k)
-        if init:
+        if init and drive == PLAIN:
             u[:] = np.float32(0)
+        elif init:
+            u[:] = initial
         else:
             load_block(us, us_half, half, start, size, u)
         if resets:
             unpack(ss, np.uint64(first), here, np.uint64(k), spikes)
+        if resets and not late:
             for i in range(size):
                 after = v_reset[i] if hard else u[i] - theta[i]
                 u[i] = after if spikes[i] else u[i]
-        for i in range(size):
-            u[i] = alpha[i] * u[i] + (acc[start + i] + bias[i])
+        if drive == PLAIN and not (resets and late):
+            for i in range(size):
+                u[i] = alpha[i] * u[i] + (acc[start + i] + bias[i])
+        else:
+            for i in range(size):
+                u[i] = alpha[i] * u[i]
+            if resets and late:
+                for i in range(size):
+                    u[i] = u[i] - theta[i] if spikes[i] else u[i]
+            if drive == PLAIN:
+                for i in range(size):
+                    u[i] = u[i] + (acc[start + i] + bias[i])
+            else:
+                drive_block(acc, par, cs, cs_half, start, here, k, init, half, drive, x)
+                for i in range(size):
+                    u[i] = u[i] + x[i]
         if half:
             for i in range(size):
                 u[i] = round_half(u[i])
@@ -145,9 +275,11 @@ def integrate(
                 fired += np.uint32(spikes[i])
             pack(spikes, ss, np.uint64(first), here, np.uint64(k))
             pack(spikes, so, np.uint64(first), here, np.uint64(k))
-            if save_m:
+            if save_m and windowed:
                 for i in range(size):
                     mask[i] = np.uint8(abs(u[i] - theta[i]) < width)
+            elif save_m:
+                mask[:] = np.uint8(1)
         if save_m:
             for i in range(size):
                 passed += np.uint32(mask[i])
@@ -166,11 +298,13 @@ def differentiate(
     par: F32,
     gc: F32,
     gc_half: U16,
+    gi: F32,
+    gi_half: U16,
     slots: U64,
     slot_words: int,
     gblk: int,
     k: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool, bool],
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool, int, int],
     width: np.float32,
     height: np.float32,
     work: I64,
@@ -179,12 +313,14 @@ def differentiate(
 ) -> None:
     """One neuron step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
 
-    ``flags``: init, half, hard, soft, never, triangular, detach.
+    ``flags``: init, half, hard, soft, soft-delayed, never, detach, the surrogate (:data:`RECTANGULAR` and on) and the
+    drive (:data:`PLAIN` and on).
     """
-    init, half, hard, soft, never, triangular, detach = flags
+    init, half, hard, soft, late, never, detach, surrogate, drive = flags
     rows = min(block_rows(k), max(1, high - low))
     alpha, theta, v_reset = tile_row(par, 1, k, rows), tile_row(par, 2, k, rows), tile_row(par, 3, k, rows)
     gn, u, gu = np.zeros(rows * k, np.float32), np.zeros(rows * k, np.float32), np.zeros(rows * k, np.float32)
+    later = np.zeros(rows * k if drive == DELAYED else 0, np.float32)
     spikes = lanes_for(rows, k)
     broken = np.uint32(0)
     live = 0
@@ -194,14 +330,19 @@ def differentiate(
         start, size = np.uint64(first) * np.uint64(k), here * np.uint64(k)
         if not init:
             load_block(gc, gc_half, half, start, size, gn)
+        if drive == DELAYED:
+            later[:] = gn
         if never:
             for i in range(size):
                 gu[i] = gs[start + i] + alpha[i] * gn[i]
         else:
             load_block(us, us_half, half, start, size, u)
-            if detach or not (hard or soft):
+            if detach or not (hard or soft or late):
                 for i in range(size):
                     gu[i] = gs[start + i]
+            elif late:
+                for i in range(size):
+                    gu[i] = gs[start + i] - theta[i] * gn[i]
             elif hard:
                 for i in range(size):
                     gu[i] = gs[start + i] - (alpha[i] * (u[i] - v_reset[i])) * gn[i]
@@ -214,10 +355,27 @@ def differentiate(
                 unpack(ss, np.uint64(first), here, np.uint64(k), spikes)
                 for i in range(size):
                     gn[i] = zero if spikes[i] else gn[i]
-            if triangular:
+            if surrogate == TRIANGULAR:
                 for i in range(size):
                     d = abs(u[i] - theta[i])
                     slope = height * (one - d / width) if d < width else zero
+                    gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
+            elif surrogate == ATAN:
+                for i in range(size):
+                    z = abs(u[i] - theta[i]) / width
+                    slope = height / (one + z * z)
+                    gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
+            elif surrogate == SIGMOID:
+                peak = np.float32(4) * height
+                for i in range(size):
+                    e = exponential(-(abs(u[i] - theta[i]) / width))
+                    q = one + e
+                    slope = peak * (e / (q * q))
+                    gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
+            elif surrogate == FAST_SIGMOID:
+                for i in range(size):
+                    q = one + abs(u[i] - theta[i]) / width
+                    slope = height / (q * q)
                     gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
             else:
                 flat = height != zero
@@ -227,9 +385,11 @@ def differentiate(
         if half:
             for i in range(size):
                 gu[i] = round_half(gu[i])
+        store_block(gu, start, size, half, gc, gc_half)
+        if drive != PLAIN:
+            drive_gradient_block(gu, later, par, gi, gi_half, start, here, k, init, half, drive, gn)
         for i in range(size):
             broken += np.uint32((bits_of(gu[i]) & EXPONENT) == EXPONENT)
-        store_block(gu, start, size, half, gc, gc_half)
         live += encode(gu, slots, slot_words, half, first, np.int64(here), k, gblk)
     work[0] += live
     work[1] += np.int64(broken)

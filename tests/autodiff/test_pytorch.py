@@ -8,11 +8,22 @@ from xdsl.dialects import func
 
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
-from h2learn.compiler.autodiff import SGD, Adam, AdamW, Rectangular, Train, Triangular, differentiate
+from h2learn.compiler.autodiff import (
+    SGD,
+    Adam,
+    AdamW,
+    ATan,
+    FastSigmoid,
+    Rectangular,
+    Sigmoid,
+    Train,
+    Triangular,
+    differentiate,
+)
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.dialects.common import get_io
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import neuron_of
+from h2learn.dialects.spike.base import integrator_of, neuron_of
 from h2learn.dialects.spike.interpreter import interpret, main_block
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch autograd")
@@ -35,22 +46,47 @@ class Spike(torch.autograd.Function):
         (u,) = ctx.saved_tensors
         n = ctx.neuron
         distance = (u - n.theta[0]).abs()
-        slope = torch.full_like(u, n.height) if n.surrogate == "rectangular" else n.height * (1 - distance / n.width)
-        return gradient * slope * (distance < n.width), None
+        z, inside = distance / n.width, (distance < n.width).to(u.dtype)
+        slope = {
+            "rectangular": lambda: inside,
+            "triangular": lambda: inside * (1 - z),
+            "atan": lambda: 1 / (1 + z**2),
+            "sigmoid": lambda: 4 * torch.sigmoid(z) * (1 - torch.sigmoid(z)),
+            "fast_sigmoid": lambda: 1 / (1 + z) ** 2,
+        }[n.surrogate]()
+        return gradient * n.height * slope, None
+
+
+def torch_currents(x, n):
+    """Yield what drives the membrane at every step."""
+    i = torch.zeros_like(x[0])
+    for current in x:
+        before, i = i, n.beta[0] * i + current
+        yield n.gain[0] * {"none": current, "immediate": i, "delayed": before}[n.synapse]
 
 
 def torch_lif(x, n):
-    u, s, result = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
-    for t, current in enumerate(x):
+    u, s, result = torch.full_like(x[0], n.initial[0]), torch.zeros_like(x[0]), []
+    for t, current in enumerate(torch_currents(x, n)):
         held = s.detach() if n.detach_reset else s
         rest = u
         if t and n.reset == "hard":
             rest = u * (1 - held) + n.v_reset[0] * held
         elif t and n.reset == "soft":
             rest = u - n.theta[0] * held
-        u = n.alpha[0] * rest + current
+        u = n.v_leak[0] + n.alpha[0] * (rest - n.v_leak[0]) + current
+        if n.reset == "soft_delayed":
+            u = u - n.theta[0] * held
         s = Spike.apply(u, n)
         result.append(s)
+    return torch.stack(result)
+
+
+def torch_li(x, n):
+    u, result = torch.full_like(x[0], n.initial[0]), []
+    for current in torch_currents(x, n):
+        u = n.v_leak[0] + n.alpha[0] * (u - n.v_leak[0]) + current
+        result.append(u)
     return torch.stack(result)
 
 
@@ -90,11 +126,7 @@ def torch_run(model, train, x, label):
             detach = neuron.detach_reset or train.detach_reset
             value = torch_lif(value, Neuron(**{**neuron.__dict__, "detach_reset": detach}))
         elif isinstance(op, spike.LiOp):
-            u, steps = torch.zeros_like(value[0]), []
-            for current in value:
-                u = op.alpha.get_values()[0] * u + current
-                steps.append(u)
-            value = torch.stack(steps)
+            value = torch_li(value, integrator_of(op))
         elif isinstance(op, spike.ReadoutOp):
             value = value[-1] if op.kind.data == "membrane_last" else value.mean(0)
         values[op.results[0]] = value
@@ -122,15 +154,17 @@ BRANCHES = (
 def random_model(rng):
     """Return a random network of up to six layers."""
     pick = lambda *choices: choices[rng.integers(len(choices))]  # noqa: E731
-    reset = pick("hard", "hard to -0.2", "soft", "none")
+    reset = pick("hard", "hard to -0.2", "soft", "soft delayed", "none")
     fire = f"spike at u {pick('>', '>=')} threshold"
+    drive = pick("", "gain 1.5, leak to 0.1", "synapse decay 0.6, initial 0.2", "delayed synapse decay 0.4, gain 0.8")
     lif = f"decay {pick(0.3, 0.5, 0.9)}, threshold {pick(0.4, 0.7)}, reset {reset}, {fire}"
+    lif, integrator = (f"{part}, {drive}" if drive else part for part in (lif, "decay 0.6"))
     window = f"stride {pick(1, '2 x 1')}, padding {pick(0, 1, '1 x 0')}"
     encode = rng.random() < 0.6
     lines = [
         "network random",
         f"input x: 2 x 10 x 10 {'' if encode else 'over time'}",
-        f"time steps: {rng.integers(1, 5)}",
+        f"time steps: {rng.integers(2, 6)}",
         "encode direct" if encode else "",
         f"neuron: lif({lif})",
         f"conv c1: 4 channels, kernel {pick('3 x 3', '2 x 3')}, {window}",
@@ -141,14 +175,15 @@ def random_model(rng):
     if rng.random() < 0.5:
         lines += [f"conv c2: 3 channels, kernel 2 x 2{pick('', ', no bias')}", "lif b", pick("", "pool: avg 1 x 2")]
     lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}", "lif c", "linear f2: 4 features"]
-    ending = pick(["lif d", "readout rate"], ["lif d"], ["li d: decay 0.6", "readout membrane mean"])
-    lines += pick(ending, ["li d: decay 0.6", "readout membrane last"])
+    ending = pick(["lif d", "readout rate"], ["lif d"], [f"li d: {integrator}", "readout membrane mean"])
+    lines += pick(ending, [f"li d: {integrator}", "readout membrane last"])
     lines.append(f"init: normal gain 2.0 seed {rng.integers(1000)}")
     return parse_snn("\n".join(lines)).with_batch(3)
 
 
 def random_recipe(rng):
-    surrogate = [Rectangular(0.6, 0.8), Triangular(1.1, 1.3), None][rng.integers(3)]
+    known = [Rectangular(0.6, 0.8), Triangular(1.1, 1.3), ATan(), Sigmoid.with_slope(3.0), FastSigmoid(0.4), None]
+    surrogate = known[rng.integers(len(known))]
     return Train(
         loss=["cross_entropy", "mse_rate"][rng.integers(2)],
         surrogate=surrogate,

@@ -48,7 +48,14 @@ WRONG = [
     ("2 channels", "2000000000 channels", "parameters, found 18000000000 with c1.weight", 6, 1, ""),
     ("conv c1", "conv c1 from c2", "expected a layer above or the input, found 'c2'", 6, 14, "give the layer a name"),
     ("lif n1", "lif n1 from imag", "expected a layer above or the input, found 'imag'", 7, 13, "did you mean image?"),
-    ("lif n1", "lif n1\nadd: n1, n3", "expected a layer above or the input, found 'n3'", 8, 10, "give the layer a name"),
+    (
+        "lif n1",
+        "lif n1\nadd: n1, n3",
+        "expected a layer above or the input, found 'n3'",
+        8,
+        10,
+        "give the layer a name",
+    ),
     (
         "lif n1",
         "lif n1\nadd: n1, image",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 from xdsl.dialects import builtin
 
-from h2learn.backends.h2learn.errors import Location
+from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.h2learn.object_file import ObjectFile
-from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.neuron import COMPACT_SURROGATES, SURROGATES, SYNAPSES, Neuron
 from h2learn.backends.reference.training import RunScalars
 from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, Optimizer, Train
 from h2learn.compiler.driver import Recipe, emit_program
@@ -122,7 +122,10 @@ class Case:
 
 
 def random_case(seed: int, *, train: bool = True) -> Case:
-    """Return a tiny network with random everything; two of three have random tile limits."""
+    """Return a tiny network with random everything; two of three have random tile limits.
+
+    A linear layer behind a map is a kernel as large as the map, which now and then only the large machine has room for.
+    """
     rng = np.random.default_rng([2026, seed])
     tiled = rng.random() < 2 / 3
     recipe = Recipe(
@@ -133,7 +136,13 @@ def random_case(seed: int, *, train: bool = True) -> Case:
     )
     most = 4 if tiled else 6
     model = random_model(rng, batch=int(rng.integers(1, most)), steps=int(rng.integers(1, most + 1)))
-    return Case(model, recipe, certain_data(model, recipe, rng))
+    data = certain_data(model, recipe, rng)
+    try:
+        return Case(model, recipe, data)
+    except H2LearnError as error:
+        if "fits the on-chip memories" not in error.message:
+            raise
+    return Case(model, replace(recipe, arch="h2l-v0"), data)
 
 
 def random_train(rng: np.random.Generator) -> Train:
@@ -197,27 +206,33 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
     if kind == "rate":
         x = builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE)
     else:
-        x = builder.li(x, 0.5 if dyadic else float(rng.uniform(0.3, 1.0)), HERE)
+        x = builder.li(x, random_neuron(rng, dyadic=dyadic), HERE)
     builder.output("logits", builder.readout(x, kind, HERE))
     return builder.finish("random", HERE)
 
 
 def random_neuron(rng: np.random.Generator, *, dyadic: bool) -> Neuron:
-    """Return neurons with any reset and surrogate."""
+    """Return neurons with any reset, surrogate and drive."""
 
     def constant(powers_of_two: Sequence[float], low: float, high: float) -> tuple[float, ...]:
         return (float(rng.choice(powers_of_two)) if dyadic else float(rng.uniform(low, high)),)
 
+    driven = rng.random() < 0.5
     return Neuron(
         alpha=constant([0.5, 1.0], 0.3, 1.0),
         theta=constant([0.5, 1.0], 0.3, 0.8),
         v_reset=constant([0.0, 0.25], -0.2, 0.2),
-        reset=str(rng.choice(["hard", "soft", "none"])),
+        reset=str(rng.choice(["hard", "soft", "soft_delayed", "none"])),
         compare=str(rng.choice(["gt", "ge"])),
-        surrogate="rectangular" if dyadic else str(rng.choice(["rectangular", "triangular"])),
+        surrogate="rectangular" if dyadic else str(rng.choice(SURROGATES)),
         width=constant([0.5, 1.0], 0.5, 1.5)[0],
         height=constant([0.5, 1.0], 0.3, 1.0)[0],
         detach_reset=bool(rng.integers(2)),
+        gain=constant([0.5, 2.0], 0.4, 2.0) if driven else (1.0,),
+        v_leak=constant([0.0, 0.5], -0.2, 0.2) if driven else (0.0,),
+        initial=constant([0.0, 0.25], -0.2, 0.2) if driven else (0.0,),
+        synapse=str(rng.choice(SYNAPSES)) if driven else "none",
+        beta=constant([0.5, 0.25], 0.2, 0.9),
     )
 
 
@@ -337,7 +352,8 @@ def _distance(op: spike.LifOp | spike.PoolOp, value: npt.NDArray[np.float64]) ->
     if isinstance(op, spike.LifOp):
         neuron = neuron_of(op)
         away = np.abs(value - np.asarray(neuron.theta))
-        return float(min(away.min(), np.abs(away - neuron.width).min()))
+        edges = np.abs(away - neuron.width) if neuron.surrogate in COMPACT_SURROGATES else away
+        return float(min(away.min(), edges.min()))
     if value.dtype == np.bool_:
         return np.inf
     kernel, stride = int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)

@@ -30,8 +30,9 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
 
     common: dict[str, int | float | str] = {"dtype": word("f32", "f16"), "gblk": pick(1, 9), "k": pick(1, 11)}
     if kind == "neuron":
-        words = {"reset": word("hard", "soft", "none"), "spike": word("gt", "ge", "never")}
-        words |= {"surrogate": word("rectangular", "triangular"), "detach": word("no", "yes")}
+        words = {"reset": word("hard", "soft", "soft_delayed", "none"), "spike": word("gt", "ge", "never")}
+        words |= {"surrogate": word("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")}
+        words |= {"detach": word("no", "yes"), "drive": word("plain", "scaled", "synapse", "delayed")}
         words |= {"save_u": word("no", "yes"), "save_m": word("no", "yes")}
         return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
     if kind == "vec":

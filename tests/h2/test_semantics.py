@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -256,50 +257,70 @@ NEURON = {"n": 4, "k": 11, "gblk": 8}
 def neuron_inputs(bench: Bench) -> dict[str, np.ndarray]:
     return {
         "acc": bench.rng.normal(size=(4, 11)).astype(np.float32),
-        "par": bench.rng.normal(size=(4, 11)).astype(np.float32),
+        "par": bench.rng.normal(size=(8, 11)).astype(np.float32),
         "us": bench.rng.normal(size=(4, 11)).astype(np.float16).astype(np.float32),
         "ss": bench.rng.random((4, 11)) < 0.5,
+        "cs": bench.rng.normal(size=(4, 11)).astype(np.float16).astype(np.float32),
     }
 
 
+DRIVES = ["plain", "scaled", "synapse", "delayed"]
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("reset", ["hard", "soft", "none"])
-@pytest.mark.parametrize("spike", ["gt", "ge", "never"])
+@pytest.mark.parametrize("reset", ["hard", "soft", "soft_delayed", "none"])
+@pytest.mark.parametrize(("spike", "drive"), [("gt", "plain"), ("ge", "plain"), *product(["gt", "never"], DRIVES)])
 @pytest.mark.parametrize("init", ["0", "0x100"])
-def test_v_lif_is_the_neuron_equation(dtype: str, reset: str, spike: str, init: str) -> None:
+def test_v_lif_is_the_neuron_equation(dtype: str, reset: str, spike: str, drive: str, init: str) -> None:
     bench = Bench(8)
     arrays = neuron_inputs(bench)
-    arrays["par"][:, :4] = [[0], [0], [0.5], [0]]
-    arrays["acc"][:, :4] = [0.5, 0.49999, 1.25, -0.25]  # theta, theta once rounded to f16, the edges of the window
+    if drive == "plain":
+        arrays["par"][:4, :4] = [[0], [0], [0.5], [0]]
+        arrays["acc"][:, :4] = [0.5, 0.49999, 1.25, -0.25]  # theta, theta once rounded to f16, edges of the window
     for name in ("acc", "par"):
         bench.put(name, arrays[name].tobytes())
-    bench.put("us", arrays["us"].astype(STORAGE[dtype]).tobytes())
+    for name in ("us", "cs"):
+        bench.put(name, arrays[name].astype(STORAGE[dtype]).tobytes())
     bench.put("ss", pack_bits(arrays["ss"]))
     for name in ("so", "uo", "mo"):
         bench.put(name, b"\x55" * 300)
     settings = {"dtype": dtype, "reset": reset, "spike": spike, "save_u": "yes", "save_m": "yes", "width": 0.75}
-    bench.run("v.lif", NEURON | settings, "n", init=init)
+    bench.run("v.lif", NEURON | settings | {"drive": drive}, "n", init=init)
     f32 = np.float32
     u, s, m = (np.zeros((4, 11), t) for t in (f32, bool, bool))
+    synaptic = arrays["cs"].copy()
     for i, ch in np.ndindex(4, 11):
-        bias, alpha, theta, v_reset = arrays["par"][:, ch]
-        before = f32(0)
+        bias, alpha, theta, v_reset, gain, offset, initial, beta = arrays["par"][:, ch]
+        before = f32(0) if drive == "plain" else initial
+        spiked = init != "0" and spike != "never" and arrays["ss"][i, ch]
         if init != "0":
             before = arrays["us"][i, ch]
-            if arrays["ss"][i, ch] and spike != "never":
-                before = {"hard": v_reset, "soft": f32(before - theta), "none": before}[reset]
-        u[i, ch] = f32(f32(f32(alpha * before) + f32(arrays["acc"][i, ch] + bias)).astype(STORAGE[dtype]))
+        if spiked:
+            before = {"hard": v_reset, "soft": f32(before - theta)}.get(reset, before)
+        x = f32(arrays["acc"][i, ch] + bias)
+        if drive in ("synapse", "delayed"):
+            held = f32(0) if init == "0" else synaptic[i, ch]
+            synaptic[i, ch] = f32(f32(f32(beta * held) + x).astype(STORAGE[dtype]))
+            x = synaptic[i, ch] if drive == "synapse" else held
+        if drive != "plain":
+            x = f32(f32(gain * x) + offset)
+        decayed = f32(alpha * before)
+        if spiked and reset == "soft_delayed":
+            decayed = f32(decayed - theta)
+        u[i, ch] = f32(f32(decayed + x).astype(STORAGE[dtype]))
         s[i, ch] = u[i, ch] >= theta if spike == "ge" else u[i, ch] > theta
         m[i, ch] = spike == "never" or abs(f32(u[i, ch] - theta)) < f32(0.75)
     assert bench.raw("us", u.size * np.dtype(STORAGE[dtype]).itemsize) == u.astype(STORAGE[dtype]).tobytes()
     assert (bench.get("uo", (4, 11), STORAGE[dtype]) == u).all()
+    assert (bench.get("cs", (4, 11), STORAGE[dtype]) == synaptic).all()
     assert bench.raw("mo", 8) == pack_bits(m)
     if spike == "never":
         assert bench.raw("so", 8) == b"\x55" * 8
         assert bench.raw("ss", 8) == pack_bits(arrays["ss"])
     else:
         assert bench.raw("so", 8) == bench.raw("ss", 8) == pack_bits(s)
-        assert s[0, :2].tolist() == [spike == "ge", spike == "ge" and dtype == "f16"]
+        if drive == "plain":
+            assert s[0, :2].tolist() == [spike == "ge", spike == "ge" and dtype == "f16"]
 
 
 def test_v_lif_leaves_out_what_is_not_saved() -> None:
@@ -307,21 +328,44 @@ def test_v_lif_leaves_out_what_is_not_saved() -> None:
     arrays = neuron_inputs(bench)
     for name in ("acc", "par", "us"):
         bench.put(name, arrays[name].tobytes())
-    for name in ("ss", "so", "uo", "mo"):
+    for name in ("ss", "so", "uo", "mo", "cs"):
         bench.put(name, b"\x55" * 300)
     bench.run("v.lif", NEURON, "n", init=0)
-    assert bench.raw("uo", 300) == bench.raw("mo", 300) == b"\x55" * 300
+    assert bench.raw("uo", 300) == bench.raw("mo", 300) == bench.raw("cs", 300) == b"\x55" * 300
+
+
+@pytest.mark.parametrize("surrogate", ["atan", "sigmoid", "fast_sigmoid"])
+def test_the_mask_of_a_surrogate_without_window_is_all_ones(surrogate: str) -> None:
+    bench = Bench(9)
+    for name, array in neuron_inputs(bench).items():
+        bench.put(name, array.tobytes())
+    for name in ("so", "uo", "mo"):
+        bench.put(name, b"\x55" * 300)
+    bench.run("v.lif", NEURON | {"save_m": "yes", "surrogate": surrogate}, "n", init=0)
+    assert bench.raw("mo", 8) == pack_bits(np.ones((4, 11), bool))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("reset", ["hard", "soft", "none"])
-@pytest.mark.parametrize(("surrogate", "detach"), [("rectangular", "no"), ("triangular", "no"), ("rectangular", "yes")])
+@pytest.mark.parametrize("reset", ["hard", "soft", "soft_delayed", "none"])
+@pytest.mark.parametrize(
+    ("surrogate", "detach", "drive"),
+    [
+        ("rectangular", "no", "plain"),
+        ("triangular", "no", "scaled"),
+        ("rectangular", "yes", "synapse"),
+        ("atan", "no", "delayed"),
+        ("sigmoid", "no", "synapse"),
+        ("fast_sigmoid", "no", "plain"),
+    ],
+)
 @pytest.mark.parametrize("init", ["0", "0x100"])
-def test_v_grad_is_the_adjoint_equation(dtype: str, reset: str, surrogate: str, detach: str, init: str) -> None:
+def test_v_grad_is_the_adjoint_equation(
+    dtype: str, reset: str, surrogate: str, detach: str, drive: str, init: str
+) -> None:
     bench = Bench(10)
     f32 = np.float32
-    gs, par = bench.rng.normal(size=(4, 11)).astype(f32), bench.rng.normal(size=(4, 11)).astype(f32)
-    u, gc = (bench.rng.normal(size=(4, 11)).astype(STORAGE[dtype]).astype(f32) for _ in range(2))
+    gs, par = bench.rng.normal(size=(4, 11)).astype(f32), bench.rng.normal(size=(8, 11)).astype(f32)
+    u, gc, gi = (bench.rng.normal(size=(4, 11)).astype(STORAGE[dtype]).astype(f32) for _ in range(3))
     s = bench.rng.random((4, 11)) < 0.5
     par[2, :2], u[:, 0], u[:, 1] = 0.5, 1.25, -0.25  # on the edges of the window
     bench.put("gs", gs.tobytes())
@@ -329,27 +373,44 @@ def test_v_grad_is_the_adjoint_equation(dtype: str, reset: str, surrogate: str, 
     bench.put("s", pack_bits(s))
     bench.put("par", par.tobytes())
     bench.put("gc", gc.astype(STORAGE[dtype]).tobytes())
+    bench.put("gi", gi.astype(STORAGE[dtype]).tobytes())
     bench.put("go", b"")
     settings = {"dtype": dtype, "reset": reset, "surrogate": surrogate, "detach": detach, "width": 0.75, "height": 1.3}
-    bench.run("v.grad", NEURON | settings, "n", init=init)
-    expected = np.zeros((4, 11), f32)
+    bench.run("v.grad", NEURON | settings | {"drive": drive}, "n", init=init)
+    expected, carried = np.zeros((4, 11), f32), np.zeros((4, 11), f32)
     for i, ch in np.ndindex(4, 11):
-        _, alpha, theta, v_reset = par[:, ch]
+        _, alpha, theta, v_reset, gain, _, _, beta = par[:, ch]
         later, distance = gc[i, ch] if init != "0" else f32(0), abs(f32(u[i, ch] - theta))
-        slope = f32(0)
-        if distance < f32(0.75):
+        slope, z = f32(0), f32(distance / f32(0.75))
+        if surrogate == "atan":
+            slope = f32(f32(1.3) / f32(f32(1) + f32(z * z)))
+        elif surrogate == "sigmoid":
+            fallen = f32(numerics.exp(-z))
+            slope = f32(f32(f32(4) * f32(1.3)) * f32(fallen / f32(f32(f32(1) + fallen) * f32(f32(1) + fallen))))
+        elif surrogate == "fast_sigmoid":
+            slope = f32(f32(1.3) / f32(f32(f32(1) + z) * f32(f32(1) + z)))
+        elif distance < f32(0.75):
             slope = f32(1.3)
             if surrogate == "triangular":
-                slope = f32(slope * f32(f32(1) - f32(distance / f32(0.75))))
+                slope = f32(slope * f32(f32(1) - z))
         e = gs[i, ch]
         if detach == "no" and reset == "hard":
             e = f32(e - f32(f32(alpha * f32(u[i, ch] - v_reset)) * later))
         if detach == "no" and reset == "soft":
             e = f32(e - f32(f32(alpha * theta) * later))
+        if detach == "no" and reset == "soft_delayed":
+            e = f32(e - f32(theta * later))
         carry = f32(0) if reset == "hard" and s[i, ch] else f32(alpha * later)
         gu = f32(f32(slope * e) + carry) if slope != 0 else carry
-        expected[i, ch] = f32(gu.astype(STORAGE[dtype]))
-    assert (bench.get("gc", (4, 11), STORAGE[dtype]) == expected).all()
+        carried[i, ch] = expected[i, ch] = f32(gu.astype(STORAGE[dtype]))
+        if drive != "plain":
+            gx = f32(gain * (later if drive == "delayed" else carried[i, ch]))
+            if drive != "scaled":
+                gx = f32(gx + f32(beta * (gi[i, ch] if init != "0" else f32(0))))
+            expected[i, ch] = f32(gx.astype(STORAGE[dtype]))
+    assert (bench.get("gc", (4, 11), STORAGE[dtype]) == carried).all()
+    held = expected if drive in ("synapse", "delayed") else gi
+    assert (bench.get("gi", (4, 11), STORAGE[dtype]) == held).all()
     assert (unpack_slots(bench.raw("go", slots_size(4, 11, 8, dtype)), 4, 11, 8, dtype) == expected).all()
 
 
@@ -357,7 +418,7 @@ def test_v_grad_of_a_leaky_integrator() -> None:
     bench = Bench(11)
     gs, par, gc = (dyadic(bench.rng, 4, 11) for _ in range(3))
     gs[0, 0] = np.nan
-    for name, array in (("gs", gs), ("u", gs), ("s", gs), ("par", par), ("gc", gc)):
+    for name, array in (("gs", gs), ("u", gs), ("s", gs), ("par", par), ("gc", gc), ("gi", gc)):
         bench.put(name, array.tobytes())
     bench.put("go", b"")
     bench.run("v.grad", NEURON | {"spike": "never"}, "n", init="0x100")

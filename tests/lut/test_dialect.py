@@ -58,7 +58,7 @@ def one_of_each():
     add(lut.AddOp(add(lut.ConvertOp(total.result, lut.StoreType(CURRENT.get_shape(), "f16"))).result, bias, CURRENT))
     lif = add(lut.LifOp(conv.current, bias, NEURON, 4, "f16"))
     add(lut.LifOp(static.current, None, NEURON, 4, "f16"))
-    li = add(LiOp(conv.current, bias, (1e-5,), 4, "f16"))
+    li = add(LiOp(conv.current, bias, lut.Neuron((1e-5,), drive="synapse", gain=(2.0,), beta=(0.5, 0.25)), 4, "f16"))
     maxima = add(lut.PoolOp(lif.s, "max", lut.ConvGeometry((3, 6)), "f16"))
     add(lut.PoolOp(lif.s, "avg", HALF, "f16"))
     add(lut.PoolOp(conv.current, "max", HALF, "f16"))
@@ -128,7 +128,7 @@ def test_types_that_are_refused(text, message):
         (lambda: lut.NeuronAttr(lut.Neuron((0.5,), compare="gt", reset="firm")), "expected a reset of hard, soft"),
         (lambda: lut.NeuronAttr(lut.Neuron((float("nan"),))), "expected finite neuron constants"),
         (lambda: lut.NeuronAttr(lut.Neuron((0.5,), reset="hard")), "never fires cannot have the reset 'hard'"),
-        (lambda: lut.NeuronAttr(lut.Neuron(())), "expected at least one value each"),
+        (lambda: lut.NeuronAttr(lut.Neuron(())), "expected at least one value of every"),
     ],
 )
 def test_attributes_that_are_refused(make, message):

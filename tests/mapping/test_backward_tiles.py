@@ -8,7 +8,7 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.frontends.dsl import parse_snn
-from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_backward
+from h2learn.compiler.mapping.tiling import PLAIN_NEURON, ConvShape, TileLimits, plan_backward
 
 NET = """
 network whole
@@ -35,12 +35,12 @@ def whole_map(side, c, k):
 
 @pytest.mark.parametrize(("side", "fused"), [(4, True), (8, False)])
 def test_a_neuron_gradient_joins_the_stage_only_where_its_slots_fit(side, fused):
-    tile = plan_backward(whole_map(side, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=True)
+    tile = plan_backward(whole_map(side, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=PLAIN_NEURON)
     assert tile.fused is fused
 
 
 def test_without_a_neuron_behind_it_nothing_is_fused():
-    assert not plan_backward(whole_map(4, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=False).fused
+    assert not plan_backward(whole_map(4, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=None).fused
 
 
 @pytest.mark.parametrize("pool", ["", "pool: max 2 x 2"])

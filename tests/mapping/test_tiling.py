@@ -12,6 +12,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, Memory, load_machine
 from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.tiling import (
+    PLAIN_NEURON,
     BackwardTile,
     ConvShape,
     ForwardTile,
@@ -128,7 +129,7 @@ def random_shape(rng: np.random.Generator) -> ConvShape:
 
 PLANS: list[tuple[str, Callable[..., Tile], Callable[..., list[Buffer]]]] = [
     ("forward", plan_forward, forward_buffers),
-    ("backward", lambda *args: plan_backward(*args, neuron=True), backward_buffers),
+    ("backward", lambda *args: plan_backward(*args, neuron=PLAIN_NEURON), backward_buffers),
     ("weights", plan_weights, weight_buffers),
 ]
 WHICH = pytest.mark.parametrize(("plan", "buffers"), [row[1:] for row in PLANS], ids=[row[0] for row in PLANS])
@@ -194,7 +195,7 @@ def test_limits_are_honoured(plan: Callable[..., Tile], buffers: Callable[..., l
 
 def test_backward_rows_are_multiples_of_the_stride() -> None:
     shape = ConvShape(2, 1, 11, 11, 8, 6, 6, 8, (3, 3), (2, 2), (1, 1), False, False, 4)
-    tile = plan_backward(shape, load_machine("h2l-v0"), TileLimits(rows=3, columns=1), neuron=True)
+    tile = plan_backward(shape, load_machine("h2l-v0"), TileLimits(rows=3, columns=1), neuron=PLAIN_NEURON)
     assert (tile.rows, tile.columns) == (2, 2)
 
 
@@ -202,7 +203,7 @@ def test_blocks_chosen_before_stay() -> None:
     shape = ConvShape(6, 4, 12, 12, 64, 12, 12, 64, (3, 3), (1, 1), (1, 1), False, False, 4)
     machine, tight = load_machine("h2l-v0"), TileLimits(steps=1, samples=1, rows=1, columns=1, c=8, k=8)
     assert plan_forward(shape, machine, tight, 32).c == 32
-    assert plan_backward(shape, machine, tight, 16, neuron=True).k == 16
+    assert plan_backward(shape, machine, tight, 16, neuron=PLAIN_NEURON).k == 16
     block = (3, 2, 4, 12)
     assert plan_weights(shape, machine, tight, block).reduce_block == block
     assert plan_forward(shape, machine, tight).reduce_block == 8
@@ -212,9 +213,9 @@ def test_a_neuron_gradient_that_has_no_room_gets_its_own_stage() -> None:
     """A linear layer after a large map: all taps of 64 channels of gradients fill the memories."""
     shape = ConvShape(4, 1, 14, 14, 64, 1, 1, 64, (14, 14), (1, 1), (0, 0), False, False, 4)
     machine = load_machine("h2l-v0")
-    tile = plan_backward(shape, machine, FREE, neuron=True)
+    tile = plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON)
     assert not tile.fused and fits(backward_buffers(shape, tile, machine), machine)
-    assert plan_backward(replace(shape, kernel=(4, 4), in_h=4, in_w=4), machine, FREE, neuron=True).fused
+    assert plan_backward(replace(shape, kernel=(4, 4), in_h=4, in_w=4), machine, FREE, neuron=PLAIN_NEURON).fused
 
 
 def test_what_fits_nowhere_is_refused_with_the_machine_s_name() -> None:

@@ -64,7 +64,7 @@ class Builder:
     def draw_neuron(self) -> None:
         self.desc |= {"n": self.pick(1, 5, 33, 300), "k": self.pick(1, 3, 8, 10, 16, 67), "gblk": self.pick(4, 16, 64)}
         self.desc |= {"width": self.pick(1, 2, 9) / 4, "height": self.pick(0, 1, 2) / 2}
-        for field in ("dtype", "reset", "spike", "surrogate", "detach", "save_u", "save_m"):
+        for field in ("dtype", "reset", "spike", "surrogate", "detach", "save_u", "save_m", "drive"):
             self.enum(field)
 
     draw_v_lif = draw_v_grad = draw_neuron
@@ -218,7 +218,7 @@ def format_of(op: Operation, name: str) -> str:
         return source if name == "src" else "slots" if op.choice("kind") == "tsum" else "f32"
     if name == "go" or (name == "g" and op.mnemonic != "v.opt"):
         return "slots"
-    if name in ("x", "w", "lut", "us", "uo", "u", "gc"):
+    if name in ("x", "w", "lut", "us", "uo", "u", "gc", "cs", "gi"):
         return storage
     return "f32" if name in REALS else "raw"
 

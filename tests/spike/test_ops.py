@@ -85,7 +85,7 @@ REFUSED = [
     ("finite numbers as alpha", lambda: spike.LifOp(value(MAPS), Neuron(alpha=(float("nan"),)), location=HERE)),
     ("reset to be one of hard", lambda: spike.LifOp(value(MAPS), Neuron(reset="late"), location=HERE)),
     ("positive width", lambda: spike.LifOp(value(MAPS), Neuron(width=0.0), location=HERE)),
-    ("1 or 3 numbers as alpha, found 0", lambda: spike.LiOp(value(MAPS), [], location=HERE)),
+    ("1 or 3 numbers as alpha, found 0", lambda: spike.LiOp(value(MAPS), Neuron(alpha=()), location=HERE)),
     ("x of i1", lambda: spike.ReadoutOp(value(real((2, 1, 3))), "rate", location=HERE)),
     ("x of f32", lambda: spike.ReadoutOp(value(spikes((2, 1, 3))), "membrane_last", location=HERE)),
     ("1 scalars for bernoulli", lambda: spike.EncodeOp(value(real((1, 3))), "bernoulli", 2, location=HERE)),

@@ -53,8 +53,15 @@ def test_surrogate_windows_are_open():
 def test_li_and_its_adjoint_are_transposed():
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=(2, 5, 2, 3))
-    alpha = (0.2, 0.5, 0.9)
-    assert (neuron.li(x, alpha) * g).sum() == pytest.approx((x * neuron.li_gradient(g, alpha)).sum())
+    for kind in neuron.SYNAPSES:
+        plain = Neuron(alpha=(0.2, 0.5, 0.9), gain=(2.0, 1.0, -0.5), synapse=kind, beta=(0.7, 0.1, 0.4))
+        assert (neuron.li(x, plain) * g).sum() == pytest.approx((x * neuron.li_gradient(g, plain)).sum())
+
+
+def test_a_neuron_at_rest_stays_there():
+    rest = Neuron(alpha=(0.2, 0.5, 1.0), v_leak=(0.3, -0.2, 7.0), initial=(0.3, -0.2, 0.1), theta=(9.0,))
+    u = neuron.lif(np.zeros((4, 2, 3)), rest)[1]
+    np.testing.assert_allclose(u, np.broadcast_to(rest.initial, u.shape))
 
 
 @pytest.mark.parametrize(("stride", "padding"), [((1, 1), (0, 0)), ((2, 3), (1, 2)), ((3, 1), (0, 1))])

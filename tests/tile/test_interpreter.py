@@ -212,7 +212,7 @@ def test_table_entries_are_rounded_to_storage() -> None:
 
 
 def neuron_params(n: int, k: int, **more: tile.Param) -> dict[str, tile.Param]:
-    base: dict[str, tile.Param] = {"n": n, "k": k, "dtype": "f32", "reset": "hard", "spike": "gt"}
+    base: dict[str, tile.Param] = {"n": n, "k": k, "dtype": "f32", "reset": "hard", "spike": "gt", "drive": "plain"}
     return {**base, "surrogate": "rectangular", "width": 0.5, "height": 2.0, **more}
 
 
@@ -274,6 +274,32 @@ def test_gradient_of_a_leaky_integrator() -> None:
     params = neuron_params(1, 2, spike="never", reset="none", detach="yes", gblk=2)
     job = {"gs": real(gs), "par": real(PAR), "gc": real(later), "go": Held("slots.f32", (1, 2), gblk=2)}
     assert run(tile.GradOp, job, params, fresh=False)["go"].tolist() == [[3.0, 0.0]]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("drive", ["scaled", "synapse", "delayed"])
+def test_a_driven_integrator_and_its_gradient(drive: str, fresh: bool) -> None:
+    rng = np.random.default_rng(8)
+    acc, u, i, gs, gu, gi = (rng.integers(-8, 9, (20, 2)) / 4 for _ in "auigug")
+    par = np.concatenate([PAR, [[2.0, -0.5], [0.25, 0.5], [1.0, -1.0], [0.5, 0.25]]]).astype(np.float32)
+    bias, alpha, _, _, gain, offset, initial, beta = par.astype(float)
+    before = 0 * i if fresh else i
+    moved = beta * before + acc + bias
+    x = {"scaled": acc + bias, "synapse": moved, "delayed": before}[drive]
+    params = neuron_params(20, 2, reset="none", spike="never", save_u="no", save_m="no", drive=drive)
+    job = {"acc": real(acc), "par": real(par), "us": real(u)} | ({"cs": real(i)} if drive != "scaled" else {})
+    out = run(tile.LifOp, job, params, fresh=fresh)
+    assert np.array_equal(out["us"], alpha * (initial if fresh else u) + gain * x + offset)
+    assert drive == "scaled" or np.array_equal(out["cs"], moved)
+
+    later, held = (0 * gu, 0 * gi) if fresh else (gu, gi)
+    carried = gs + alpha * later
+    expected = gain * (later if drive == "delayed" else carried) + (0 if drive == "scaled" else beta * held)
+    params = neuron_params(20, 2, reset="none", spike="never", detach="yes", gblk=2, drive=drive)
+    job = {"gs": real(gs), "par": real(par), "gc": real(gu), "go": Held("slots.f32", (20, 2), gblk=2)}
+    out = run(tile.GradOp, job | ({"gi": real(gi)} if drive != "scaled" else {}), params, fresh=fresh)
+    assert np.array_equal(out["gc"], carried) and np.array_equal(out["go"], expected)
+    assert drive == "scaled" or np.array_equal(out["gi"], expected)
 
 
 def pool_params(imgs: int, oh: int, ow: int, k: int, kind: str, src: str, dst: str) -> dict[str, tile.Param]:

@@ -59,7 +59,7 @@ def test_jobs_hold_the_buffers_they_use() -> None:
     ops = {op.name: op for op in parse(STAGE).walk()}
     lif, run = ops["tile.lif"], ops["tile.fe_run"]
     assert isinstance(lif, tile.LifOp) and isinstance(run, tile.FeRunOp)
-    assert lif.roles() == ("acc", "par", "us", "ss", "so") and tile.unused_roles(lif) == {"uo", "mo"}
+    assert lif.roles() == ("acc", "par", "us", "ss", "so") and tile.unused_roles(lif) == {"uo", "mo", "cs"}
     assert lif.index("acc") == (0, (1,)) and lif.index("par") is None
     assert [(buffer.name_hint, read, written) for buffer, _, read, written in tile.touched(run)] == [
         ("acc", True, True),

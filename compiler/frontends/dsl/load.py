@@ -107,7 +107,7 @@ def _lif(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
 
 def _li(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Li)
-    return builder.li(x, layer.decay, layer.location, layer.name)
+    return builder.li(x, layer.membrane, layer.location, layer.name)
 
 
 def _readout(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:

@@ -22,18 +22,25 @@ from h2learn.compiler.autodiff.spec import (
     METHODS,
     OPTIMIZERS,
     SGD,
+    SURROGATES,
+    ATan,
+    FastSigmoid,
     Optimizer,
-    Rectangular,
+    Sigmoid,
     Surrogate,
     Train,
-    Triangular,
 )
 
 from .syntax import Add, Conv, Description, Encode, Flatten, Init, Input, Layer, Li, Lif, Linear, Pool, Readout
 
 MAX_INTEGER = (1 << 31) - 1
 MAX_SEED = (1 << 64) - 1
-SURROGATES: dict[str, type[Surrogate]] = {"rectangular": Rectangular, "triangular": Triangular}
+PARAMETRISED: dict[str, tuple[str, Callable[[float], Surrogate]]] = {
+    "atan": ("alpha", ATan.with_alpha),
+    "sigmoid": ("slope", Sigmoid.with_slope),
+    "fast_sigmoid": ("slope", FastSigmoid.with_slope),
+}
+"""Surrogates with the one parameter by which frameworks know them."""
 
 Node = Tree[Token]
 _READABLE = {
@@ -270,7 +277,15 @@ class _Reader:
             return {"surrogate": changed.surrogate, "width": changed.width, "height": changed.height}
         if key == "detach_reset":
             return {"detach_reset": True}
+        if key in ("gain", "leak", "initial"):
+            field = "v_leak" if key == "leak" else key
+            return {field: (self.number(_tokens(node)[0], key, -math.inf),)}
+        if key == "synapse":
+            *delayed, decay = _tokens(node)
+            return {"synapse": "delayed" if delayed else "immediate", "beta": (self.decay(decay),)}
         kind, *to = _tokens(_children(node)[0])
+        if to and to[0].type == "DELAYED":
+            return {"reset": "soft_delayed", "v_reset": (0.0,)}
         level = self.number(to[0], "reset level", -math.inf) if to else 0.0
         return {"reset": str(kind), "v_reset": (level,)}
 
@@ -316,7 +331,8 @@ class _Reader:
 
     def li(self, node: Node, default: Neuron) -> Li:
         *name, decay = _tokens(node)
-        return Li(self.at(node), _name(name), self.decay(decay))
+        plain = Neuron(alpha=(self.decay(decay),), reset="none")
+        return Li(self.at(node), _name(name), self.neuron(_children(node), plain))
 
     def readout(self, node: Node, default: Neuron) -> Readout:
         tokens = _tokens(node)
@@ -388,10 +404,15 @@ class _Reader:
 
     def surrogate(self, node: Node) -> Surrogate:
         call = _children(node)[0]
-        kind = SURROGATES[self.choose(_tokens(call)[0], tuple(SURROGATES), "surrogate")]
-        arguments = self.call(call, ("half_width", "height"))
+        kind = self.choose(_tokens(call)[0], tuple(SURROGATES), "surrogate")
+        parameter, make = PARAMETRISED.get(kind, ("", None))
+        arguments = self.call(call, ("half_width", "height", *([parameter] if parameter else [])))
         values = {name: self.number(token, name, 0.0, open_low=True) for name, token in arguments.items()}
-        return kind(**values)
+        if make is None or parameter not in values:
+            return SURROGATES[kind](**values)
+        if len(values) > 1:
+            self.fail(arguments[parameter], f"expected {parameter} alone, found half_width or height beside it")
+        return make(values[parameter])
 
     def init(self, node: Node) -> Init:
         options = self.options(_children(node))

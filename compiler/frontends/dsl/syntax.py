@@ -100,7 +100,7 @@ class Li(LayerStatement):
     """Leaky integrators without spikes."""
 
     name: str
-    decay: float
+    membrane: Neuron
 
 
 @dataclass(frozen=True)
