@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from h2learn.compiler.calibration import calibrate
     from h2learn.compiler.frontends.nir import from_nir, to_nir
     from h2learn.compiler.model import Model, TensorSpec
-    from h2learn.data import DataSet, load_digits, load_npz
+    from h2learn.data import Binning, DataSet, Events, load_data, load_digits, load_events, load_npz
     from h2learn.models import load_model
     from h2learn.program import Program, Result, Session, compile, load_program
     from h2learn.schedules import Cosine, Schedule, StepDecay
@@ -56,7 +56,11 @@ _HOMES = {
     "to_nir": "h2learn.compiler.frontends.nir",
     "Model": "h2learn.compiler.model",
     "TensorSpec": "h2learn.compiler.model",
+    "Binning": "h2learn.data",
     "DataSet": "h2learn.data",
+    "Events": "h2learn.data",
+    "load_data": "h2learn.data",
+    "load_events": "h2learn.data",
     "load_digits": "h2learn.data",
     "load_npz": "h2learn.data",
     "load_model": "h2learn.models",
@@ -79,9 +83,11 @@ __all__ = [
     "ATan",
     "Adam",
     "AdamW",
+    "Binning",
     "Cosine",
     "DataSet",
     "Epoch",
+    "Events",
     "FastSigmoid",
     "H2LearnError",
     "History",
@@ -100,7 +106,9 @@ __all__ = [
     "calibrate",
     "compile",
     "from_nir",
+    "load_data",
     "load_digits",
+    "load_events",
     "load_machine",
     "load_model",
     "load_npz",

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +23,7 @@ from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model
-from h2learn.data import DataSet, load_npz
+from h2learn.data import Binning, DataSet, holds_events, load_data
 from h2learn.files import check_writable
 from h2learn.program import Execution, Program, Result, Session, compile
 from h2learn.runtime.energy import profile_for
@@ -102,6 +103,7 @@ def train(
     mapping: str | TileLimits | None = None,
     seed: int = 0,
     limit: int | None = None,
+    binning: Binning | None = None,
     evaluate: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -112,7 +114,8 @@ def train(
 ) -> History:
     """Train ``model`` on ``data`` by running its compiled training step on the simulator, sample order from ``seed``.
 
-    ``data``: a data set, or the path of an ``.npz`` file. ``train``: the recipe (default: the model file's). ``lr``
+    ``data``: a data set, or the path of a file of images or events; ``binning``: how events become frames (default: as
+    many of equal duration as the model has time steps). ``train``: the recipe (default: the model file's). ``lr``
     replaces the recipe's learning rate; ``schedule`` multiplies it step by step (a schedule, or its text as
     ``parse_schedule`` reads it). ``limit``: use only that many training samples. With ``checkpoint`` the state
     is written after every epoch, every ``checkpoint_every`` steps, and when Ctrl-C stops training (Interrupted is
@@ -124,7 +127,7 @@ def train(
     recipe = train or model.train or Train()
     rates = _Rates(schedule, recipe.optimizer.lr if lr is None else lr, epochs)
     target = None if checkpoint is None else check_writable(checkpoint)
-    samples = _load(data, model, limit)
+    samples = _load(data, model, limit, binning)
     program = compile(model, arch=arch, precision=precision, train=recipe, batch=batch, mapping=mapping)
     energies = profile_for(program.machine) if profile is None else load_profile(profile)
     _check_labels(samples, program)
@@ -140,7 +143,7 @@ def evaluate(model: Model, data: DataSet, **options: object) -> float:
 
     ``options`` are those of ``compile`` (``arch``, ``precision``, ``batch``, ``mapping``).
     """
-    return _accuracy(compile(replace(model, step=None), **options), data, None)  # type: ignore[arg-type]
+    return _accuracy(compile(replace(model, step=None), **options), data, None, _batch_axis(model))  # type: ignore[arg-type]
 
 
 class _Rates:
@@ -227,7 +230,7 @@ class _Trainer:
     def _finish_epoch(self, session: Session, progress: Progress) -> None:
         test_accuracy = None
         if self.evaluate:
-            test_accuracy = _accuracy(self._inference_program(), self.data, session.parameters)
+            test_accuracy = _accuracy(self._inference_program(), self.data, session.parameters, self._batch_axis)
         epoch = Epoch(
             number=progress.epoch,
             samples=progress.seen,
@@ -258,7 +261,11 @@ class _Trainer:
         return self._inference
 
     def _input(self, images: Floats) -> dict[str, Floats]:
-        return {next(iter(self.model.network.inputs)): images}
+        return {next(iter(self.model.network.inputs)): np.moveaxis(images, 0, self._batch_axis)}
+
+    @cached_property
+    def _batch_axis(self) -> int:
+        return _batch_axis(self.model)
 
     def _save(self, session: Session, progress: Progress) -> None:
         if self.checkpoint is not None:
@@ -276,19 +283,34 @@ def _check_counts(**values: int | None) -> None:
             )
 
 
-def _load(data: DataSet | str | Path, model: Model, limit: int | None) -> DataSet:
+def _load(data: DataSet | str | Path, model: Model, limit: int | None, binning: Binning | None) -> DataSet:
     if len(model.network.inputs) != 1:
         raise H2LearnError(f"training needs a model with one input, {model.name!r} has {len(model.network.inputs)}")
-    one = next(iter(model.with_batch(1).network.inputs.values())).shape
-    two = next(iter(model.with_batch(2).network.inputs.values())).shape
-    if one[1:] != two[1:]:
-        raise H2LearnError(
-            f"{model.name!r} takes inputs over time, image data has no time axis", hint="add an encoder to the model"
-        )
-    found = data if isinstance(data, DataSet) else load_npz(data, one[1:])
-    if found.x_train.shape[1:] != one[1:]:
-        raise H2LearnError(f"the images are {found.x_train.shape[1:]}, {model.name!r} takes {one[1:]}")
+    spec = next(iter(model.network.inputs.values()))
+    axis = _batch_axis(model)
+    shape = spec.shape[:axis] + spec.shape[axis + 1 :]
+    if spec.dtype == "bool":
+        binning = replace(binning, binary=True) if binning is not None else Binning(shape[0], binary=True)
+    found = data if isinstance(data, DataSet) else _read(data, shape, binning, over_time=axis > 0)
+    if found.x_train.shape[1:] != shape:
+        raise H2LearnError(f"the samples of {found.name} are {found.x_train.shape[1:]}, {model.name!r} takes {shape}")
     return found.limited(limit)
+
+
+def _read(path: str | Path, shape: tuple[int, ...], binning: Binning | None, *, over_time: bool) -> DataSet:
+    if over_time and not holds_events(path):
+        raise H2LearnError(
+            "expected events for a model that takes inputs over time, found images",
+            location=str(path),
+            hint="add an encoder to the model",
+        )
+    return load_data(path, shape, binning)
+
+
+def _batch_axis(model: Model) -> int:
+    """Return the axis of samples in the model's input."""
+    one, two = (next(iter(model.build(batch).inputs.values())).shape for batch in (1, 2))
+    return next(axis for axis, (n, m) in enumerate(zip(one, two, strict=True)) if n != m)
 
 
 def _check_labels(data: DataSet, program: Program) -> None:
@@ -336,14 +358,15 @@ def _resumed(path: Path | None, run: dict[str, object]) -> Checkpoint:
     return found
 
 
-def _accuracy(program: Program, data: DataSet, parameters: dict[str, Floats] | None) -> float:
+def _accuracy(program: Program, data: DataSet, parameters: dict[str, Floats] | None, batch_axis: int) -> float:
     name = next(iter(program.inputs))
     correct = 0
     with program.session(execution=Execution(timing=False)) as session:
         if parameters is not None:
             session.restore(parameters, {}, steps=0, samples=0)
         for first in range(0, len(data.x_test), program.batch):
-            result = session.run({name: data.x_test[first : first + program.batch]})
+            samples = np.moveaxis(data.x_test[first : first + program.batch], 0, batch_axis)
+            result = session.run({name: samples})
             correct += int((_classes(result) == data.y_test[first : first + program.batch]).sum())
     return correct / len(data.x_test)
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run:run", "Run a program on the simulator."),
     "profile": ("profile:profile_", "Say where the cycles, bytes and energy of a program go."),
     "train": ("train:train", "Train a model by running its compiled program on the simulator."),
+    "data": ("data:data", "Look at files of images and events."),
     "baseline": ("baseline:baseline", "Estimate what a model costs on a GPU."),
     "arch": ("arch:arch", "List and show machine descriptions."),
 }

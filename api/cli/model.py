@@ -20,7 +20,7 @@ from h2learn.compiler.frontends.nir import nir_file
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import parse_passes, phase_names, pipeline_text
-from h2learn.data import load_digits, load_npz
+from h2learn.data import load_data, load_digits
 from h2learn.files import check_writable, write_atomic
 from h2learn.models import FRONT_ENDS, limits_text, load_model, recipe_of
 
@@ -153,7 +153,7 @@ def read_model(path: str, batch: int | None, parameters: str | None, reading: di
 
 def _calibrated(model: Model, data: str, percentile: float) -> Model:
     name, spec = next(iter(model.with_batch(1).inputs.items()))
-    samples = load_digits() if data == "digits" else load_npz(data, spec.shape[1:])
+    samples = load_digits() if data == "digits" else load_data(data, spec.shape[1:])
     return calibrate(model, {name: samples.x_train[:CALIBRATION_SAMPLES]}, percentile=percentile)
 
 

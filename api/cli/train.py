@@ -14,7 +14,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.checkpoints import write_parameters
 from h2learn.compiler.autodiff.spec import OPTIMIZERS, Train
 from h2learn.compiler.model import Model
-from h2learn.data import DataSet, load_digits
+from h2learn.data import Binning, DataSet, load_digits
 from h2learn.files import check_writable
 from h2learn.models import recipe_of
 from h2learn.program import Execution
@@ -28,7 +28,16 @@ from .progress import EpochBars, epoch_text
 
 @click.command()
 @click.argument("model")
-@click.option("--data", required=True, metavar="FILE", help="x_train y_train x_test y_test (.npz), or 'digits'.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="Images (x_train y_train x_test y_test) or events (.npz, .h5), or 'digits'.",
+)
+@click.option("--bins", type=int, metavar="T", help="Frames per recording of events (default: the model's time steps).")
+@click.option(
+    "--bin-by", type=click.Choice(["time", "count"]), help="Frames of equal duration (default) or event count."
+)
 @click.option("--epochs", default=1, show_default=True, help="Passes over the training data.")
 @click.option("--batch", default=32, show_default=True, help="Samples per step.")
 @click.option("--lr", type=float, help="Learning rate (default: the model file's).")
@@ -52,6 +61,8 @@ from .progress import EpochBars, epoch_text
 def train(
     model: str,
     data: str,
+    bins: int | None,
+    bin_by: str | None,
     epochs: int,
     batch: int,
     lr: float | None,
@@ -95,6 +106,7 @@ def train(
                 mapping=target.mapping,
                 seed=seed,
                 limit=limit,
+                binning=_binning(bins, bin_by),
                 evaluate=not no_test,
                 checkpoint=checkpoint,
                 checkpoint_every=checkpoint_every,
@@ -126,6 +138,12 @@ def _recipe(model: Model, method: str | None, optimizer: str | None, loss: str |
     if optimizer not in OPTIMIZERS:
         raise H2LearnError(f"there is no optimizer {optimizer!r}", hint=f"known optimizers: {', '.join(OPTIMIZERS)}")
     return replace(recipe, optimizer=OPTIMIZERS[optimizer]())
+
+
+def _binning(bins: int | None, rule: str | None) -> Binning | None:
+    if bins is None and rule is not None:
+        raise H2LearnError("--bin-by needs --bins T")
+    return None if bins is None else Binning(bins, rule or "time")
 
 
 def _interrupted(checkpoint: Path | None) -> int:

@@ -1,11 +1,9 @@
-"""Data sets: the handwritten digits that come with the package, and ``.npz`` files with training and test images."""
+"""Data sets: the handwritten digits of the package, files with training and test images, and files of events."""
 
 from __future__ import annotations
 
 import math
-import struct
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,23 +13,25 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
 
+from .events import Binning, Events, holds_events, load_events, load_frames
+from .files import Array, read_arrays, stored_names
+
+__all__ = ["Binning", "DataSet", "Events", "holds_events", "load_data", "load_digits", "load_events", "load_npz"]
+
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_LEVELS = 16
 HELD_OUT_SHARE = 4
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OSError, KeyError),
-    *(NotImplementedError, RuntimeError, MemoryError, SyntaxError),
-)
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Images ``[samples, C, H, W]`` (or ``[samples, features]``) float32, labels ``[samples]`` int32 from 0.
 
-    ``name`` identifies the data in checkpoints and reports.
+    Frames of events are ``[samples, T, C, H, W]`` (or ``[samples, T, features]``). ``name`` identifies the data in
+    checkpoints and reports.
     """
 
     name: str
@@ -68,47 +68,67 @@ def load_digits() -> DataSet:
     return DataSet("digits", x[held_out:], y[held_out:], x[:held_out], y[:held_out])
 
 
+def load_data(path: str | Path, sample_shape: tuple[int, ...] | None = None, binning: Binning | None = None) -> DataSet:
+    """Read a file of images (``load_npz``; HDF5 too) or of events, which become frames.
+
+    ``sample_shape``: what one sample is brought to; frames take ``[T, polarities, rows, columns]`` or
+    ``[T, features]``. ``binning``: how events become frames (default: T frames of equal duration).
+    Raises H2LearnError that names the file for anything that cannot be used, and for binning of images.
+    """
+    if holds_events(path):
+        return _load_events(path, sample_shape, binning)
+    if binning is not None:
+        raise H2LearnError("expected events to be binned, found images", location=str(path))
+    return load_npz(path, sample_shape)
+
+
 def load_npz(path: str | Path, sample_shape: tuple[int, ...] | None = None) -> DataSet:
-    """Read ``x_train y_train x_test y_test`` from an ``.npz`` file, as MNIST is commonly distributed.
+    """Read ``x_train y_train x_test y_test`` from an ``.npz`` (or HDF5) file, as MNIST is commonly distributed.
 
     Images ``uint8`` are divided by 255, floating-point images are taken as they are (and must be finite). When
     ``sample_shape`` is given, every image is brought to it (``28x28`` fits ``1x28x28``). Raises H2LearnError that names
     the file and the array for anything that cannot be used.
     """
     source = str(path)
-    arrays = {key: _array(source, key) for key in KEYS}
+    arrays = read_arrays(path, KEYS)
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        raise H2LearnError(
+            f"the array {missing[0]!r} is missing, the file holds {', '.join(sorted(stored_names(path))) or 'nothing'}",
+            location=source,
+            hint=f"a data file holds {', '.join(KEYS)}",
+        )
+    return _images(source, arrays, sample_shape)
+
+
+def _images(source: str, arrays: Mapping[str, Array], sample_shape: tuple[int, ...] | None) -> DataSet:
     parts = {
         half: _half(source, half, arrays[f"x_{half}"], arrays[f"y_{half}"], sample_shape) for half in ("train", "test")
     }
     (x_train, y_train), (x_test, y_test) = parts["train"], parts["test"]
     if x_train.shape[1:] != x_test.shape[1:]:
         raise H2LearnError(f"x_train has images {x_train.shape[1:]} and x_test {x_test.shape[1:]}", location=source)
-    return DataSet(Path(path).name, x_train, y_train, x_test, y_test)
+    return DataSet(Path(source).name, x_train, y_train, x_test, y_test)
 
 
-def _array(source: str, key: str) -> npt.NDArray[np.generic]:
-    try:
-        archive = np.load(source, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise H2LearnError("expected an .npz archive, found a single array", location=source)
-        with archive:
-            if key not in archive.files:
-                held = ", ".join(sorted(archive.files)) or "nothing"
-                raise H2LearnError(
-                    f"the array {key!r} is missing, the file holds {held}",
-                    location=source,
-                    hint=f"a data file holds {', '.join(KEYS)}",
-                )
-            return np.asarray(archive[key])
-    except FileNotFoundError as error:
-        raise H2LearnError("no such file", location=source) from error
-    except _UNREADABLE as error:
-        detail = str(error).strip().partition("\n")[0] or type(error).__name__
+def _load_events(path: str | Path, sample_shape: tuple[int, ...] | None, binning: Binning | None) -> DataSet:
+    if sample_shape is not None and len(sample_shape) not in (2, 4):
         raise H2LearnError(
-            f"the array {key!r} cannot be read: {detail}",
-            location=source,
-            hint="the file is damaged, incomplete, or not an .npz archive of plain arrays",
-        ) from error
+            f"events become frames over time, the model takes {_by(sample_shape)}",
+            location=str(path),
+            hint="declare the model's input 'over time'",
+        )
+    if binning is None:
+        if sample_shape is None:
+            raise H2LearnError("expected a number of bins for events, found none", location=str(path))
+        binning = Binning(sample_shape[0])
+    shape = None
+    if sample_shape is not None and len(sample_shape) == 4:
+        shape = (sample_shape[1], sample_shape[2], sample_shape[3])
+    halves = load_frames(path, binning, shape)
+    if sample_shape is not None and len(sample_shape) == 2:
+        halves = {half: (x.reshape(*x.shape[:2], -1), y) for half, (x, y) in halves.items()}
+    return DataSet(Path(path).name, *halves["train"], *halves["test"])
 
 
 def _half(
