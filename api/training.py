@@ -293,7 +293,8 @@ def _load(data: DataSet | str | Path, model: Model, limit: int | None, binning: 
         binning = replace(binning, binary=True) if binning is not None else Binning(shape[0], binary=True)
     found = data if isinstance(data, DataSet) else _read(data, shape, binning, over_time=axis > 0)
     if found.x_train.shape[1:] != shape:
-        raise H2LearnError(f"the samples of {found.name} are {found.x_train.shape[1:]}, {model.name!r} takes {shape}")
+        what = "frames" if axis else "images"
+        raise H2LearnError(f"the {what} are {found.x_train.shape[1:]}, {model.name!r} takes {shape}")
     return found.limited(limit)
 
 
