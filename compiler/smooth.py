@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from xdsl.dialects import builtin, func
+from xdsl.dialects import builtin
 from xdsl.ir import Operation, SSAValue
 
 from h2learn.backends.reference.neuron import (
@@ -25,7 +25,7 @@ from h2learn.backends.reference.neuron import (
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import neuron_of
-from h2learn.dialects.spike.interpreter import SEMANTICS, Semantics, main_block
+from h2learn.dialects.spike.interpreter import SEMANTICS, Semantics, evaluate, main_block
 
 Reals = npt.NDArray[np.float64]
 Data = npt.NDArray[Any]
@@ -35,14 +35,7 @@ def run_smooth(module: builtin.ModuleOp, arguments: Sequence[Data]) -> list[Data
     """Run ``@main`` of a ``spike`` and ``sgrad`` module in float64 with smooth spikes; arguments in device shape."""
     block = main_block(module)
     values: dict[SSAValue, Data] = dict(zip(block.args, arguments, strict=True))
-    real = np.dtype(np.float64)
-    for op in block.ops:
-        inputs = [values[operand] for operand in op.operands]
-        if isinstance(op, func.ReturnOp):
-            return inputs
-        semantics = _SMOOTH.get(type(op)) or SEMANTICS[type(op)]
-        values.update(zip(op.results, semantics(op, inputs, real), strict=True))
-    raise AssertionError("@main ends with func.return")
+    return list(evaluate(block, values, np.dtype(np.float64), SEMANTICS | _SMOOTH))
 
 
 def reason_against(module: builtin.ModuleOp) -> str:

@@ -1,13 +1,19 @@
-"""Between reals and spike trains: input encodings, readouts, and their adjoints."""
+"""Between reals and spike trains: input encodings, readouts, delays, and their adjoints."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
+import numpy.typing as npt
 
 from h2learn.backends.h2learn import numerics
 
 from .arrays import Real, Spikes
 from .training import RunScalars
+
+Item = TypeVar("Item", bound=np.generic)
 
 
 def repeat(x: Real, time_steps: int) -> Real:
@@ -26,6 +32,15 @@ def bernoulli(x: Real, time_steps: int, stream: int, scalars: RunScalars) -> Spi
     neuron = np.arange(flat.shape[1], dtype=np.uint64)[None]
     ticks = [numerics.uniform(scalars.seed, stream, sample, neuron, t) < flat for t in range(time_steps)]
     return np.stack(ticks).reshape(time_steps, *x.shape)
+
+
+def delay(x: npt.NDArray[Item], steps: Sequence[int]) -> npt.NDArray[Item]:
+    """Return ``x`` ``[T,N,...,K]`` ``steps`` later (one number, or one per channel), with zeros in front."""
+    result = np.zeros_like(x)
+    channels = np.broadcast_to(steps, x.shape[-1:])
+    for late in np.unique(channels):
+        result[late:, ..., channels == late] = x[: max(len(x) - late, 0), ..., channels == late]
+    return result
 
 
 def readout(x: Real, kind: str) -> Real:

@@ -25,9 +25,11 @@ from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import SCALARS, neuron_of, neuron_properties, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 from h2learn.dialects.spike.optimizers import UpdateOp
+from h2learn.dialects.spike.scan import reads, scans, with_all_values, without_unused_values
 
-from .rules import Tape, rule_of, shape_of
+from .rules import rule_of
 from .spec import Adam, AdamW, Optimizer, Train
+from .tape import Tape, shape_of
 
 
 def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
@@ -43,6 +45,8 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     entries = get_io(graph)
     arguments = _split(block, entries)
     _set_surrogates(block, spec)
+    for scan in scans(block):
+        with_all_values(scan)
 
     end = block.last_op
     assert isinstance(end, func.ReturnOp)
@@ -66,6 +70,8 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     results = [loss.result, *outputs, *kept, *(u.new_parameter for u in updates)]
     results += [u.new_states[n] for n in range(len(optimizer.states)) for u in updates]
     block.add_op(_return(results, end))
+    for scan in scans(block):
+        without_unused_values(scan)
 
     names = arguments.parameter_entries
     states = [replace(e, name=state_name(state, e.name), role="state") for state in optimizer.states for e in names]
@@ -122,7 +128,7 @@ def _split(block: Block, entries: Sequence[IoEntry]) -> _Arguments:
 
 
 def _set_surrogates(block: Block, spec: Train) -> None:
-    for op in block.ops:
+    for op in block.walk():
         if isinstance(op, spike.LifOp):
             neuron = neuron_of(op)
             chosen = spec.surrogate.apply(neuron, _potential_scale(op)) if spec.surrogate else neuron
@@ -167,16 +173,16 @@ def _backward(
     forward = list(block.ops)[:-1]
     needed: set[SSAValue] = set(parameters)
     for op in forward:
-        if not needed.isdisjoint(op.operands):
+        if not needed.isdisjoint(reads(op)):
             needed.update(op.results)
     tape = Tape(block, needed)
     seed = sgrad.LossOp(logits, label, scalars, spec.loss, scale=scale, location=_location(logits))
     gradients: dict[SSAValue, SSAValue] = {logits: tape.emit(seed)}
     for op in reversed(forward):
         of_results = [gradients.get(result) for result in op.results]
-        if all(g is None for g in of_results) or needed.isdisjoint(op.operands):
+        if all(g is None for g in of_results) or needed.isdisjoint(reads(op)):
             continue
-        for operand, gradient in zip(op.operands, rule_of(op)(op, of_results, tape), strict=True):
+        for operand, gradient in zip(reads(op), rule_of(op)(op, of_results, tape), strict=True):
             if gradient is None or not tape.needs(operand):
                 continue
             before = gradients.get(operand)

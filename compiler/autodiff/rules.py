@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.dialects.common import source_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of, tensor_type
+from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
 
-Gradient: TypeAlias = SSAValue | None
-
-
-class Tape:
-    """Emits gradient ops at the end of a block and knows which values need a gradient."""
-
-    def __init__(self, block: Block, needed: set[SSAValue]) -> None:
-        self.block = block
-        self._needed = needed
-
-    def emit(self, op: Operation) -> SSAValue:
-        """Append ``op`` and return its first result."""
-        self.block.add_op(op)
-        return op.results[0]
-
-    def needs(self, value: SSAValue) -> bool:
-        """Return whether a parameter influences ``value``."""
-        return value in self._needed
-
-
-Rule: TypeAlias = Callable[[Operation, Sequence[Gradient], Tape], Sequence[Gradient]]
+from .scan import differentiate_scan
+from .tape import Gradient, Rule, Tape, shape_of
 
 
 def rule_of(op: Operation) -> Rule:
@@ -46,11 +26,6 @@ def rule_of(op: Operation) -> Rule:
             hint="ops between the parameters and the loss must be differentiable",
         )
     return rule
-
-
-def shape_of(value: SSAValue) -> tuple[int, ...]:
-    """Return the shape of a tensor value."""
-    return tuple(tensor_type(value.type).get_shape())
 
 
 def _synapse(
@@ -124,6 +99,11 @@ def _li(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gr
     return [tape.emit(sgrad.LiOp(_required(gradients), integrator_of(op), location=op.location))]
 
 
+def _delay(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    steps = int_list(op.properties, "steps")
+    return [tape.emit(sgrad.DelayOp(_required(gradients), steps, location=op.location))]
+
+
 def _readout(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.ReadoutOp)
     steps = shape_of(op.x)[0]
@@ -145,6 +125,11 @@ def _repeat(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequenc
     return [tape.emit(sgrad.TimeSumOp(_required(gradients), location=op.location))]
 
 
+def _scan(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.ScanOp)
+    return differentiate_scan(op, gradients, tape, rule_of)
+
+
 def _required(gradients: Sequence[Gradient]) -> SSAValue:
     gradient = gradients[0]
     assert gradient is not None, "rules run only for ops with a gradient"
@@ -159,6 +144,8 @@ RULES: dict[type[Operation], Rule] = {
     spike.AddOp: _add,
     spike.LifOp: _lif,
     spike.LiOp: _li,
+    spike.DelayOp: _delay,
+    spike.ScanOp: _scan,
     spike.ReadoutOp: _readout,
     spike.EncodeOp: _encode,
     spike.RepeatOp: _repeat,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,7 +57,8 @@ class NetworkBuilder:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise H2LearnError(f"expected a batch of at least 1 sample, found {batch!r}")
         self._batch = batch
-        self._block = Block()
+        self._main = Block()
+        self._block = self._main
         self._entries: dict[str, list[IoEntry]] = {"input": [], "parameter": [], "scalars": [], "output": []}
         self._inputs: dict[str, TensorSpec] = {}
         self._outputs: dict[str, TensorSpec] = {}
@@ -102,7 +103,7 @@ class NetworkBuilder:
         if not self._entries["scalars"]:
             self._argument(IoEntry("scalars", "scalars"), SCALARS, location)
         stream, self._streams = self._streams, self._streams + 1
-        scalars = self._block.args[-1]
+        scalars = self._main.args[-1]
         op = spike.EncodeOp(x.value, kind, time_steps, scalars=scalars, stream=stream, location=_mark(location))
         return self._add(op, location)
 
@@ -219,6 +220,54 @@ class NetworkBuilder:
         neuron = membrane if isinstance(membrane, Neuron) else Neuron(alpha=(float(membrane),))
         return replace(self._add(spike.LiOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
 
+    def recurrent(
+        self,
+        x: Signal,
+        name: str,
+        neurons: Callable[[Signal], Signal],
+        location: Location,
+        *,
+        bias: bool = False,
+        names: tuple[str, str] | None = None,
+        inputs_first: bool = False,
+    ) -> Signal:
+        """Add neurons that also read their own spikes of the step before, all of them through weights.
+
+        ``neurons`` adds them to the current ``x[t] + V s[t-1]`` and returns their spikes. Parameters are those of
+        :meth:`linear` with as many inputs as outputs: ``name.weight`` ``[K,K]`` and, with ``bias``, ``name.bias``.
+        """
+        _expect_features(x, f"recurrent {name}", location)
+        _expect_currents(x, f"recurrent {name}", location)
+        if x.maps:
+            raise H2LearnError(
+                f"expected features as input of recurrent {name}, found flattened maps {x.describe()}",
+                location=location,
+                hint="add `linear` before it",
+            )
+        outer, mark = self._block, _mark(location)
+        body = Block()
+        current = body.insert_arg(x.value.type, 0, mark)
+        before = body.insert_arg(spikes(x.shape), 1, mark)
+        self._block = body
+        try:
+            fed = self.linear(
+                Signal(before), name, x.shape[-1], location, bias=bias, names=names, inputs_first=inputs_first
+            )
+            result = neurons(self._add(spike.AddOp(current, fed.value, location=mark), location))
+        finally:
+            self._block = outer
+        body.add_op(spike.YieldOp([result.value], location=mark))
+        scan = spike.ScanOp([x.value], body, location=mark)
+        outer.add_op(scan)
+        scan.outputs[0].name_hint = result.value.name_hint
+        return Signal(scan.outputs[0])
+
+    def delay(self, x: Signal, steps: Sequence[int], location: Location) -> Signal:
+        """Delay spikes or reals by a number of time steps, or by one per channel; 0 before the first step."""
+        if len(x.shape) not in (3, 5):
+            raise H2LearnError(f"expected a value over time to delay, found {x.describe()}", location=location)
+        return replace(self._add(spike.DelayOp(x.value, steps, location=_mark(location)), location), maps=x.maps)
+
     def readout(self, x: Signal, kind: str, location: Location) -> Signal:
         """Reduce features over time to logits ``[N,K]``."""
         _expect_features(x, "readout", location)
@@ -296,7 +345,7 @@ class NetworkBuilder:
         """Insert an argument behind those of its role."""
         roles = list(self._entries)[: list(self._entries).index(entry.role) + 1]
         position = sum(len(self._entries[role]) for role in roles)
-        argument = self._block.insert_arg(kind, position, _mark(location))
+        argument = self._main.insert_arg(kind, position, _mark(location))
         argument.name_hint = _hint(entry.name)
         self._entries[entry.role].append(entry)
         return argument

@@ -201,10 +201,13 @@ def plan_forward(
     limits: TileLimits,
     reduce_block: int | None = None,
     neuron: NeuronKind = PLAIN_NEURON,
+    *,
+    looped: bool = False,
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
 
-    ``reduce_block`` pins the input channels per block when they were chosen before.
+    ``reduce_block`` pins the input channels per block when they were chosen before. ``looped``: the loop over time
+    steps is outside, and one step of whole samples is computed at a time.
     """
 
     def usage(t: Tile) -> Usage:
@@ -231,6 +234,8 @@ def plan_forward(
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {})
     if reduce_block is not None:
         choices["c"] = (reduce_block,)
+    if looped:
+        choices |= {"steps": (1,), "rows": (shape.out_h,), "columns": (shape.out_w,), "k": (shape.k,)}
     return ForwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "forward tile"))
 
 
@@ -241,13 +246,16 @@ def plan_backward(
     reduce_block: int | None = None,
     *,
     neuron: NeuronKind | None,
+    looped: bool = False,
 ) -> BackwardTile:
     """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
     ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
     whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
-    many taps.
+    many taps. ``looped``: it must join, and one step of whole samples is computed at a time.
     """
+    if looped:
+        return _plan_backward(shape, machine, limits, reduce_block, neuron, looped=True)
     if neuron is not None:
         with suppress(H2LearnError):
             return _plan_backward(shape, machine, limits, reduce_block, neuron)
@@ -255,7 +263,13 @@ def plan_backward(
 
 
 def _plan_backward(
-    shape: ConvShape, machine: Machine, limits: TileLimits, reduce_block: int | None, neuron: NeuronKind | None
+    shape: ConvShape,
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: int | None,
+    neuron: NeuronKind | None,
+    *,
+    looped: bool = False,
 ) -> BackwardTile:
     fused = neuron is not None
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
@@ -286,6 +300,8 @@ def _plan_backward(
     choices = _choices(shape, shape.in_h, shape.in_w, limits, units)
     if reduce_block is not None:
         choices["k"] = (reduce_block,)
+    if looped:
+        choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
     return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"), fused=fused)
 
 

@@ -70,8 +70,11 @@ def conv_shape(
     )
 
 
-def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
-    """Lower a forward convolution; the neuron that alone reads its current joins the stage."""
+def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back: bool = False) -> None:
+    """Lower a forward convolution; the neuron that alone reads its current joins the stage.
+
+    ``fed_back``: its input are the spikes of this neuron one step earlier.
+    """
     neuron = only_user(op.current, (lut.LifOp, lut.LiOp))
     assert neuron is None or isinstance(neuron, lut.LifOp | lut.LiOp)
     x = op.s if isinstance(op, lut.FeConvOp) else op.x
@@ -80,13 +83,16 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
     steps = neuron.time_steps if neuron is not None else shape.steps
     shape = replace(shape, steps=steps)
     kind = PLAIN_NEURON if neuron is None else neuron_kind(neuron.neuron)
-    t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block, kind)
+    t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block, kind, looped=fed_back)
     b = ctx.builder
     label = ctx.label("forward", op)
-    source, weights = ctx.values[x], ctx.values[op.w]
+    weights = ctx.values[op.w]
     onto = ctx.values[op.onto] if op.onto is not None else None
     current = None if neuron is not None else ctx.declare(op.current, f"{label}.current")
     stage = None if neuron is None else NeuronStep(ctx, neuron, label, shape.k)
+    if fed_back and neuron is not None:
+        ctx.values[x] = ctx.values[neuron.results[0]]
+    source = ctx.values[x]
     k_trips, c_trips = trips(shape.k, t.k), trips(shape.c, t.c)
     static_steps = 1 if shape.static else t.steps
     with b.stage(label, op.location), b.loop("k", k_trips) as ik:
@@ -108,7 +114,8 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
                     begin(ctx, acc, onto, activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
                 with b.loop("c", c_trips) as ic:
                     held = tables if c_trips == 1 else _load_weights(ctx, weights, shape, t, ic, ik, real)
-                    inputs = _load_input(ctx, source, shape, t, area, Cut(time, t.steps), ic * t.c)
+                    seen = Cut(Affine() + time + -1 if fed_back else time, t.steps)
+                    inputs = _load_input(ctx, source, shape, t, area, seen, ic * t.c)
                     _convolve(ctx, op, acc, inputs, held, images(source, t), shape, t, ic)
                 return acc
 
@@ -124,19 +131,25 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> None:
                     b.store(current, acc, *window)
 
 
-def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
-    """Lower an input gradient; the neuron gradient that alone reads it joins the stage where there is room."""
+def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False) -> None:
+    """Lower an input gradient; the neuron gradient that alone reads it joins the stage where there is room.
+
+    ``fed_back``: what it reads are the results of this neuron gradient one step later.
+    """
     reader = only_user(op.gs, lut.GradOp)
     shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False, onto=ctx.onto(op.onto))
     kind = neuron_kind(reader.neuron) if isinstance(reader, lut.GradOp) else None
-    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=kind)
+    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=kind, looped=fed_back)
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
     label = ctx.label("backward", op)
-    source, weights = ctx.values[op.gu], ctx.values[op.w]
+    weights = ctx.values[op.w]
     mask = ctx.values[op.m] if op.m is not None else None
     onto = ctx.values[op.onto] if op.onto is not None else None
     stage = None if grad is None else GradientStep(ctx, grad, label)
+    if fed_back and grad is not None:
+        ctx.values[op.gu] = ctx.values[grad.gu]
+    source = ctx.values[op.gu]
     result = None if grad is not None else ctx.declare(op.gs, f"{label}.gs")
     c_trips, k_trips = trips(shape.c, t.c), trips(shape.k, t.k)
     blocks = trips(shape.steps, t.steps)
@@ -185,7 +198,8 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp) -> None:
                     w = held if held is not None else weight_tile(ic, ik)
                     rows = Cut(y * (t.rows // shape.stride[0]) + first_y, gh)
                     columns = Cut(x * (t.columns // shape.stride[1]) + first_x, gw)
-                    window = activation_window(source, time, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
+                    seen = Cut(time.start + 1, t.steps) if fed_back else time
+                    window = activation_window(source, seen, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
                     g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
                     b.load(source, g, *window)
                     first, carry = _start(op, ik)

@@ -12,7 +12,7 @@ from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of
+from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
 
 from .lut_context import (
     Lowering,
@@ -26,7 +26,7 @@ from .lut_context import (
     shape,
     window_of,
 )
-from .lut_forward import loss_of
+from .lut_forward import delayed, loss_of
 
 
 def _loss(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -39,7 +39,7 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.ReadoutOp)
     dlogits = context.of(op.gradient)
     users = [use.operation for use in op.result.uses]
-    if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp | sgrad.AddOp) for user in users):
+    if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp | sgrad.AddOp | spike.ScanOp) for user in users):
         raise NoLoweringError("expected a neuron in front of the readout")
     gs_time = "last" if op.kind.data == "membrane_last" else "broadcast"
     if context.gs_time.setdefault(dlogits, gs_time) != gs_time:
@@ -102,7 +102,7 @@ def _input_gradient(
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
     kind = _neuron_kind(reader)
-    block = plan_backward(planned, context.machine, context.limits, neuron=kind).reduce_block
+    block = plan_backward(planned, context.machine, context.limits, neuron=kind, looped=context.looped).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
     grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location, onto=onto)
@@ -116,7 +116,7 @@ def _onto(context: LutContext, term: SSAValue, result: SSAValue, target: Shape) 
     if not isinstance(add, sgrad.AddOp):
         return None
     other = other_term(add, term)
-    if other not in context.values or shape(context.values[other]) != target:
+    if not context.goes_onto(other, target):
         return None
     context.joined[add.result] = result
     return context.values[other]
@@ -213,6 +213,11 @@ def _winners(context: LutContext, op: sgrad.PoolOp) -> SSAValue | None:
     raise NoLoweringError("expected the pooling itself in the same function as its gradient")
 
 
+def _delay(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.DelayOp)
+    return [delayed(context, context.of(op.gradient), int_list(op.properties, "steps"), -1, op.location)]
+
+
 def _time_sum(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.TimeSumOp)
     total = lut.TimeSumOp(context.slots(op.gradient), op.location)
@@ -249,6 +254,7 @@ BACKWARD: dict[type[Operation], Lowering] = {
     sgrad.BiasOp: _bias,
     sgrad.PoolOp: _pool,
     sgrad.TimeSumOp: _time_sum,
+    sgrad.DelayOp: _delay,
     sgrad.AddOp: _add,
 }
 """Lowerings of ``sgrad``; other training methods add rows."""

@@ -41,6 +41,7 @@ class LutContext:
     spikes of a neuron, where the surrogate is not 0; ``gs_time``, for gradients of logits, how they reach the time
     steps. ``steps`` is T for what is computed once for all time steps. ``joined`` maps a sum of the training graph to
     the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted.
+    ``looped`` is set inside a scan, where the loop over time steps is outside the layers.
     """
 
     block: Block
@@ -57,6 +58,7 @@ class LutContext:
     losses: dict[SSAValue, lut.LossOp] = field(default_factory=dict)
     joined: dict[SSAValue, SSAValue] = field(default_factory=dict)
     formats: dict[tuple[SSAValue, Attribute], SSAValue] = field(default_factory=dict)
+    looped: bool = False
 
     def emit(self, op: lut.LutOp) -> None:
         """Append ``op``."""
@@ -68,6 +70,13 @@ class LutContext:
         if found in self.biases:
             raise NoLoweringError("expected a neuron (or pooling and a neuron) behind a layer with bias")
         return found
+
+    def goes_onto(self, value: SSAValue, result: Shape) -> bool:
+        """Whether sums of the shape ``result`` can go on from ``value``; one without time serves a loop over time."""
+        if value not in self.values:
+            return False
+        found = shape(self.values[value])
+        return found == result or (self.looped and found == result[1:])
 
     def plain(self, value: SSAValue) -> SSAValue:
         """Return the ``lut`` value of ``value`` in fp32; a bias that it waits for stays pending."""

@@ -11,9 +11,10 @@ from xdsl.ir import Operation, SSAValue
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, StoreType, Update
+from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of
+from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
 from h2learn.dialects.spike.optimizers import UpdateOp, flag
 
 from .lut_context import (
@@ -52,7 +53,7 @@ def _repeat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     """Vanishes: a neuron or a sum takes a value without time as the same at every step."""
     assert isinstance(op, spike.RepeatOp)
     for user in _users(op.result):
-        if not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp):
+        if not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp | spike.ScanOp):
             raise NoLoweringError(f"expected a neuron or a sum behind the repeated value, found {user.name}")
     return [context.values[op.x]]
 
@@ -77,7 +78,7 @@ def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: C
     x, w = context.stored(op.x), context.weight(op.weight)
     onto = _onto(context, op, (*shape(x)[:-3], *geometry.extent(*pair(shape(x)[-3:-1])), shape(w)[-1]))
     planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x), onto=onto)
-    block = plan_forward(planned, context.machine, context.limits).reduce_block
+    block = plan_forward(planned, context.machine, context.limits, looped=context.looped).reduce_block
     conv: lut.BeConvOp | lut.FeConvOp
     if is_real(x):
         conv = lut.BeConvOp(x, w, geometry, block, op.location, onto=onto)
@@ -95,7 +96,7 @@ def _onto(context: LutContext, op: spike.ConvOp | spike.LinearOp, current: Shape
     if not isinstance(add, spike.AddOp):
         return None
     other = other_term(add, op.result)
-    if other not in context.values or shape(context.values[other]) != current:
+    if not context.goes_onto(other, current):
         return None
     context.joined[add.result] = op.result
     return context.values[other]
@@ -173,6 +174,24 @@ def _check_constants(current: SSAValue, neuron: Neuron) -> None:
     channels = shape(current)[-1]
     if any(len(values) not in (1, channels) for values in neuron.rows):
         raise NoLoweringError(f"expected 1 or {channels} values per constant of a neuron behind flatten")
+
+
+def _delay(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.DelayOp)
+    return [delayed(context, context.of(op.x), int_list(op.properties, "steps"), 1, op.location)]
+
+
+def delayed(context: LutContext, x: SSAValue, steps: Sequence[int], direction: int, location: LocationAttr) -> SSAValue:
+    """Return ``x`` later (``direction`` 1) or earlier (-1) by ``steps``."""
+    if len(set(steps)) > 1:
+        raise NoLoweringError(f"expected one delay for all channels, found {min(steps)} to {max(steps)} steps")
+    if len(shape(x)) != 5:
+        raise NoLoweringError("expected a value of its own at every time step to delay, found a repeated one")
+    if steps[0] == 0:
+        return x
+    delay = DelayOp(x, direction * steps[0], location)
+    context.emit(delay)
+    return delay.result
 
 
 def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -274,6 +293,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.AddOp: _add,
     spike.LifOp: _lif,
     spike.LiOp: _li,
+    spike.DelayOp: _delay,
     spike.ReadoutOp: _readout,
     spike.LossOp: _loss,
     spike.SgdOp: _sgd,

@@ -21,9 +21,8 @@ from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, vector_stages
 from h2learn.compiler.passes.stage_builder import StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
-from h2learn.dialects import tile
+from h2learn.dialects import lut, tile
 from h2learn.dialects.common import get_io, precision, source_of
-from h2learn.dialects.lut import ops as lut
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,24 @@ class LutToTilePass(ModulePass):
         replacement.location = main.location
         op.body.block.insert_op_before(replacement, main)
         op.body.block.erase_op(main)
+
+
+def _scan(ctx: TileContext, op: lut.ScanOp) -> None:
+    """Lower a scan of one layer and the neurons behind it, forwards or backwards."""
+    for argument, value in zip(op.arguments, op.inputs, strict=True):
+        ctx.values[argument] = ctx.values[value]
+    match list(op.body.block.ops)[:-1]:
+        case [lut.FeConvOp() as layer, lut.LifOp()] if layer.s is op.fed_back[0]:
+            convolution_stages.lower_forward(ctx, layer, fed_back=True)
+        case [lut.BeGradOp() as layer, lut.GradOp()] if layer.gu is op.fed_back[0]:
+            convolution_stages.lower_backward(ctx, layer, fed_back=True)
+        case layers:
+            raise H2LearnError(
+                f"expected feedback through one layer and its neurons, found {', '.join(one.name for one in layers)}",
+                location=source_of(op) or None,
+            )
+    for result, value in zip(op.outputs, op.yielded, strict=True):
+        ctx.values[result] = ctx.values[value]
 
 
 def _lower_all(ctx: TileContext, ops: list[Operation]) -> None:
@@ -129,6 +146,8 @@ STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
     lut.GradOp: _gradient,
     lut.BeGradOp: convolution_stages.lower_backward,
     lut.TimeSumOp: vector_stages.lower_time_sum,
+    lut.ScanOp: _scan,
+    lut.DelayOp: vector_stages.lower_delay,
     lut.WuOp: convolution_stages.lower_weights,
     lut.BeWgtOp: convolution_stages.lower_weights,
     lut.BiasGradOp: vector_stages.lower_bias,

@@ -22,8 +22,10 @@ from .lut_arguments import argument_type
 from .lut_backward import BACKWARD
 from .lut_context import LutContext, NoLoweringError
 from .lut_forward import FORWARD
+from .lut_scan import lower_scan
 
-LOWERINGS = FORWARD | BACKWARD
+LAYERS = FORWARD | BACKWARD
+LOWERINGS = LAYERS | {spike.ScanOp: lambda context, op: lower_scan(context, op, LAYERS)}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from h2learn.compiler.passes.tile_context import (
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import GradsType, SpikesType, shape_of
+from h2learn.dialects.lut.scan import DelayOp
 
 
 def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
@@ -280,6 +281,33 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
                 else:
                     b.job(tile.MapOp, {"dst": out, **buffers}, params)
                 b.store(target, out, *window)
+
+
+def lower_delay(ctx: TileContext, op: DelayOp) -> None:
+    """Lower a delay: every window is copied from the time steps before; whole maps, as the steps before 0 are zeros."""
+    source = ctx.values[op.x]
+    form, (steps, batch, height, width, channels), gblk = ctx.form_of(op.x.type)
+    memory = "M" if form == "u8" else memory_of(form)
+
+    def usage(t: Tile) -> Usage:
+        return Usage(**{memory: SLOTS * t.steps * t.positions * row_bytes(form, t.k, gblk)})
+
+    t = plan_positions(
+        steps, batch, height, width, channels, usage, ctx.machine, ctx.limits, row_unit=height, column_unit=width
+    )
+    b, label = ctx.builder, ctx.label("delay", op)
+    result = ctx.declare(op.result, f"{label}.result")
+    with (
+        b.stage(label, op.location),
+        b.loop("k", trips(channels, t.k)) as ik,
+        b.loop("n", trips(batch, t.samples)) as n,
+        b.loop("t", trips(steps, t.steps)) as it,
+    ):
+        area, cut = Area(t.samples, height, width, n, Affine(), Affine()), Cut(ik * t.k, t.k)
+        window = activation_window(source, Cut(it * t.steps + -op.steps, t.steps), *area.cuts, cut)
+        moved = b.alloc("moved", memory, form, tuple(window[1]), gblk)
+        b.load(source, moved, *window)
+        b.store(result, moved, *activation_window(result, Cut(it * t.steps, t.steps), *area.cuts, cut))
 
 
 def _elementwise_label(op: lut.AddOp | lut.ConvertOp) -> str:

@@ -40,6 +40,7 @@ from .ops import (
     UnpoolOp,
     WuOp,
 )
+from .scan import DelayOp, ScanOp, YieldOp
 
 OPERATIONS: tuple[type[LutOp], ...] = (
     FeConvOp,
@@ -57,6 +58,7 @@ OPERATIONS: tuple[type[LutOp], ...] = (
     AddOp,
     ConvertOp,
     TimeSumOp,
+    DelayOp,
     WuOp,
     BeWgtOp,
     BiasGradOp,
@@ -65,7 +67,7 @@ OPERATIONS: tuple[type[LutOp], ...] = (
 
 Lut = Dialect(
     "lut",
-    list(OPERATIONS),
+    [*OPERATIONS, ScanOp, YieldOp],
     [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, NeuronAttr, UpdateAttr],
 )
 
@@ -79,6 +81,7 @@ __all__ = [
     "CastOp",
     "ConvGeometry",
     "ConvertOp",
+    "DelayOp",
     "FeConvOp",
     "GeometryAttr",
     "GradOp",
@@ -95,6 +98,7 @@ __all__ = [
     "PoolOp",
     "ReadoutOp",
     "RngOp",
+    "ScanOp",
     "SpikesType",
     "StoreType",
     "TimeSumOp",
@@ -103,5 +107,6 @@ __all__ = [
     "UpdateAttr",
     "WinnersType",
     "WuOp",
+    "YieldOp",
     "shape_of",
 ]

@@ -81,7 +81,7 @@ def input_gradient(
     (ph, pw), (height, width, channels) = geometry.padding, shape[-3:]
     acc = np.zeros((len(gradients), height + 2 * ph, width + 2 * pw, channels), dtype=np.float32)
     if onto is not None:
-        acc[:, ph : ph + height, pw : pw + width] = _images(onto)
+        acc[:, ph : ph + height, pw : pw + width] = _start(onto, shape)
     for first in range(0, gu.shape[-1], reduce_block):
         for tap, window in enumerate(_windows(geometry, gradients.shape)):
             for k in range(first, min(first + reduce_block, gu.shape[-1])):
@@ -144,9 +144,14 @@ def _padded(x: Array, geometry: ConvGeometry) -> Array:
     return np.pad(_images(x), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
 
 
+def _start(onto: F32 | Bits, shape: tuple[int, ...]) -> F32:
+    """Return the images of ``shape`` at which sums start; without T it is the same at every step."""
+    return np.array(_images(np.broadcast_to(onto, shape)), dtype=np.float32)
+
+
 def _accumulator(shape: tuple[int, ...], geometry: ConvGeometry, k: int, onto: F32 | Bits | None) -> F32:
     if onto is not None:
-        return np.asarray(_images(onto), dtype=np.float32)
+        return _start(onto, (*shape[:-3], *geometry.extent(shape[-3], shape[-2]), k))
     images = int(np.prod(shape[:-3]))
     return np.zeros((images, *geometry.extent(shape[-3], shape[-2]), k), dtype=np.float32)
 

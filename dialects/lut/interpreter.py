@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp, TensorType, i32
-from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
 from h2learn.dialects.common import Array, source_of
+from h2learn.dialects.feedback import settle
 
 from . import convolution, vector
 from .attributes import GradsType, SpikesType, StoreType, WinnersType, shape_of
@@ -38,6 +39,7 @@ from .ops import (
     UnpoolOp,
     WuOp,
 )
+from .scan import DelayOp, ScanOp, YieldOp
 
 Real = npt.NDArray[Any]
 Rule = Callable[..., Sequence[Array | None]]
@@ -59,12 +61,32 @@ def interpret(module: ModuleOp, arguments: Sequence[Array]) -> list[Array]:
         for index, (value, argument) in enumerate(zip(block.args, arguments, strict=True))
     }
     with np.errstate(all="ignore"):
-        for op in block.ops:
-            if isinstance(op, func.ReturnOp):
-                return [values[operand] for operand in op.operands]
-            results = _execute(op, [values[operand] for operand in op.operands])
-            values.update(zip(op.results, (r for r in results if r is not None), strict=True))
-    raise AssertionError("@main has no return")
+        return _run(block, values)
+
+
+def _run(block: Block, known: Mapping[SSAValue, Array]) -> list[Array]:
+    """Run the ops of a block and return the operands of its terminator."""
+    values = dict(known)
+    for op in block.ops:
+        operands = [values[operand] for operand in op.operands]
+        if isinstance(op, func.ReturnOp | YieldOp):
+            return operands
+        results = _scan(op, values) if isinstance(op, ScanOp) else _execute(op, operands)
+        values.update(zip(op.results, (r for r in results if r is not None), strict=True))
+    raise AssertionError("a block has no terminator")
+
+
+def _scan(op: ScanOp, known: Mapping[SSAValue, Array]) -> Sequence[Array]:
+    inputs: dict[SSAValue, Array] = dict(known)
+    inputs.update((argument, known[value]) for argument, value in zip(op.arguments, op.inputs, strict=True))
+
+    def nothing(type_: Attribute) -> Array:
+        return np.zeros(shape_of(type_), np.bool_ if isinstance(type_, SpikesType) else np.float32)
+
+    def run(fed: Sequence[Array]) -> Sequence[Array]:
+        return _run(op.body.block, inputs | dict[SSAValue, Array](zip(op.fed_back, fed, strict=True)))
+
+    return settle(run, [nothing(argument.type) for argument in op.fed_back], reverse=op.reverse is not None)
 
 
 def _main(module: ModuleOp) -> func.FuncOp:
@@ -172,6 +194,10 @@ def _formatted(values: Real, target: SSAValue) -> Array:
     return vector.live(rounded) if isinstance(target.type, GradsType) else rounded
 
 
+def _delay(op: DelayOp, x: Real) -> Sequence[Array]:
+    return [vector.delay(x, op.steps)]
+
+
 def _time_sum(op: TimeSumOp, g: Real) -> Sequence[Array]:
     return [vector.live(round_to_storage(vector.time_sum(g), _dtype(op.result)))]
 
@@ -210,6 +236,7 @@ _RULES: dict[type[Operation], Rule] = {
     AddOp: _add,
     ConvertOp: _convert,
     TimeSumOp: _time_sum,
+    DelayOp: _delay,
     WuOp: _wu,
     BeWgtOp: _be_wgt,
     BiasGradOp: _bias_grad,

@@ -45,6 +45,7 @@ from xdsl.irdl import (
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
+from ..feedback import FeedbackOp
 from .attributes import (
     ConvGeometry,
     GeometryAttr,
@@ -64,7 +65,7 @@ from .attributes import (
 Tensor: TypeAlias = TensorType[Attribute]
 Block: TypeAlias = tuple[int, int, int, int]
 
-ENGINES = ("FE", "BE", "WUE", "VEC")
+ENGINES = ("FE", "BE", "WUE", "VEC", "DMA")
 MODES = ("dense", "in", "out", "dual")
 POOL_KINDS = ("avg", "max")
 READOUT_KINDS = ("rate", "membrane_mean", "membrane_last")
@@ -89,7 +90,7 @@ class LutOp(IRDLOperation, ABC):
 
     @property
     def engine(self) -> str:
-        """The engine that executes the operation: ``FE``, ``BE``, ``WUE`` or ``VEC``."""
+        """The engine that executes the operation, one of :data:`ENGINES`."""
         return self.ENGINE
 
     def construct(
@@ -119,7 +120,8 @@ class ConvolutionOp(LutOp, ABC):
 class ForwardConvolutionOp(ConvolutionOp, ABC):
     """Input ``[(T,)N,H,W,C]`` and weights ``[kh*kw,C,K]`` give the current ``[(T,)N,OH,OW,K]`` in fp32.
 
-    The sums start at 0, or at ``onto`` of the same shape: another current, spikes (which count 1) or stored reals.
+    The sums start at 0, or at ``onto`` of the same shape: another current, spikes (which count 1) or stored reals. In a
+    scan it may lack T: the same at every step.
     """
 
     w = operand_def()
@@ -139,8 +141,7 @@ class ForwardConvolutionOp(ConvolutionOp, ABC):
         _expect("kernel positions of the weights", taps, self.geometry.taps)
         _expect("input channels of the weights", c, shape[-1])
         _expect_shape("current", self.current.type, convolved(shape, self.geometry, k))
-        if self.onto is not None:
-            _verify_onto("current", self.onto.type, shape_of(self.current.type), TensorType, SpikesType, StoreType)
+        _verify_onto(self, "current", shape_of(self.current.type), TensorType, SpikesType, StoreType)
         _verify_block("reduce_block", self.reduce_block)
 
 
@@ -697,8 +698,7 @@ class BeGradOp(ConvolutionOp):
         _verify_block("reduce_block", self.reduce_block)
         if self.m is not None:
             _expect_shape("mask", self.m.type, shape)
-        if self.onto is not None:
-            _verify_onto("gradient", self.onto.type, shape, TensorType, GradsType)
+        _verify_onto(self, "gradient", shape, TensorType, GradsType)
         if self.m is None and self.mode in ("out", "dual"):
             raise VerifyException(f"mode {self.mode} needs a mask")
 
@@ -1017,10 +1017,15 @@ def _verify_word(what: str, word: str, known: tuple[str, ...]) -> None:
         raise VerifyException(f"expected a {what} of {', '.join(known)}, found {word!r}")
 
 
-def _verify_onto(what: str, type_: Attribute, shape: Shape, *formats: type[Attribute]) -> None:
-    if not isinstance(type_, formats):
-        raise VerifyException(f"expected a {what} to go on from, found {type_}")
-    _expect_shape(f"{what} to go on from", type_, shape)
+def _verify_onto(
+    op: ForwardConvolutionOp | BeGradOp, what: str, shape: Shape, *formats: type[Attribute]
+) -> None:
+    if op.onto is None:
+        return
+    if not isinstance(op.onto.type, formats):
+        raise VerifyException(f"expected a {what} to go on from, found {op.onto.type}")
+    repeated = isinstance(op.parent_op(), FeedbackOp) and shape_of(op.onto.type) == shape[1:]
+    _expect_shape(f"{what} to go on from", op.onto.type, shape[1:] if repeated else shape)
 
 
 def _verify_reals(type_: Attribute) -> None:

@@ -205,6 +205,14 @@ def optimize(p: F32, g: F32, states: Sequence[F32], scalars: Ints, update: Updat
     return [p - rate * direction, buffer]
 
 
+def delay(x: F32 | Bits, steps: int) -> F32 | Bits:
+    """Return ``[T,..]`` moved by ``steps``, with zeros where nothing comes from."""
+    result = np.zeros_like(x)
+    for t in range(max(steps, 0), min(len(x), len(x) + steps)):
+        result[t] = x[t - steps]
+    return result
+
+
 def time_sum(g: F32) -> F32:
     """Return the sum of ``[T,..]`` over time, last step first."""
     total = np.zeros(g.shape[1:], dtype=np.float32)

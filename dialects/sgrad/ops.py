@@ -48,6 +48,7 @@ from ..spike.base import (
     spikes,
 )
 from ..spike.ops import check_loss, check_neuron, pool_properties, pooled_shape
+from ..spike.scan import check_delay
 
 
 class UnaryOp(InferredOp, abc.ABC):
@@ -378,6 +379,25 @@ class TimeSumOp(UnaryOp):
 
 
 @irdl_op_definition
+class DelayOp(UnaryOp):
+    """Adjoint of ``spike.delay``: ``result[t] = gradient[t + steps]``, 0 behind the last step."""
+
+    name = "sgrad.delay"
+
+    steps = prop_def(DenseArrayBase)
+
+    def __init__(self, gradient: SSAValue, steps: Sequence[int], *, location: LocationAttr) -> None:
+        super().__init__([gradient], {"steps": ints(steps)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Keep the type."""
+        expect_element("gradient", operands[0], f32)
+        check_delay(properties, expect_rank("gradient", operands[0], 3, 5)[-1])
+        return [operands[0]]
+
+
+@irdl_op_definition
 class UnflattenOp(UnaryOp):
     """Adjoint of ``spike.flatten``: features ``[(T,)N,F]`` back to maps; ``input_shape`` is (H, W, C)."""
 
@@ -443,6 +463,7 @@ Sgrad = Dialect(
         BiasOp,
         PoolOp,
         TimeSumOp,
+        DelayOp,
         UnflattenOp,
         AddOp,
     ],

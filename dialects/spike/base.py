@@ -124,12 +124,20 @@ def number(value: float) -> FloatAttr[Float64Type]:
 
 def int_values(properties: Properties, name: str, length: int, low: int = 0) -> tuple[int, ...]:
     """Return integer array property ``name``; raises VerifyException unless it has ``length`` items >= ``low``."""
+    values = int_list(properties, name, low)
+    if len(values) != length:
+        raise VerifyException(f"expected {length} integers >= {low} as {name}, found {list(values)}")
+    return values
+
+
+def int_list(properties: Properties, name: str, low: int = 0) -> tuple[int, ...]:
+    """Return integer array property ``name``; raises VerifyException unless all of its items are >= ``low``."""
     attribute = properties.get(name)
     if not isinstance(attribute, DenseArrayBase) or not isinstance(attribute.elt_type, IntegerType):
         raise VerifyException(f"expected an integer array {name}, found {attribute}")
     values = tuple(int(v) for v in attribute.get_values())
-    if len(values) != length or any(v < low for v in values):
-        raise VerifyException(f"expected {length} integers >= {low} as {name}, found {list(values)}")
+    if any(v < low for v in values):
+        raise VerifyException(f"expected integers >= {low} as {name}, found {list(values)}")
     return values
 
 

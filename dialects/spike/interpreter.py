@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,14 +14,17 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference import coding, neuron, pooling, synapse, training
 
 from ..common import Array, get_io, source_of
+from ..feedback import settle
 from ..sgrad import ops as sgrad
 from . import ops as spike
+from . import scan
 from .base import (
     LOSS_KINDS,
     POOL_KINDS,
     READOUT_KINDS,
     choice,
     float_value,
+    int_list,
     int_value,
     int_values,
     integrator_of,
@@ -44,7 +47,7 @@ def interpret(
     """Run ``@main`` and return its results in device shape, reals in ``dtype``.
 
     Arguments are positional in the order of the io table and may have any shape with the right number of elements.
-    ``before`` is called with every op and its operands before the op is run; what it changes of the op counts.
+    ``before`` is called with every op outside of scans and its operands before the op is run; what it changes of the op counts.
     Raises H2LearnError when an argument does not fit its type or an op has no semantics here.
     """
     block = main_block(module)
@@ -56,17 +59,50 @@ def interpret(
         target: _argument(name, argument, target, real)
         for name, argument, target in zip(names, arguments, block.args, strict=False)
     }
+    return list(evaluate(block, values, real, SEMANTICS, before))
+
+
+def evaluate(
+    block: Block,
+    values: Mapping[SSAValue, Data],
+    real: np.dtype[Any],
+    table: Mapping[type[Operation], Semantics],
+    before: Callable[[Operation, Sequence[Data]], None] | None = None,
+) -> Sequence[Data]:
+    """Run the ops of a block on top of known ``values`` and return the operands of its terminator.
+
+    ``before`` hears of every op of the block, but not of those in the body of a scan, which run several times.
+    Raises H2LearnError when an op has no semantics in ``table`` or the block no end.
+    """
+    known = dict(values)
     for op in block.ops:
-        inputs = [values[operand] for operand in op.operands]
-        if isinstance(op, func.ReturnOp):
-            return list(inputs)
+        inputs = [known[operand] for operand in op.operands]
+        if isinstance(op, func.ReturnOp | scan.YieldOp):
+            return inputs
+        if isinstance(op, scan.ScanOp):
+            known.update(zip(op.results, _scan(op, known, real, table), strict=True))
+            continue
         if before is not None:
             before(op, inputs)
-        semantics = SEMANTICS.get(type(op))
+        semantics = table.get(type(op))
         if semantics is None:
             raise H2LearnError(f"expected a spike or sgrad op, found {op.name}", location=source_of(op) or None)
-        values.update(zip(op.results, semantics(op, inputs, real), strict=True))
+        known.update(zip(op.results, semantics(op, inputs, real), strict=True))
     raise H2LearnError("expected @main to end with func.return")
+
+
+def _scan(
+    op: scan.ScanOp, known: Mapping[SSAValue, Data], real: np.dtype[Any], table: Mapping[type[Operation], Semantics]
+) -> Sequence[Data]:
+    inputs: dict[SSAValue, Data] = dict(known)
+    inputs.update((argument, known[value]) for argument, value in zip(op.arguments, op.inputs, strict=True))
+    kinds = [tensor_type(argument.type) for argument in op.fed_back]
+    first = [np.zeros(kind.get_shape(), np.bool_ if kind.element_type == builtin.i1 else real) for kind in kinds]
+
+    def run(fed: Sequence[Data]) -> Sequence[Data]:
+        return evaluate(op.body.block, inputs | dict[SSAValue, Data](zip(op.fed_back, fed, strict=True)), real, table)
+
+    return settle(run, first, reverse=op.reverse is not None)
 
 
 def main_block(module: builtin.ModuleOp) -> Block:
@@ -232,6 +268,14 @@ def _add(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence
     return [inputs[0] + inputs[1]]
 
 
+def _delay(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [coding.delay(inputs[0], int_list(op.properties, "steps"))]
+
+
+def _delay_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [coding.delay(inputs[0][::-1], int_list(op.properties, "steps"))[::-1]]
+
+
 def _geometry(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
 
@@ -260,6 +304,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     spike.AddOp: _sum,
     spike.LifOp: _lif,
     spike.LiOp: _li,
+    scan.DelayOp: _delay,
     spike.ReadoutOp: _readout,
     spike.LossOp: _loss,
     spike.SgdOp: _sgd,
@@ -275,6 +320,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     sgrad.BiasOp: _bias_gradient,
     sgrad.PoolOp: _pool_gradient,
     sgrad.TimeSumOp: _time_sum,
+    sgrad.DelayOp: _delay_gradient,
     sgrad.UnflattenOp: _reshape,
     sgrad.AddOp: _add,
 }

@@ -57,6 +57,9 @@ from .base import (
 )
 from .optimizers import AdamOp as AdamOp
 from .optimizers import SgdOp as SgdOp
+from .scan import DelayOp as DelayOp
+from .scan import ScanOp as ScanOp
+from .scan import YieldOp as YieldOp
 
 
 @irdl_op_definition
@@ -408,7 +411,24 @@ def _optional(value: SSAValue | None) -> list[SSAValue]:
 
 Spike = Dialect(
     "spike",
-    [EncodeOp, RepeatOp, ConvOp, LinearOp, FlattenOp, PoolOp, AddOp, LifOp, LiOp, ReadoutOp, LossOp, SgdOp, AdamOp],
+    [
+        EncodeOp,
+        RepeatOp,
+        ConvOp,
+        LinearOp,
+        FlattenOp,
+        PoolOp,
+        AddOp,
+        LifOp,
+        LiOp,
+        DelayOp,
+        ScanOp,
+        YieldOp,
+        ReadoutOp,
+        LossOp,
+        SgdOp,
+        AdamOp,
+    ],
     [],
 )
 """The dialect, for an xDSL context."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from xdsl.dialects import func
 
-from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
 from h2learn.compiler.autodiff import (
     SGD,
@@ -57,24 +58,24 @@ class Spike(torch.autograd.Function):
         return gradient * n.height * slope, None
 
 
-def torch_currents(x, n):
-    """Yield what drives the membrane at every step."""
-    i = torch.zeros_like(x[0])
-    for current in x:
-        before, i = i, n.beta[0] * i + current
-        yield n.gain[0] * {"none": current, "immediate": i, "delayed": before}[n.synapse]
+def torch_drive(current, i, n):
+    """Return what drives the membrane, and the synaptic current."""
+    now = n.beta[0] * i + current
+    return n.gain[0] * {"none": current, "immediate": now, "delayed": i}[n.synapse], now
 
 
-def torch_lif(x, n):
-    u, s, result = torch.full_like(x[0], n.initial[0]), torch.zeros_like(x[0]), []
-    for t, current in enumerate(torch_currents(x, n)):
+def torch_lif(x, n, feedback=torch.zeros_like):
+    """Return the spikes of neurons that also receive ``feedback`` of their spikes one step before."""
+    u, s, i, result = torch.full_like(x[0], n.initial[0]), torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
+    for t, current in enumerate(x):
+        drive, i = torch_drive(current + feedback(s), i, n)
         held = s.detach() if n.detach_reset else s
         rest = u
         if t and n.reset == "hard":
             rest = u * (1 - held) + n.v_reset[0] * held
         elif t and n.reset == "soft":
             rest = u - n.theta[0] * held
-        u = n.v_leak[0] + n.alpha[0] * (rest - n.v_leak[0]) + current
+        u = n.v_leak[0] + n.alpha[0] * (rest - n.v_leak[0]) + drive
         if n.reset == "soft_delayed":
             u = u - n.theta[0] * held
         s = Spike.apply(u, n)
@@ -82,10 +83,17 @@ def torch_lif(x, n):
     return torch.stack(result)
 
 
+def neuron_in_training(op, train):
+    neuron = neuron_of(op)
+    neuron = train.surrogate.apply(neuron) if train.surrogate else neuron
+    return replace(neuron, detach_reset=neuron.detach_reset or train.detach_reset)
+
+
 def torch_li(x, n):
-    u, result = torch.full_like(x[0], n.initial[0]), []
-    for current in torch_currents(x, n):
-        u = n.v_leak[0] + n.alpha[0] * (u - n.v_leak[0]) + current
+    u, i, result = torch.full_like(x[0], n.initial[0]), torch.zeros_like(x[0]), []
+    for current in x:
+        drive, i = torch_drive(current, i, n)
+        u = n.v_leak[0] + n.alpha[0] * (u - n.v_leak[0]) + drive
         result.append(u)
     return torch.stack(result)
 
@@ -121,10 +129,16 @@ def torch_run(model, train, x, label):
         elif isinstance(op, spike.FlattenOp):
             value = value.flatten(2)
         elif isinstance(op, spike.LifOp):
-            neuron = neuron_of(op)
-            neuron = train.surrogate.apply(neuron) if train.surrogate else neuron
-            detach = neuron.detach_reset or train.detach_reset
-            value = torch_lif(value, Neuron(**{**neuron.__dict__, "detach_reset": detach}))
+            value = torch_lif(value, neuron_in_training(op, train))
+        elif isinstance(op, spike.ScanOp):
+            name = next(names)
+            weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+            (neurons,) = [inner for inner in op.body.block.ops if isinstance(inner, spike.LifOp)]
+            feedback = lambda s, w=weight, b=bias: F.linear(s, w, b)  # noqa: E731
+            value = torch_lif(value, neuron_in_training(neurons, train), feedback)
+        elif isinstance(op, spike.DelayOp):
+            (steps,) = op.steps.get_values()
+            value = torch.cat([torch.zeros_like(value[:steps]), value])[: len(value)]
         elif isinstance(op, spike.LiOp):
             value = torch_li(value, integrator_of(op))
         elif isinstance(op, spike.ReadoutOp):
@@ -174,6 +188,18 @@ def random_model(rng):
     lines += pick([], *BRANCHES)
     if rng.random() < 0.5:
         lines += [f"conv c2: 3 channels, kernel 2 x 2{pick('', ', no bias')}", "lif b", pick("", "pool: avg 1 x 2")]
+    lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}"]
+    lines += [pick("lif c", "recurrent c", "recurrent c: bias"), pick("", "", f"delay: {rng.integers(1, 5)} steps")]
+    lines += ["linear f2: 4 features"]
+    ending = pick(
+        ["lif d", "readout rate"],
+        ["lif d"],
+        ["recurrent d", "readout rate"],
+        ["li d: decay 0.6", "readout membrane mean"],
+    )
+    lines += pick(ending, ["li d: decay 0.6", "readout membrane last"])
+
+
     lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}", "lif c", "linear f2: 4 features"]
     ending = pick(["lif d", "readout rate"], ["lif d"], [f"li d: {integrator}", "readout membrane mean"])
     lines += pick(ending, [f"li d: {integrator}", "readout membrane last"])

@@ -26,6 +26,7 @@ from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_values, neuron_of
 from h2learn.dialects.spike.interpreter import interpret as interpret_spike
 from h2learn.dialects.spike.interpreter import main_block
+from h2learn.dialects.spike.scan import scans, with_all_values
 from h2learn.dialects.tile.interpreter import interpret as interpret_tile
 from h2learn.runtime.counters import RunReport
 from h2learn.runtime.device import Device
@@ -200,11 +201,13 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = builder.flatten(x, HERE)
     if rng.random() < 0.5:
         x = builder.linear(x, "hidden", int(rng.choice([6, 16, 20])), HERE, bias=bool(rng.integers(2)))
-        x = builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE)
+        x = _neurons(builder, x, "hidden_feedback", rng, dyadic=dyadic)
+        if rng.random() < 0.3:
+            x = builder.delay(x, [int(rng.integers(0, 4))], HERE)
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
     if kind == "rate":
-        x = builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE)
+        x = _neurons(builder, x, "last_feedback", rng, dyadic=dyadic)
     else:
         x = builder.li(x, random_neuron(rng, dyadic=dyadic), HERE)
     builder.output("logits", builder.readout(x, kind, HERE))
@@ -234,6 +237,14 @@ def random_neuron(rng: np.random.Generator, *, dyadic: bool) -> Neuron:
         synapse=str(rng.choice(SYNAPSES)) if driven else "none",
         beta=constant([0.5, 0.25], 0.2, 0.9),
     )
+
+
+def _neurons(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
+    """Return the spikes of neurons, of which every third layer is recurrent."""
+    neuron = random_neuron(rng, dyadic=dyadic)
+    if rng.random() > 0.35:
+        return builder.lif(x, neuron, HERE)
+    return builder.recurrent(x, name, lambda c: builder.lif(c, neuron, HERE), HERE, bias=bool(rng.integers(2)))
 
 
 def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
@@ -336,14 +347,18 @@ def margin(graph: builtin.ModuleOp, data: Data) -> float:
     """Return how far the nearest decision is from its edge: thresholds, surrogate windows, maxima of reals."""
     probe = graph.clone()
     block = main_block(probe)
+    outside = {}
+    for loop in scans(block):
+        found = with_all_values(loop)
+        outside |= dict(zip(found.yielded, found.outputs, strict=True))
     deciding = [
         op
-        for op in block.ops
+        for op in block.walk()
         if isinstance(op, spike.LifOp) or (isinstance(op, spike.PoolOp) and op.kind.data == "max")
     ]
     end = block.last_op
     assert end is not None
-    end.operands = [op.u if isinstance(op, spike.LifOp) else op.x for op in deciding]
+    end.operands = [outside.get(op.u, op.u) if isinstance(op, spike.LifOp) else op.x for op in deciding]
     values = interpret_spike(probe, arguments(graph, data), np.float64)
     return min((_distance(op, value) for op, value in zip(deciding, values, strict=True)), default=np.inf)
 

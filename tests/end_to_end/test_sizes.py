@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -39,6 +39,18 @@ def small_network(encoding: str, steps: int, batch: int) -> Network:
     return builder.finish("small", HERE)
 
 
+def recurrent_network(encoding: str, steps: int, batch: int) -> Network:
+    """Return two recurrent layers with a delay between them."""
+    builder = NetworkBuilder(batch)
+    x = builder.encode(builder.input("x", (16,), HERE), encoding, steps, HERE)
+    x = builder.linear(x, "linear0", 16, HERE)
+    x = builder.recurrent(x, "feedback0", lambda c: builder.lif(c, Neuron(), HERE), HERE)
+    x = builder.linear(builder.delay(x, [2], HERE), "linear1", 16, HERE)
+    x = builder.recurrent(x, "feedback1", lambda c: builder.lif(c, Neuron(), HERE), HERE, bias=True)
+    builder.output("logits", builder.readout(x, "rate", HERE))
+    return builder.finish("recurrent", HERE)
+
+
 def cifar_vgg(steps: int, batch: int) -> Network:
     """Return the VGG of Wu et al. with stride-2 convolutions in place of pooling."""
     builder = NetworkBuilder(batch)
@@ -67,10 +79,13 @@ def mapped(network: Network, recipe: Recipe) -> Sequence[str]:
 
 @pytest.mark.parametrize("limits", SIZES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("network", [small_network, recurrent_network])
 @pytest.mark.parametrize("encoding", ["direct", "bernoulli"])
-def test_programs_do_not_grow_with_time_steps_and_batch(encoding: str, precision: str, limits: str) -> None:
+def test_programs_do_not_grow_with_time_steps_and_batch(
+    network: Callable[[str, int, int], Network], encoding: str, precision: str, limits: str
+) -> None:
     recipe = Recipe(precision=precision, limits=limits, train=Train(optimizer=SGD(momentum=0.9)))
-    found = {size: counts(small_network(encoding, *size), recipe) for size in SIZES[limits]}
+    found = {size: counts(network(encoding, *size), recipe) for size in SIZES[limits]}
     assert all(count == found[4, 1] for count in found.values()), found
 
 

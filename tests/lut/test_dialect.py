@@ -78,6 +78,8 @@ def one_of_each():
     add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8), onto=slots.result))
     add(UnpoolOp(grad.gu, None, "avg", lut.ConvGeometry((1, 1)), CURRENT.get_shape()))
     total = add(TimeSumOp(grad.gu))
+    add(lut.DelayOp(lif.s, 1))
+    add(lut.DelayOp(gs.result, -2))
     gw = add(lut.WuOp(s, grad.gu, WINDOW, 4, (2, 1, 3, 3))).gw
     add(lut.BeWgtOp(store, total.result, WINDOW, (1, 1, 3, 3)))
     add(BiasGradOp(grad.gu, (1, 2, 3, 4)))
@@ -98,7 +100,7 @@ def test_every_op_prints_and_parses():
     parsed.verify()
     assert parsed.is_structurally_equivalent(module)
     assert str(parsed) == text
-    assert {op.engine for op in parsed.ops if isinstance(op, lut.LutOp)} == {"FE", "BE", "WUE", "VEC"}
+    assert {op.engine for op in parsed.ops if isinstance(op, lut.LutOp)} == {"FE", "BE", "WUE", "VEC", "DMA"}
 
 
 def test_attributes_are_plain_python():

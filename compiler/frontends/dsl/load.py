@@ -12,7 +12,7 @@ from h2learn.compiler.model import Model, Network
 
 from ..builder import NetworkBuilder, Signal, initial_parameters
 from .reader import excerpt, read
-from .syntax import Add, Conv, Description, Flatten, Layer, Li, Lif, Linear, Pool, Readout
+from .syntax import Add, Conv, Delay, Description, Flatten, Layer, Li, Lif, Linear, Pool, Readout, Recurrent
 
 
 def load_snn(path: str | PathLike[str]) -> Model:
@@ -110,6 +110,20 @@ def _li(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     return builder.li(x, layer.membrane, layer.location, layer.name)
 
 
+def _recurrent(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Recurrent)
+
+    def neurons(current: Signal) -> Signal:
+        return builder.lif(current, layer.neuron, layer.location, layer.name)
+
+    return builder.recurrent(x, layer.name, neurons, layer.location, bias=layer.bias)
+
+
+def _delay(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Delay)
+    return builder.delay(x, [layer.steps], layer.location)
+
+
 def _readout(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Readout)
     return builder.readout(x, layer.kind, layer.location)
@@ -122,5 +136,7 @@ _ADD: dict[type, Callable[[NetworkBuilder, Signal, Layer], Signal]] = {
     Flatten: _flatten,
     Lif: _lif,
     Li: _li,
+    Recurrent: _recurrent,
+    Delay: _delay,
     Readout: _readout,
 }

@@ -31,7 +31,23 @@ from h2learn.compiler.autodiff.spec import (
     Train,
 )
 
-from .syntax import Add, Conv, Description, Encode, Flatten, Init, Input, Layer, Li, Lif, Linear, Pool, Readout
+from .syntax import (
+    Add,
+    Conv,
+    Delay,
+    Description,
+    Encode,
+    Flatten,
+    Init,
+    Input,
+    Layer,
+    Li,
+    Lif,
+    Linear,
+    Pool,
+    Readout,
+    Recurrent,
+)
 
 MAX_INTEGER = (1 << 31) - 1
 MAX_SEED = (1 << 64) - 1
@@ -334,6 +350,16 @@ class _Reader:
         plain = Neuron(alpha=(self.decay(decay),), reset="none")
         return Li(self.at(node), _name(name), self.neuron(_children(node), plain))
 
+    def recurrent(self, node: Node, default: Neuron) -> Recurrent:
+        options = _children(node)
+        neuron = self.neuron((option for option in options if option.data != "bias"), default)
+        bias = "bias" in self.options(option for option in options if option.data == "bias")
+        return Recurrent(self.at(node), str(_tokens(node)[0]), neuron, bias)
+
+    def delay(self, node: Node, default: Neuron) -> Delay:
+        *name, steps = _tokens(node)
+        return Delay(self.at(node), _name(name), self.integer(steps, "number of time steps"))
+
     def readout(self, node: Node, default: Neuron) -> Readout:
         tokens = _tokens(node)
         named = tokens[0].type == "NAME"
@@ -429,6 +455,8 @@ _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "flatten": _Reader.flatten,
     "lif": _Reader.lif,
     "li": _Reader.li,
+    "recurrent": _Reader.recurrent,
+    "delay": _Reader.delay,
     "readout": _Reader.readout,
 }
 

@@ -104,6 +104,23 @@ class Li(LayerStatement):
 
 
 @dataclass(frozen=True)
+class Recurrent(LayerStatement):
+    """Spiking neurons that also read their own spikes of the step before through weights."""
+
+    name: str
+    neuron: Neuron
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Delay(LayerStatement):
+    """The values of ``steps`` time steps before."""
+
+    name: str
+    steps: int
+
+
+@dataclass(frozen=True)
 class Readout(LayerStatement):
     """``rate``, ``membrane_mean`` or ``membrane_last``."""
 
@@ -111,7 +128,7 @@ class Readout(LayerStatement):
     kind: str
 
 
-Layer: TypeAlias = Conv | Linear | Add | Pool | Flatten | Lif | Li | Readout
+Layer: TypeAlias = Conv | Linear | Add | Pool | Flatten | Lif | Li | Recurrent | Delay | Readout
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,16 @@ def describe(record: Record, shape: tuple[int, ...], rule: Preset, *, starts_at_
     return replace(neuron, theta=theta, v_reset=v_reset, initial=initial)
 
 
+def delay_steps(record: Record, seconds: Real, shape: tuple[int, ...], dt: float) -> tuple[int, ...]:
+    """Return a delay in time steps, one number or one per channel; raises H2LearnError when they are not whole."""
+    delays = _channel_values(record, "delay", seconds, shape)
+    steps = tuple(round(delay / dt) for delay in delays)
+    for delay, count in zip(delays, steps, strict=True):
+        if count < 0 or abs(delay / dt - count) > 1e-3:
+            raise record.error(f"expected a multiple of dt {dt:g} from 0, found {delay:g}", "delay")
+    return steps
+
+
 def short_decimal(value: float, low: float, high: float) -> float:
     """Return a number in [low, high] that has up to four decimal digits, the shortest, or else ``value``."""
     for digits in range(4):
@@ -102,6 +112,12 @@ def _short_near(value: float, error: float) -> float:
 def _per_channel(record: Record, field: str, shape: tuple[int, ...]) -> _Constant:
     """Return a constant of a neuron; fields in float32 are taken to be right to 2**-23."""
     values = record.real(field)
+    single = np.array_equal(values.astype(np.float32).astype(np.float64), values.astype(np.float64))
+    return _Constant(_channel_values(record, field, values, shape), 2.0**-23 if single else 0.0)
+
+
+def _channel_values(record: Record, field: str, values: Real, shape: tuple[int, ...]) -> Values:
+    """Return one number when all are the same, else one per channel; raises H2LearnError when they differ in one."""
     aligned = aligned_with(record, field, values, shape)
     spread = aligned.reshape(aligned.shape[0], -1)
     if not (spread == spread[:, :1]).all():
@@ -112,8 +128,7 @@ def _per_channel(record: Record, field: str, shape: tuple[int, ...]) -> _Constan
             hint="constants per neuron are supported for neurons without rows and columns",
         )
     numbers = tuple(float(v) for v in spread[:, 0])
-    single = np.array_equal(values.astype(np.float32).astype(np.float64), values.astype(np.float64))
-    return _Constant(numbers[:1] if len(set(numbers)) == 1 else numbers, 2.0**-23 if single else 0.0)
+    return numbers[:1] if len(set(numbers)) == 1 else numbers
 
 
 def aligned_with(record: Record, field: str, values: Real, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:

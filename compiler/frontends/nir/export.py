@@ -55,8 +55,10 @@ def _nodes(model: Model, dt: float | None) -> tuple[list[Node], list[str]]:
 def _graph(nodes: Sequence[Node]) -> object:
     """Return the ``nir.NIRGraph``; all shapes are given, so ``nir`` need not infer them."""
     nir = require("nir")
-    names = [node.name for node in nodes]
     made = {node.name: getattr(nir, node.kind)(**node.fields) for node in nodes}
-    edges = list(itertools.pairwise(names))
+    edges = list(itertools.pairwise(node.name for node in nodes if not node.feedback))
+    for before, node in itertools.pairwise(nodes):
+        if node.feedback:
+            edges += [(before.name, node.name), (node.name, before.name)]
     graph: object = nir.NIRGraph(nodes=made, edges=edges, metadata={}, type_check=False)
     return graph

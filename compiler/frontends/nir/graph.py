@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,16 @@ def read_graph(tree: Tree, file: str, problems: Problems) -> tuple[list[Record],
     _open(Record("graph", GRAPH, tree, file), "", records, edges, problems, 0)
     inner = {name for name, record in records.items() if record.kind == INNER}
     return [r for r in records.values() if r.kind != INNER], _without(edges, inner)
+
+
+def feedback_of(edges: Sequence[Edge], weights: Collection[str]) -> dict[str, str]:
+    """Return for each node that a weight node leads back to, with nothing else between them, that weight node."""
+    found: dict[str, str] = {}
+    for node in weights:
+        before, behind = [a for a, b in edges if b == node], [b for a, b in edges if a == node]
+        if before == behind and len(before) == 1 and before[0] not in found:
+            found[before[0]] = node
+    return found
 
 
 def in_order(records: Sequence[Record], edges: Sequence[Edge], file: str, problems: Problems) -> list[Record]:

@@ -70,16 +70,27 @@ class Scale:
 
 @dataclass(frozen=True)
 class Cell:
-    """A neuron; its constants are read when its shape is known."""
+    """A neuron; its constants are read when its shape is known.
+
+    ``feedback``: the weights of an edge that leads from its spikes back to it, which takes one time step.
+    """
 
     record: Record
+    feedback: Linear | None = None
 
 
-Layer: TypeAlias = Port | Conv | Linear | Pool | Flatten | Scale | Cell
+@dataclass(frozen=True)
+class Delay:
+    """``Delay`` by ``seconds``, one number or one per element."""
+
+    record: Record
+    seconds: Real
+
+
+Layer: TypeAlias = Port | Conv | Linear | Pool | Flatten | Scale | Delay | Cell
 
 NOT_YET = {
     "Conv1d": "convolution over one dimension is not supported yet",
-    "Delay": "delays are not supported yet",
     "Threshold": "a threshold without a membrane potential is not supported yet",
     "CubaLIF": "neurons with a synaptic current are not supported yet",
     "CubaLI": "neurons with a synaptic current are not supported yet",
@@ -159,6 +170,10 @@ def _scale(record: Record) -> Scale:
     return Scale(record, record.real("scale"))
 
 
+def _delay(record: Record) -> Delay:
+    return Delay(record, record.real("delay"))
+
+
 def _cell(record: Record) -> Cell:
     check_fields(record)
     return Cell(record)
@@ -174,5 +189,6 @@ _READERS: dict[str, Callable[[Record], Layer]] = {
     "SumPool2d": _pool,
     "Flatten": _flatten,
     "Scale": _scale,
+    "Delay": _delay,
     **dict.fromkeys(NEURONS, _cell),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from h2learn.compiler.model import Model, Network
 
 from ..builder import NetworkBuilder, Signal
 from ..neuron_description import add_neuron
-from .graph import Problems, in_order, read_graph
-from .layers import Conv, Flatten, Layer, Linear, Pool, read_layer
+from .graph import Problems, feedback_of, in_order, read_graph
+from .layers import Cell, Conv, Flatten, Layer, Linear, Pool, read_layer
 from .options import NirOptions
-from .plan import Neurons, Output, Plan, Step, Store, plan_chain
+from .plan import Delayed, Neurons, Output, Plan, Step, Store, plan_chain
 from .tree import Tree, graph_tree, read_tree
 
 
@@ -66,6 +66,13 @@ def _model(tree: Tree, file: str, name: str, options: NirOptions) -> Model:
             layers[record.name] = read_layer(record)
         except H2LearnError as error:
             problems.add(error)
+    feedback = feedback_of(edges, [name for name, layer in layers.items() if isinstance(layer, Linear)])
+    for name, weights in feedback.items():
+        cell, back = layers.get(name), layers[weights]
+        if isinstance(cell, Cell) and isinstance(back, Linear):
+            layers[name] = replace(cell, feedback=back)
+            records = [record for record in records if record.name != weights]
+            edges = [edge for edge in edges if weights not in edge]
     ordered = in_order(records, edges, file, problems)
     problems.check()
     chain = tuple(layers[record.name] for record in ordered)
@@ -93,9 +100,21 @@ def _add(builder: NetworkBuilder, x: Signal, step: Step) -> Signal:
         case Flatten():
             return builder.flatten(x, location)
         case Neurons():
-            return add_neuron(builder, x, step.form, location, name)
+            return _neurons(builder, x, step)
+        case Delayed():
+            return builder.delay(x, step.steps, location)
         case Store():
             return builder.li(x, 0.0, location)
         case Output():
             builder.output(name, x)
             return x
+
+
+def _neurons(builder: NetworkBuilder, x: Signal, step: Neurons) -> Signal:
+    def neurons(current: Signal) -> Signal:
+        return add_neuron(builder, current, step.form, step.record.location, step.record.name)
+
+    back = step.feedback
+    if back is None:
+        return neurons(x)
+    return builder.recurrent(x, back.record.name, neurons, back.record.location, bias=back.bias is not None)

@@ -10,19 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from .discrete import aligned_with, constant_fields
-from .layers import Cell, Conv, Flatten, Layer, Linear, Pool, Port, Scale
+from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pool, Port, Scale
 from .plan import Plan, Shape
+from .record import Record
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node: its name, the name of its class in ``nir``, and the arguments of the class."""
+    """A node: its name, the name of its class in ``nir``, and the arguments of the class.
+
+    ``feedback``: it leads from the node before back to that node, and is itself no part of the chain.
+    """
 
     name: str
     kind: str
     fields: Mapping[str, object]
+    feedback: bool = False
 
 
 def imported_nodes(
@@ -32,10 +37,16 @@ def imported_nodes(
     after = {step.record.name: shape for step, shape in zip(plan.steps, plan.shapes, strict=True)}
     values = {name: fold.to_file(parameters[name]) for name, fold in plan.folds.items()}
     shape, nodes = plan.shape, []
+
+    def weights(record: Record) -> dict[str, object]:
+        return {field: values[name] for field in ("weight", "bias") if (name := f"{record.name}.{field}") in values}
+
     for layer in layers:
         record = layer.record
-        own = {field: values[name] for field in ("weight", "bias") if (name := f"{record.name}.{field}") in values}
-        nodes.append(Node(record.name, record.kind, {**_fields(layer, shape), **own}))
+        nodes.append(Node(record.name, record.kind, {**_fields(layer, shape), **weights(record)}))
+        if isinstance(layer, Cell) and layer.feedback is not None:
+            back = layer.feedback.record
+            nodes.append(Node(back.name, back.kind, weights(back), feedback=True))
         shape = after.get(record.name, shape)
     return nodes
 
@@ -81,6 +92,9 @@ def _fields(layer: Layer, shape: Shape) -> dict[str, object]:
         case Scale():
             aligned = aligned_with(layer.record, "scale", layer.scale, shape)
             return {"scale": np.broadcast_to(aligned, shape).astype(layer.scale.dtype)}
+        case Delay():
+            aligned = aligned_with(layer.record, "delay", layer.seconds, shape)
+            return {"delay": np.broadcast_to(aligned, shape).astype(layer.seconds.dtype)}
         case Cell():
             return {field: _constant(layer, field, shape) for field in constant_fields(layer.record)}
 

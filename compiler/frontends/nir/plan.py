@@ -17,9 +17,9 @@ import numpy.typing as npt
 from h2learn.backends.h2learn.errors import H2LearnError
 
 from ..neuron_description import NeuronDescription, SpikeNeuron, is_power_of_two, spike_neuron
-from .discrete import aligned_with, describe
+from .discrete import aligned_with, delay_steps, describe
 from .graph import Problems
-from .layers import Cell, Conv, Flatten, Layer, Linear, Pool, Port, Scale
+from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pool, Port, Scale
 from .options import NirOptions
 from .record import Real, Record
 
@@ -53,11 +53,20 @@ class Fold:
 
 @dataclass(frozen=True)
 class Neurons:
-    """Neurons of a shape: what the file says, and how the machine computes it."""
+    """Neurons of a shape: what the file says, how the machine computes it, and the weights of their feedback."""
 
     record: Record
     description: NeuronDescription
     form: SpikeNeuron
+    feedback: Linear | None = None
+
+
+@dataclass(frozen=True)
+class Delayed:
+    """Values of some time steps before, one number or one per channel."""
+
+    record: Record
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Output:
     record: Record
 
 
-Step: TypeAlias = Conv | Linear | Pool | Flatten | Neurons | Store | Output
+Step: TypeAlias = Conv | Linear | Pool | Flatten | Neurons | Delayed | Store | Output
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,10 @@ class _Walk:
                 aligned = aligned_with(layer.record, "scale", layer.scale, self.shape)
                 self.factor = self.factor * (aligned.reshape(()) if aligned.size == 1 else aligned)
                 self.scaled_by = layer.record
+            case Delay():
+                self._store(layer.record)
+                steps = delay_steps(layer.record, layer.seconds, self.shape, self.options.rule.dt)
+                self._step(Delayed(layer.record, steps), self.shape, self.signal)
             case Cell():
                 self._neurons(layer)
             case Port():
@@ -234,6 +247,9 @@ class _Walk:
         record = layer.record
         if self.signal == "spikes":
             raise record.error("expected currents, found the spikes of the neurons before it", "type")
+        if layer.feedback is not None:
+            self._give_back(record, self._channels())
+            self.factor = np.ones(())
         rule, producer = self.options.rule, self.options.producer
         described = describe(record, self.shape, rule, starts_at_reset=producer == "spikingjelly")
         gain = np.asarray(described.gain) * self._channels()
@@ -242,10 +258,22 @@ class _Walk:
             form = spike_neuron(described)
         except H2LearnError as error:
             raise record.error(error.message, "type", error.hint) from error
-        exact = self._give_back(record, np.asarray(form.input_factor)) and is_power_of_two(form.potential_scale)
+        factor = np.asarray(form.input_factor)
+        exact = self._give_back(record, factor) and is_power_of_two(form.potential_scale)
         self.notes.append(f"{record.name} ({record.kind}): {_summary(described)}: {_exactness(exact)}")
         self.before, self.factor = None, np.ones(())
-        self._step(Neurons(record, described, form), self.shape, "spikes" if form.fires else "potentials")
+        if layer.feedback is not None:
+            self._feed_back(layer.feedback, form, factor)
+        step = Neurons(record, described, form, layer.feedback)
+        self._step(step, self.shape, "spikes" if form.fires else "potentials")
+
+    def _feed_back(self, weights: Linear, form: SpikeNeuron, factor: Factor) -> None:
+        record, shape = weights.record, weights.weight.shape
+        if len(self.shape) != 1 or shape != (self.shape[0], self.shape[0]):
+            raise record.error(f"expected weights from {list(self.shape)} to themselves, found {list(shape)}", "weight")
+        if not form.fires:
+            raise record.error("feedback of potentials is not supported yet", "edges")
+        self.weights.append(_Weights(weights, np.ones(()), factor))
 
     def _output(self, layer: Port) -> None:
         if not self.steps:

@@ -84,6 +84,11 @@ class _Exporter:
                 self._add("flatten", "Flatten", flatten(_sample(op.x)))
             case spike.LifOp():
                 self._lif(op)
+            case spike.DelayOp():
+                seconds = np.asarray(op.steps.get_values(), dtype=np.float64) * self.dt
+                self._add("delay", "Delay", {"delay": _spread(seconds, _sample(op.x))})
+            case spike.ScanOp():
+                self._feedback(op)
             case spike.LiOp():
                 alphas = float_values(op.properties, "alpha")
                 self._add(_hint(op, "li"), *self._leaky(op, alphas, 1.0, {}, ("I", "LI")))
@@ -91,7 +96,16 @@ class _Exporter:
                 raise self._refusal(op, f"NIR has no node for {op.name}")
         return op.results[0]
 
-    def _synapse(self, op: spike.ConvOp | spike.LinearOp) -> None:
+    def _feedback(self, op: spike.ScanOp) -> None:
+        """Add neurons and the weights through which their spikes come back."""
+        match list(op.body.block.ops)[:-1]:
+            case [spike.LinearOp() as weights, spike.AddOp(), spike.LifOp() as neurons] if weights.x in op.fed_back:
+                self._lif(neurons)
+                self._synapse(weights, feedback=True)
+            case layers:
+                raise self._refusal(op, f"NIR export of feedback through {', '.join(one.name for one in layers)}")
+
+    def _synapse(self, op: spike.ConvOp | spike.LinearOp, *, feedback: bool = False) -> None:
         weight = self._parameter(op.weight)
         fields: dict[str, object] = {"weight": self.model.parameters[weight]}
         kind = "Linear" if op.bias is None else "Affine"
@@ -102,7 +116,7 @@ class _Exporter:
             fields.setdefault("bias", np.zeros(self.model.parameters[weight].shape[0], dtype=np.float32))
             stride, padding = (int_values(op.properties, name, 2) for name in ("stride", "padding"))
             fields |= conv(_sample(op.x), (stride[0], stride[1]), (padding[0], padding[1]))
-        self._add(weight.removesuffix(".weight"), kind, fields)
+        self._add(weight.removesuffix(".weight"), kind, fields, feedback=feedback)
 
     def _pool(self, op: spike.PoolOp) -> None:
         if op.kind.data != "avg":
@@ -143,14 +157,14 @@ class _Exporter:
         assert isinstance(value, BlockArgument)
         return self.entries[value.index].name
 
-    def _add(self, name: str, kind: str, fields: Mapping[str, object]) -> None:
+    def _add(self, name: str, kind: str, fields: Mapping[str, object], *, feedback: bool = False) -> None:
         base = name.replace("/", ".")
         unique, count = base, 1
         while unique in self.taken:
             count += 1
             unique = f"{base}_{count}"
         self.taken.add(unique)
-        self.nodes.append(Node(unique, kind, fields))
+        self.nodes.append(Node(unique, kind, fields, feedback))
 
     def _remember(self, what: str, true: bool) -> None:
         if true:
