@@ -1017,9 +1017,7 @@ def _verify_word(what: str, word: str, known: tuple[str, ...]) -> None:
         raise VerifyException(f"expected a {what} of {', '.join(known)}, found {word!r}")
 
 
-def _verify_onto(
-    op: ForwardConvolutionOp | BeGradOp, what: str, shape: Shape, *formats: type[Attribute]
-) -> None:
+def _verify_onto(op: ForwardConvolutionOp | BeGradOp, what: str, shape: Shape, *formats: type[Attribute]) -> None:
     if op.onto is None:
         return
     if not isinstance(op.onto.type, formats):

@@ -124,20 +124,17 @@ def number(value: float) -> FloatAttr[Float64Type]:
 
 def int_values(properties: Properties, name: str, length: int, low: int = 0) -> tuple[int, ...]:
     """Return integer array property ``name``; raises VerifyException unless it has ``length`` items >= ``low``."""
-    values = int_list(properties, name, low)
-    if len(values) != length:
+    values = _integers(properties, name)
+    if len(values) != length or any(v < low for v in values):
         raise VerifyException(f"expected {length} integers >= {low} as {name}, found {list(values)}")
     return values
 
 
-def int_list(properties: Properties, name: str, low: int = 0) -> tuple[int, ...]:
-    """Return integer array property ``name``; raises VerifyException unless all of its items are >= ``low``."""
-    attribute = properties.get(name)
-    if not isinstance(attribute, DenseArrayBase) or not isinstance(attribute.elt_type, IntegerType):
-        raise VerifyException(f"expected an integer array {name}, found {attribute}")
-    values = tuple(int(v) for v in attribute.get_values())
-    if any(v < low for v in values):
-        raise VerifyException(f"expected integers >= {low} as {name}, found {list(values)}")
+def int_list(properties: Properties, name: str) -> tuple[int, ...]:
+    """Return integer array property ``name``, of any length; raises VerifyException when an item is negative."""
+    values = _integers(properties, name)
+    if any(v < 0 for v in values):
+        raise VerifyException(f"expected integers >= 0 as {name}, found {list(values)}")
     return values
 
 
@@ -312,6 +309,13 @@ def conv_shape(
             f"found {shape[0] + 2 * padding[0]} x {shape[1] + 2 * padding[1]}"
         )
     return rows, columns
+
+
+def _integers(properties: Properties, name: str) -> tuple[int, ...]:
+    attribute = properties.get(name)
+    if not isinstance(attribute, DenseArrayBase) or not isinstance(attribute.elt_type, IntegerType):
+        raise VerifyException(f"expected an integer array {name}, found {attribute}")
+    return tuple(int(v) for v in attribute.get_values())
 
 
 def _list(types: Sequence[Attribute]) -> str:
