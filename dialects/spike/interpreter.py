@@ -47,7 +47,7 @@ def interpret(
     """Run ``@main`` and return its results in device shape, reals in ``dtype``.
 
     Arguments are positional in the order of the io table and may have any shape with the right number of elements.
-    ``before`` is called with every op (outside of scans) and its operands before the op is run; what it changes of the op
+    ``before`` is called with every op (outside of scans) and its operands before the op is run; what it changes of it
     counts. Raises H2LearnError when an argument does not fit its type or an op has no semantics here.
     """
     block = main_block(module)
