@@ -191,17 +191,8 @@ def random_model(rng):
     lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}"]
     lines += [pick("lif c", "recurrent c", "recurrent c: bias"), pick("", "", f"delay: {rng.integers(1, 5)} steps")]
     lines += ["linear f2: 4 features"]
-    ending = pick(
-        ["lif d", "readout rate"],
-        ["lif d"],
-        ["recurrent d", "readout rate"],
-        ["li d: decay 0.6", "readout membrane mean"],
-    )
-    lines += pick(ending, ["li d: decay 0.6", "readout membrane last"])
-
-
-    lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}", "lif c", "linear f2: 4 features"]
-    ending = pick(["lif d", "readout rate"], ["lif d"], [f"li d: {integrator}", "readout membrane mean"])
+    ending = pick(["lif d", "readout rate"], ["lif d"], ["recurrent d", "readout rate"])
+    ending = pick(ending, [f"li d: {integrator}", "readout membrane mean"])
     lines += pick(ending, [f"li d: {integrator}", "readout membrane last"])
     lines.append(f"init: normal gain 2.0 seed {rng.integers(1000)}")
     return parse_snn("\n".join(lines)).with_batch(3)

@@ -121,6 +121,7 @@ def test_it_trains() -> None:
     [
         (np.full(K, 0.5 * DT), "field delay: expected a multiple of dt"),
         (np.full(K, -DT), "field delay: expected a multiple of dt 0.0001 from 0"),
+        (np.full(K, 1e38), "field delay: expected a multiple of dt"),
         (np.full(K + 1, DT), "field delay: expected shape"),
         (np.full(K, np.nan), "field delay: expected finite"),
     ],

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..neuron_description import NeuronDescription, Values
 from .options import Preset
-from .record import Real, Record
+from .record import MAX_SIZE, Real, Record
 
 INTEGRATORS = ("I", "IF")
 NEURONS = ("I", "IF", "LI", "LIF")
@@ -67,11 +67,11 @@ def describe(record: Record, shape: tuple[int, ...], rule: Preset, *, starts_at_
 def delay_steps(record: Record, seconds: Real, shape: tuple[int, ...], dt: float) -> tuple[int, ...]:
     """Return a delay in time steps, one number or one per channel; raises H2LearnError when they are not whole."""
     delays = _channel_values(record, "delay", seconds, shape)
-    steps = tuple(round(delay / dt) for delay in delays)
-    for delay, count in zip(delays, steps, strict=True):
-        if count < 0 or abs(delay / dt - count) > 1e-3:
+    for delay in delays:
+        steps = delay / dt
+        if not 0 <= steps <= MAX_SIZE or abs(steps - round(steps)) > max(1e-3, 1e-6 * steps):
             raise record.error(f"expected a multiple of dt {dt:g} from 0, found {delay:g}", "delay")
-    return steps
+    return tuple(round(delay / dt) for delay in delays)
 
 
 def short_decimal(value: float, low: float, high: float) -> float:
