@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from h2learn.models import load_model
     from h2learn.program import Program, Result, Session, compile, load_program
     from h2learn.schedules import Cosine, Schedule, StepDecay
+    from h2learn.torch_bridge import from_torch
     from h2learn.training import Epoch, History, train
 
 _HOMES = {
@@ -69,6 +70,7 @@ _HOMES = {
     "Session": "h2learn.program",
     "compile": "h2learn.program",
     "load_program": "h2learn.program",
+    "from_torch": "h2learn.torch_bridge",
     "Epoch": "h2learn.training",
     "History": "h2learn.training",
     "Cosine": "h2learn.schedules",
@@ -106,6 +108,7 @@ __all__ = [
     "calibrate",
     "compile",
     "from_nir",
+    "from_torch",
     "load_data",
     "load_digits",
     "load_events",

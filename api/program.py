@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,16 @@ from h2learn.compiler.manager import ManagerOptions
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model, StepInterface, TensorSpec
 from h2learn.models import limits_text, recipe_of
+from h2learn.optional import require_torch
 from h2learn.runtime.counters import RunReport
 from h2learn.runtime.device import Device, DeviceResult, Port
 from h2learn.runtime.loader import LoadedProgram, load
 from h2learn.runtime.sanitizers import CHECKS
 from h2learn.runtime.trace import write_trace
 from h2learn.step_names import Request, read_step, translate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -190,6 +194,16 @@ class Program:
     def parameters(self) -> Tensors:
         """The initial parameters by name."""
         return Tensors(self._initial.parameters)
+
+    def to_torch_state_dict(self, parameters: Mapping[str, Floats] | None = None) -> dict[str, Tensor]:
+        """Return ``parameters`` (default: the program's) as PyTorch tensors by name, for ``load_state_dict``.
+
+        Names are the model file's; those of a model from :func:`h2learn.from_torch` are the module's. Buffers of
+        neurons are not among them (``strict=False``). Raises H2LearnError when PyTorch is missing.
+        """
+        torch = require_torch()
+        values = self.parameters if parameters is None else parameters
+        return {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in values.items()}
 
     def save(self, path: str | Path) -> None:
         """Write the ``.h2x`` file atomically; raises H2LearnError when that is not possible."""
