@@ -1,6 +1,6 @@
 """A PyTorch network trained on the simulated accelerator, and its weights loaded back.
 
-``python examples/from_torch.py`` (extra ``torch``; half a minute). The neuron below keeps its potential from call to call,
+``python examples/from_torch.py`` (extra ``torch``, half a minute). The neuron keeps its potential from call to call,
 as snnTorch's ``Leaky(init_hidden=True)`` and SpikingJelly's single-step ``LIFNode`` do; theirs work the same way.
 """
 
