@@ -48,6 +48,7 @@ _ALIGNMENT = 8
 _NO_BYTES = np.zeros(0, np.uint8)
 _NO_REALS = np.zeros(0, np.float32)
 _NO_HALVES = np.zeros(0, np.uint16)
+_NO_TAPS = np.zeros(0, np.int32)
 
 
 def execute(op: Operation, memories: Memories) -> Work:
@@ -239,20 +240,22 @@ def _differentiate_arguments(op: Operation, buffers: Buffers) -> tuple[object, .
 
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:
-    """``v.pool``: average, or maximum with the number of the first largest window element."""
+    """``v.pool``: average, sum, or maximum with the number of the first largest window element that exists."""
     k, positions = op.number("k"), _position_count(op)
     elements = positions * k * _taps(op)
     geometry = (_forward_maps(op)[2], op.number("sh"), op.number("sw"), k)
     maximum, idx = op.choice("kind") == "max", buffers.get("idx", _NO_BYTES)
+    firsts = (_first_taps(op, "y"), _first_taps(op, "x")) if maximum else (_NO_TAPS, _NO_TAPS)
+    divisor = np.float32(_taps(op) if op.choice("kind") == "avg" else 1)
     if op.choice("src") == "f32":
         dst = buffers["dst"].view(np.float32)
         source = buffers["src"].view(np.float32)
-        _run(vector.pool_reals, positions, elements, source, *geometry, maximum, dst, idx)
+        _run(vector.pool_reals, positions, elements, source, *geometry, maximum, *firsts, divisor, dst, idx)
         return Work({"elements": elements, "nonfinite": int(bits.count_nonfinite(dst))})
     if maximum:
-        _run(vector.maximum_bits, positions, elements, buffers["src"], *geometry, buffers["dst"], idx)
+        _run(vector.maximum_bits, positions, elements, buffers["src"], *geometry, *firsts, buffers["dst"], idx)
         return Work({"elements": elements, "nonfinite": 0})
-    averages = np.arange(_taps(op) + 1, dtype=np.float32) / np.float32(_taps(op))
+    averages = np.arange(_taps(op) + 1, dtype=np.float32) / divisor
     dst = _scratch("averages", positions * k, np.float32) if _is_half(op) else buffers["dst"].view(np.float32)
     _run(vector.average_bits, positions, elements, buffers["src"], averages, *geometry, dst)
     if _is_half(op):
@@ -273,10 +276,20 @@ def v_unpool(op: Operation, buffers: Buffers) -> Work:
     else:
         source, dst = buffers["src"].view(np.float32), buffers["dst"].view(np.float32)
     idx, maximum = buffers.get("idx", _NO_BYTES), op.choice("kind") == "max"
-    _run(vector.unpool, positions, elements, source, idx, *_backward_maps(op), k, maximum, dst)
+    divisor = np.float32(_taps(op) if op.choice("kind") == "avg" else 1)
+    _run(vector.unpool, positions, elements, source, idx, *_backward_maps(op), k, maximum, divisor, dst)
     if slots:
         counts["live_outputs"] = _encode(op, buffers["dst"], dst, positions)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
+
+
+def _first_taps(op: Operation, axis: str) -> I32:
+    """Return per window row (``y``) or column (``x``) the first and, exclusive, the last kernel place that exists."""
+    count, stride, size = (op.number(name) for name in {"y": ("oh", "sh", "kh"), "x": ("ow", "sw", "kw")}[axis])
+    limit, start = op.number(f"{axis}lim"), op.operands[axis].address + np.arange(count) * stride
+    first, last = np.maximum(0, -start), np.minimum(size, limit - start) if limit else np.full(count, size)
+    first = first if limit else np.zeros(count, np.int64)
+    return np.ascontiguousarray(np.stack([first, np.maximum(first, last)], axis=1), np.int32).reshape(-1)
 
 
 def v_rng(op: Operation, buffers: Buffers) -> Work:

@@ -291,6 +291,8 @@ def _v_grad(op: Operation) -> dict[str, int]:
 _POOL_FORMATS = {
     ("avg", "bits", "storage"),
     ("avg", "f32", "f32"),
+    ("sum", "bits", "storage"),
+    ("sum", "f32", "f32"),
     ("max", "bits", "bits"),
     ("max", "f32", "f32"),
 }

@@ -293,31 +293,42 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
 
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:
-    """``v.pool``: average, or maximum with the number of the first largest window element."""
+    """``v.pool``: average, sum, or maximum with the number of the first largest window element that exists."""
     shape = _positions_shape(op) + (op.number("k"),)
     bits = op.choice("src") == "bits"
     in_shape = (op.number("imgs"), *input_shape(op), op.number("k"))
     source = _unpack(buffers["src"], in_shape).astype(np.float32) if bits else _load(buffers["src"], "f32")
     source = source.reshape(in_shape)
-    if op.choice("kind") == "avg":
+    if op.choice("kind") != "max":
         result: F32 = np.zeros(shape, np.float32)
         for tap in range(_taps(op)):
             result = result + _window(op, source, tap)
-        result = result / np.float32(_taps(op))
+        if op.choice("kind") == "avg":
+            result = result / np.float32(_taps(op))
         result = _round(op, result) if bits else result
         _save(buffers["dst"], result, op.storage() if bits else "f32")
     else:
+        rows, columns = (_limited(op, axis, size) for axis, size in zip("yx", in_shape[1:3], strict=True))
+        exists = np.broadcast_to((rows[:, None] & columns)[None, :, :, None], in_shape)
         result, winner = _window(op, source, 0), np.zeros(shape, np.uint8)
-        for tap in range(1, _taps(op)):
-            value = _window(op, source, tap)
-            wins = (value > result) | (np.isnan(value) & ~np.isnan(result))
+        begun = np.zeros(shape, np.bool_)
+        for tap in range(_taps(op)):
+            value, there = _window(op, source, tap), _window(op, exists, tap)
+            wins = there & ((value > result) | (np.isnan(value) & ~np.isnan(result)) | ~begun)
             result, winner = np.where(wins, value, result), np.where(wins, np.uint8(tap), winner)
+            begun = begun | there
         buffers["idx"][:] = winner.reshape(-1)
         if bits:
             _pack(buffers["dst"], result != 0)
         else:
             _save(buffers["dst"], result, "f32")
     return Work({"elements": result.size * _taps(op), "nonfinite": nonfinite(result)})
+
+
+def _limited(op: Operation, axis: str, size: int) -> Bool:
+    """Return which of the ``size`` rows or columns from the coordinate on lie below the limit (0: all)."""
+    limit, first = op.number(f"{axis}lim"), op.operands[axis].address
+    return np.array([not limit or 0 <= first + i < limit for i in range(size)], np.bool_)
 
 
 def v_unpool(op: Operation, buffers: Buffers) -> Work:
@@ -335,7 +346,7 @@ def v_unpool(op: Operation, buffers: Buffers) -> Work:
         share, adds = g[:, ny, nx], bitmap[:, ny, nx]
         if op.choice("kind") == "avg":
             share = share / np.float32(_taps(op))
-        else:
+        if op.choice("kind") == "max":
             adds = adds & (buffers["idx"].reshape(shape)[:, ny, nx] == tap)
         total[:, y, x] = np.where(adds, total[:, y, x] + share, total[:, y, x])
     counts = {"elements": total.size * _taps(op)}

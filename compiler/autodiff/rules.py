@@ -73,9 +73,9 @@ def _flatten(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequen
 
 def _pool(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.PoolOp)
-    kernel, stride = int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)
+    window = [int_values(op.properties, name, 2) for name in ("kernel", "stride", "padding")]
     gradient = _required(gradients)
-    return [tape.emit(sgrad.PoolOp(gradient, op.x, op.kind.data, kernel, stride, location=op.location))]
+    return [tape.emit(sgrad.PoolOp(gradient, op.x, op.kind.data, *window, location=op.location))]
 
 
 def _add(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:

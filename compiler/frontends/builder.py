@@ -170,17 +170,41 @@ class NetworkBuilder:
         return self._add(spike.LinearOp(x.value, weight, offset, location=_mark(location)), location, name)
 
     def pool(
-        self, x: Signal, kind: str, kernel: tuple[int, int], stride: tuple[int, int], location: Location
+        self,
+        x: Signal,
+        kind: str,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        location: Location,
+        *,
+        padding: tuple[int, int] = (0, 0),
     ) -> Signal:
-        """Add ``max`` or ``avg`` pooling without padding; sizes round down."""
+        """Add ``max``, ``avg`` or ``sum`` pooling; sizes round down.
+
+        Padding counts as zeros in averages and sums; in a maximum it takes no part.
+        """
         _expect_maps(x, "pool", location)
         rows, columns = x.shape[-3:-1]
-        if rows < kernel[0] or columns < kernel[1]:
+        if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
             raise H2LearnError(
-                f"expected an input of pool of at least {kernel[0]} x {kernel[1]}, found {rows} x {columns}",
+                f"expected a padding of pool of at most half the window {kernel[0]} x {kernel[1]}, "
+                f"found {padding[0]} x {padding[1]}",
                 location=location,
             )
-        return self._add(spike.PoolOp(x.value, kind, kernel, stride, location=_mark(location)), location)
+        if rows + 2 * padding[0] < kernel[0] or columns + 2 * padding[1] < kernel[1]:
+            raise H2LearnError(
+                f"expected an input of pool of at least {kernel[0]} x {kernel[1]}"
+                f"{' after padding' if any(padding) else ''}, "
+                f"found {rows + 2 * padding[0]} x {columns + 2 * padding[1]}",
+                location=location,
+            )
+        return self._add(spike.PoolOp(x.value, kind, kernel, stride, padding, location=_mark(location)), location)
+
+    def whole_map(self, x: Signal, location: Location) -> tuple[int, int]:
+        """Return the rows and columns of maps, the window of global pooling."""
+        _expect_maps(x, "pool", location)
+        rows, columns = x.shape[-3:-1]
+        return rows, columns
 
     def add(self, terms: Sequence[Signal], location: Location, name: str = "") -> Signal:
         """Add values of one shape from left to right: currents in front of a neuron, or spikes, which count 1."""

@@ -180,7 +180,7 @@ def _bias(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     """The neuron adds the bias behind a pooling, so its gradient is taken there, too."""
     assert isinstance(op, sgrad.BiasOp)
     gu = context.slots(op.gradient)
-    while isinstance(gu.owner, lut.UnpoolOp):
+    while isinstance(gu.owner, lut.UnpoolOp) and gu.owner.keeps_constants:
         gu = gu.owner.g
     block = _reduction(context, (*shape(gu)[:-1], 1), ConvGeometry((1, 1)), shape(gu)[-1], real=True)
     grad = lut.BiasGradOp(gu, block, op.location)

@@ -94,6 +94,11 @@ class LutContext:
         bias = None if pending is None else pending.bias
         return self._converted(found, StoreType(shape(found), self.dtype), parameter_location(value), bias)
 
+    def biased(self, value: SSAValue) -> SSAValue:
+        """Return a current with the bias that it waits for."""
+        found, pending = self.values[value], self.biases[self.values[value]]
+        return self._converted(found, lut.tensor(shape(found)), parameter_location(value), pending.bias)
+
     def slots(self, gradient: SSAValue) -> SSAValue:
         """Return a gradient as the engines read it: bitmap and live values in storage type."""
         found = self.of(gradient)

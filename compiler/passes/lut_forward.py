@@ -125,18 +125,24 @@ def _add(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:
-    """The bias of the layer below moves on: adding a constant per channel commutes with maximum and average."""
+    """The bias of the layer below moves on where adding a constant per channel commutes with the pooling."""
     assert isinstance(op, spike.PoolOp)
     x = context.plain(op.x) if is_real(context.values[op.x]) else context.values[op.x]
-    pool = lut.PoolOp(
-        x, op.kind.data, window_of(op, int_values(op.properties, "kernel", 2)), context.dtype, op.location
-    )
+    pool = _pooling(context, op, x)
+    if x in context.biases and not pool.keeps_constants:
+        pool = _pooling(context, op, context.biased(op.x))
     context.emit(pool)
-    if x in context.biases:
+    if x in context.biases and pool.keeps_constants:
         context.biases[pool.y] = context.biases[x]
     if pool.winners is not None:
         context.winners[op.result] = pool.winners
     return [pool.y]
+
+
+def _pooling(context: LutContext, op: spike.PoolOp, x: SSAValue) -> lut.PoolOp:
+    return lut.PoolOp(
+        x, op.kind.data, window_of(op, int_values(op.properties, "kernel", 2)), context.dtype, op.location
+    )
 
 
 def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:

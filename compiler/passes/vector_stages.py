@@ -113,7 +113,9 @@ def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
     spikes = isinstance(op.x.type, SpikesType)
     shape = shape_of(op.y.type)
     steps, (batch, height, width, channels) = leading(shape), shape[-4:]
-    (kh, kw), (sh, sw) = op.geometry.kernel, op.geometry.stride
+    (kh, kw), (sh, sw), (ph, pw) = op.geometry.kernel, op.geometry.stride, op.geometry.padding
+    bounded = op.kind == "max" and (ph > 0 or pw > 0)
+    in_h, in_w = shape_of(op.x.type)[-3:-1]
     dst = "f32" if not spikes else "bits" if op.kind == "max" else "storage"
     memory, form = {"f32": ("A", "f32"), "bits": ("S", "bits"), "storage": ("U", ctx.dtype)}[dst]
 
@@ -136,6 +138,8 @@ def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
     params: dict[str, tile.Param] = {
         "imgs": images(source, t),
         **_window_params(t, op, ctx.dtype, ctx.gblk(channels), "bits" if spikes else "f32", dst),
+        "ylim": in_h if bounded else 0,
+        "xlim": in_w if bounded else 0,
     }
     with (
         b.stage(label, op.location),
@@ -147,8 +151,8 @@ def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
     ):
         area = Area(t.samples, t.rows, t.columns, n, y, x)
         time, cut = Cut(it * t.steps, t.steps), Cut(ik * t.k, t.k)
-        rows = Cut(y * (t.rows * sh), input_extent(t.rows, kh, sh))
-        columns = Cut(x * (t.columns * sw), input_extent(t.columns, kw, sw))
+        rows = Cut(y * (t.rows * sh) + -ph, input_extent(t.rows, kh, sh))
+        columns = Cut(x * (t.columns * sw) + -pw, input_extent(t.columns, kw, sw))
         window = activation_window(source, time, area.cuts[0], rows, columns, cut)
         inputs = b.alloc("inputs", "S" if spikes else "A", "bits" if spikes else "f32", tuple(window[1]))
         b.load(source, inputs, *window)
@@ -156,7 +160,7 @@ def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
         buffers = {"dst": b.alloc("pooled", memory, form, tuple(out_window[1])), "src": inputs}
         if winners is not None:
             buffers["idx"] = b.alloc("winners", "M", "u8", tuple(out_window[1]))
-        b.job(tile.PoolOp, buffers, params)
+        b.job(tile.PoolOp, buffers, params, coords=[rows.start, columns.start] if bounded else [0, 0])
         b.store(result, buffers["dst"], *out_window)
         if winners is not None:
             b.store(winners, buffers["idx"], *out_window)
@@ -168,12 +172,12 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
     slots = isinstance(op.g.type, GradsType)
     shape = shape_of(op.result.type)
     steps, (batch, height, width, channels) = leading(shape), shape[-4:]
-    (kh, kw), (sh, sw) = op.geometry.kernel, op.geometry.stride
+    (kh, kw), (sh, sw), (ph, pw) = op.geometry.kernel, op.geometry.stride, op.geometry.padding
     gblk = ctx.gblk(channels) if slots else 0
     memory, form = ("G", f"slots.{ctx.dtype}") if slots else ("A", "f32")
 
     def usage(t: Tile) -> Usage:
-        gh, gw = gradient_extent(t.rows, kh, sh, 0)[0], gradient_extent(t.columns, kw, sw, 0)[0]
+        gh, gw = gradient_extent(t.rows, kh, sh, ph)[0], gradient_extent(t.columns, kw, sw, pw)[0]
         pooled = SLOTS * t.steps * t.samples * gh * gw
         total = (pooled + SLOTS * t.steps * t.positions) * row_bytes(form, t.k, gblk)
         return Usage(G=total if slots else 0, A=0 if slots else total, M=pooled * t.k)
@@ -184,8 +188,8 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
     b, label = ctx.builder, ctx.label("unpool", op)
     result = ctx.declare(op.result, f"{label}.gs")
     winners = ctx.values[op.winners] if op.winners is not None else None
-    gh, py, first_y = gradient_extent(t.rows, kh, sh, 0)
-    gw, px, first_x = gradient_extent(t.columns, kw, sw, 0)
+    gh, py, first_y = gradient_extent(t.rows, kh, sh, ph)
+    gw, px, first_x = gradient_extent(t.columns, kw, sw, pw)
     name = "slots" if slots else "f32"
     params: dict[str, tile.Param] = {
         "imgs": images(source, t),

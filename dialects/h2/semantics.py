@@ -316,28 +316,38 @@ def pool(job: Job) -> None:
     """Pooling; max keeps the winners."""
     imgs, k = job.size("imgs", "k")
     kind, source, result = job.word("kind"), job.word("src"), job.word("dst")
-    legal = {("avg", "bits", "storage"), ("avg", "f32", "f32"), ("max", "bits", "bits"), ("max", "f32", "f32")}
+    legal = {("max", "bits", "bits"), ("max", "f32", "f32")}
+    legal |= {(sum_of, *formats) for sum_of in ("avg", "sum") for formats in (("bits", "storage"), ("f32", "f32"))}
     if (kind, source, result) not in legal:
         raise H2LearnError(f"v.pool cannot do {kind} from {source} to {result}")
     shape = (imgs, job.input_rows, job.input_columns, k)
     tile = read_bits(job["src"], shape).astype(np.float32) if source == "bits" else read_real(job["src"], shape, "f32")
     seen = [job.window(tile, ky, kx).astype(np.float32) for ky, kx in job.taps]
-    value = np.zeros_like(seen[0]) if kind == "avg" else seen[0]
-    winner = np.zeros(value.shape, dtype=np.uint8)
-    for tap, element in enumerate(seen):
-        if kind == "avg":
-            value = value + element
-            continue
-        better = (element > value) | (np.isnan(element) & ~np.isnan(value))
-        value, winner = np.where(better, element, value), np.where(better, np.uint8(tap), winner)
-    if kind == "avg":
-        write_real(job["dst"], value / np.float32(len(seen)), "f32" if result == "f32" else job.word("dtype"))
+    if kind != "max":
+        total = np.zeros_like(seen[0])
+        for element in seen:
+            total = total + element
+        value = total / np.float32(len(seen)) if kind == "avg" else total
+        write_real(job["dst"], value, "f32" if result == "f32" else job.word("dtype"))
         return
+    counts = np.zeros(tile.shape, dtype=np.bool_)
+    counts[:, _inside(job, "y", job.input_rows)[:, None] & _inside(job, "x", job.input_columns)] = True
+    value, winner, found = seen[0], np.zeros(seen[0].shape, dtype=np.uint8), np.zeros(seen[0].shape, dtype=np.bool_)
+    for tap, (element, (ky, kx)) in enumerate(zip(seen, job.taps, strict=True)):
+        here = job.window(counts, ky, kx).astype(np.bool_)
+        better = here & (~found | (element > value) | (np.isnan(element) & ~np.isnan(value)))
+        value, winner, found = np.where(better, element, value), np.where(better, np.uint8(tap), winner), found | here
     write_numbers(job["idx"], winner, "u1")
     if result == "bits":
         write_bits(job["dst"], value != 0)
     else:
         write_real(job["dst"], value, "f32")
+
+
+def _inside(job: Job, axis: str, size: int) -> Bits:
+    """Return which rows (``y``) or columns (``x``) of a source tile take part in a maximum."""
+    limit, place = job.integer(f"{axis}lim"), job.coordinate(axis) + np.arange(size)
+    return (place >= 0) & (place < limit) if limit else np.ones(size, dtype=np.bool_)
 
 
 def unpool(job: Job) -> None:
@@ -353,7 +363,7 @@ def unpool(job: Job) -> None:
     else:
         values = read_real(job["src"], shape, "f32")
     winner = read_numbers(job["idx"], shape, "u1") if most else np.zeros(shape, dtype=np.uint8)
-    shares = values if most else values / np.float32(len(job.taps))
+    shares = values / np.float32(len(job.taps)) if job.word("kind") == "avg" else values
     total = np.zeros((imgs, oh, ow, k), dtype=np.float32)
     for tap, (to, pooled) in _transposed_taps(job):
         adds = live[pooled] & ((winner[pooled] == tap) | (not most))

@@ -148,7 +148,7 @@ def _pool(op: PoolOp, x: Real) -> Sequence[Array | None]:
 
 
 def _unpool(op: UnpoolOp, g: Real, winners: Real | None = None) -> Sequence[Array]:
-    result = vector.unpool(g, winners, op.geometry, shape_of(op.result.type))
+    result = vector.unpool(g, winners, op.kind, op.geometry, shape_of(op.result.type))
     if isinstance(op.result.type, GradsType):
         return [vector.live(round_to_storage(result, op.result.type.dtype))]
     return [result]

@@ -67,7 +67,7 @@ Block: TypeAlias = tuple[int, int, int, int]
 
 ENGINES = ("FE", "BE", "WUE", "VEC", "DMA")
 MODES = ("dense", "in", "out", "dual")
-POOL_KINDS = ("avg", "max")
+POOL_KINDS = ("avg", "max", "sum")
 READOUT_KINDS = ("rate", "membrane_mean", "membrane_last")
 LOSS_KINDS = ("cross_entropy", "mse_rate")
 GS_TIMES = ("all", "broadcast", "last")
@@ -323,31 +323,36 @@ class LiOp(LutOp):
 
 
 class WindowPoolOp(LutOp, ABC):
-    """Pooling windows without padding."""
+    """Pooling windows; padding counts as zeros in averages and sums, and takes no part in a maximum."""
 
     geometry_attr = prop_def(GeometryAttr, prop_name="geometry")
     kind_attr = prop_def(StringAttr, prop_name="kind")
 
     @property
     def geometry(self) -> ConvGeometry:
-        """Kernel and stride as (rows, columns); the padding is 0."""
+        """Kernel, stride and padding as (rows, columns)."""
         return self.geometry_attr.data
 
     @property
     def kind(self) -> str:
-        """``"avg"`` or ``"max"``."""
+        """``"avg"``, ``"max"`` or ``"sum"``."""
         return self.kind_attr.data
 
+    @property
+    def keeps_constants(self) -> bool:
+        """Whether adding a constant to what is pooled adds it to the result."""
+        return self.kind == "max" or (self.kind == "avg" and not any(self.geometry.padding))
+
     def verify_kind(self) -> None:
-        """Check the kind and that there is no padding."""
+        """Check the kind, and that there is an element in every window."""
         _verify_word("pooling", self.kind, POOL_KINDS)
-        if self.geometry.padding != (0, 0):
-            raise VerifyException("pooling cannot be padded")
+        if any(2 * pad > size for pad, size in zip(self.geometry.padding, self.geometry.kernel, strict=True)):
+            raise VerifyException(f"expected a padding of at most half the window, found {self.geometry}")
 
 
 @irdl_op_definition
 class PoolOp(WindowPoolOp):
-    """Pooling: spikes to spikes and winners (max), spikes to reals (avg), fp32 to fp32 (max: and winners)."""
+    """Pooling: spikes to spikes and winners (max) or to reals (avg, sum), fp32 to fp32 (max: and winners)."""
 
     name = "lut.pool"
     ENGINE: ClassVar[str] = "VEC"
@@ -380,8 +385,8 @@ class PoolOp(WindowPoolOp):
         if not isinstance(self.y.type, expected):
             raise VerifyException(f"expected {expected.name} as the {self.kind} of {self.x.type}, found {self.y.type}")
         _expect_shape("result", self.y.type, pooled)
-        if (self.winners is None) != (self.kind == "avg"):
-            raise VerifyException("expected winners for max pooling and none for avg pooling")
+        if (self.winners is None) == (self.kind == "max"):
+            raise VerifyException("expected winners for max pooling, and only there")
         if self.winners is not None:
             _expect_shape("winners", self.winners.type, pooled)
 
@@ -420,8 +425,8 @@ class UnpoolOp(WindowPoolOp):
         shape = _activation("result", self.result.type)
         pooled = convolved(shape, self.geometry, shape[-1])
         _expect_shape("gradient", self.g.type, pooled)
-        if (self.winners is None) != (self.kind == "avg"):
-            raise VerifyException("expected winners for max pooling and none for avg pooling")
+        if (self.winners is None) == (self.kind == "max"):
+            raise VerifyException("expected winners for max pooling, and only there")
         if self.winners is not None:
             _expect_shape("winners", self.winners.type, pooled)
 

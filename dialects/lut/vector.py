@@ -115,30 +115,34 @@ def live(g: F32) -> F32:
 
 
 def pool(x: F32 | Bits, kind: str, geometry: ConvGeometry) -> tuple[F32, Bytes]:
-    """Return average or maximum (as float32) and winners of windows over ``[..,H,W,C]``."""
-    taps = [np.asarray(x[window], dtype=np.float32) for window in _windows(x.shape, geometry)]
-    if kind == "avg":
+    """Return average, sum or maximum (as float32) and winners of windows over ``[..,H,W,C]``."""
+    padded = _padded(np.asarray(x, dtype=np.float32), geometry)
+    taps = [padded[window] for window in _windows(x.shape, geometry)]
+    if kind != "max":
         total = np.zeros_like(taps[0])
         for value in taps:
             total = total + value
-        return total / np.float32(geometry.taps), np.zeros(total.shape, dtype=np.uint8)
+        return total / np.float32(geometry.taps if kind == "avg" else 1), np.zeros(total.shape, dtype=np.uint8)
+    inside = _padded(np.ones((*x.shape[-3:-1], 1), dtype=np.float32), geometry)
     best, winner = taps[0], np.zeros(taps[0].shape, dtype=np.uint8)
-    for tap, value in enumerate(taps[1:], start=1):
-        better = (value > best) | (np.isnan(value) & ~np.isnan(best))
+    seen = np.zeros(best.shape, dtype=np.bool_)
+    for tap, (value, window) in enumerate(zip(taps, _windows(x.shape, geometry), strict=True)):
+        there = np.broadcast_to(inside[window] != 0, best.shape)
+        better = there & (~seen | (value > best) | (np.isnan(value) & ~np.isnan(best)))
         best, winner = np.where(better, value, best), np.where(better, np.uint8(tap), winner)
+        seen = seen | there
     return best, winner
 
 
-def unpool(g: F32, winners: Bytes | None, geometry: ConvGeometry, shape: tuple[int, ...]) -> F32:
-    """Return the gradient ``shape`` = ``[..,H,W,C]`` of a pooling's input; ``winners`` is None for the average."""
-    result = np.zeros(shape, dtype=np.float32)
+def unpool(g: F32, winners: Bytes | None, kind: str, geometry: ConvGeometry, shape: tuple[int, ...]) -> F32:
+    """Return the gradient ``shape`` = ``[..,H,W,C]`` of a pooling's input; ``winners`` is there for a maximum."""
+    padded = _padded(np.zeros(shape, dtype=np.float32), geometry)
+    share = g / np.float32(geometry.taps) if kind == "avg" else g
     for tap, window in enumerate(_windows(shape, geometry)):
-        if winners is None:
-            share = g / np.float32(geometry.taps)
-            result[window] = result[window] + share
-        else:
-            result[window] = np.where(winners == tap, result[window] + g, result[window])
-    return result
+        added = padded[window] + share
+        padded[window] = added if winners is None else np.where(winners == tap, added, padded[window])
+    (ph, pw), (height, width) = geometry.padding, shape[-3:-1]
+    return np.ascontiguousarray(padded[..., ph : ph + height, pw : pw + width, :])
 
 
 def rng(x: F32, scalars: Ints, stream: int, steps: int) -> Bits:
@@ -259,8 +263,13 @@ def _through_spike(gs: F32, u: F32, s: Bits, later: F32, neuron: Neuron) -> F32:
     return np.where(slope != 0, slope * e + p, p)
 
 
+def _padded(x: F32, geometry: ConvGeometry) -> F32:
+    (ph, pw) = geometry.padding
+    return np.pad(x, ((0, 0),) * (x.ndim - 3) + ((ph, ph), (pw, pw), (0, 0)))
+
+
 def _windows(shape: tuple[int, ...], geometry: ConvGeometry) -> list[Window]:
-    """Return for each tap, row-major, where the windows' elements lie in ``[..,H,W,C]``."""
+    """Return for each tap, row-major, where the windows' elements lie in ``[..,H,W,C]`` with its padding."""
     (kh, kw), (sh, sw) = geometry.kernel, geometry.stride
     rows, columns = geometry.extent(shape[-3], shape[-2])
     return [

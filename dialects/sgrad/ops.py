@@ -327,7 +327,7 @@ class BiasOp(UnaryOp):
 
 @irdl_op_definition
 class PoolOp(InferredOp):
-    """Adjoint of ``spike.pool``: avg spreads g / window, max routes g to the first largest element of the window."""
+    """Adjoint of ``spike.pool``: avg spreads g / window, sum spreads g, max routes g to the window's first largest."""
 
     name = "sgrad.pool"
 
@@ -337,6 +337,7 @@ class PoolOp(InferredOp):
     kind = prop_def(StringAttr)
     kernel = prop_def(DenseArrayBase)
     stride = prop_def(DenseArrayBase)
+    padding = prop_def(DenseArrayBase)
 
     assembly_format = "$gradient `,` $x attr-dict `:` functional-type(operands, results)"
 
@@ -347,10 +348,11 @@ class PoolOp(InferredOp):
         kind: str,
         kernel: Sequence[int],
         stride: Sequence[int],
+        padding: Sequence[int] = (0, 0),
         *,
         location: LocationAttr,
     ) -> None:
-        super().__init__([gradient, x], pool_properties(kind, kernel, stride), location)
+        super().__init__([gradient, x], pool_properties(kind, kernel, stride, padding), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:

@@ -41,7 +41,7 @@ SCALARS = TensorType(i32, [8])
 
 LOSS_KINDS = ("cross_entropy", "mse_rate")
 READOUT_KINDS = ("rate", "membrane_mean", "membrane_last")
-POOL_KINDS = ("avg", "max")
+POOL_KINDS = ("avg", "max", "sum")
 ENCODE_KINDS = ("direct", "bernoulli")
 
 

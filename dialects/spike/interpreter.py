@@ -153,10 +153,11 @@ def _reshape(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequ
 
 
 def _pool(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    kernel, stride = _window(op)
-    if choice(op.properties, "kind", POOL_KINDS) == "max":
-        return [pooling.maximum(inputs[0], kernel, stride)]
-    return [pooling.average(inputs[0].astype(real, copy=False), kernel, stride)]
+    kind, window = choice(op.properties, "kind", POOL_KINDS), _window(op)
+    if kind == "max":
+        return [pooling.maximum(inputs[0], window)]
+    pool = pooling.average if kind == "avg" else pooling.total
+    return [pool(inputs[0].astype(real, copy=False), window)]
 
 
 def _sum(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -254,10 +255,10 @@ def _bias_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -
 
 def _pool_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     gradient, x = inputs
-    kernel, stride = _window(op)
-    if choice(op.properties, "kind", POOL_KINDS) == "max":
-        return [pooling.maximum_gradient(gradient, x, kernel, stride)]
-    return [pooling.average_gradient(gradient, x.shape, kernel, stride)]
+    kind, window = choice(op.properties, "kind", POOL_KINDS), _window(op)
+    if kind == "max":
+        return [pooling.maximum_gradient(gradient, x, window)]
+    return [(pooling.average_gradient if kind == "avg" else pooling.total_gradient)(gradient, x.shape, window)]
 
 
 def _time_sum(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -280,8 +281,8 @@ def _geometry(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
 
 
-def _window(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)
+def _window(op: Operation) -> pooling.Window:
+    return pooling.Window(*(int_values(op.properties, name, 2) for name in ("kernel", "stride", "padding")))
 
 
 def _labelled(op: Operation, inputs: Sequence[Data]) -> tuple[Data, Data, int]:

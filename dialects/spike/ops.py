@@ -226,7 +226,10 @@ class FlattenOp(InferredOp):
 
 @irdl_op_definition
 class PoolOp(InferredOp):
-    """Pool windows of ``[(T,)N,H,W,C]`` without padding; ``max`` keeps spikes binary, ``avg`` gives f32."""
+    """Pool windows of ``[(T,)N,H,W,C]``; ``max`` keeps spikes binary, ``avg`` and ``sum`` give f32.
+
+    Padding counts as zeros in averages and sums, which is what PyTorch does by default; in a maximum it takes no part.
+    """
 
     name = "spike.pool"
 
@@ -235,17 +238,25 @@ class PoolOp(InferredOp):
     kind = prop_def(StringAttr)
     kernel = prop_def(DenseArrayBase)
     stride = prop_def(DenseArrayBase)
+    padding = prop_def(DenseArrayBase)
 
     assembly_format = "$x attr-dict `:` functional-type(operands, results)"
 
     def __init__(
-        self, x: SSAValue, kind: str, kernel: Sequence[int], stride: Sequence[int], *, location: LocationAttr
+        self,
+        x: SSAValue,
+        kind: str,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] = (0, 0),
+        *,
+        location: LocationAttr,
     ) -> None:
-        super().__init__([x], pool_properties(kind, kernel, stride), location)
+        super().__init__([x], pool_properties(kind, kernel, stride, padding), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
-        """Apply the size formula of a window without padding."""
+        """Apply the size formula of a window."""
         expect_element("x", operands[0], f32, i1)
         shape = pooled_shape("x", operands[0], properties)
         element = operands[0].element_type if choice(properties, "kind", POOL_KINDS) == "max" else f32
@@ -376,16 +387,21 @@ class LossOp(InferredOp):
         return [real(())]
 
 
-def pool_properties(kind: str, kernel: Sequence[int], stride: Sequence[int]) -> dict[str, Attribute]:
+def pool_properties(
+    kind: str, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> dict[str, Attribute]:
     """Return the properties of ``spike.pool`` and ``sgrad.pool``."""
-    return {"kind": StringAttr(kind), "kernel": ints(kernel), "stride": ints(stride)}
+    return {"kind": StringAttr(kind), "kernel": ints(kernel), "stride": ints(stride), "padding": ints(padding)}
 
 
 def pooled_shape(name: str, x: Tensor, properties: Properties) -> tuple[int, ...]:
     """Return the shape after pooling ``x``; raises VerifyException when no window fits."""
     *outer, height, width, channels = expect_rank(name, x, 4, 5)
     kernel, stride = int_values(properties, "kernel", 2, 1), int_values(properties, "stride", 2, 1)
-    return (*outer, *conv_shape((height, width), kernel, stride), channels)
+    padding = int_values(properties, "padding", 2)
+    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
+        raise VerifyException(f"expected a padding of at most half the window {list(kernel)}, found {list(padding)}")
+    return (*outer, *conv_shape((height, width), kernel, stride, padding), channels)
 
 
 def check_neuron(neuron: Neuron, channels: int) -> None:

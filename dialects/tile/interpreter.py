@@ -355,22 +355,36 @@ def _grad(b: Buffers, p: Params, fresh: bool) -> None:
 def _pool(b: Buffers, p: Params, fresh: bool) -> None:
     source = _input_tile(b["src"], p, "k")
     windows = [_shifted(source, p, ky, kx) for _, ky, kx in _taps(p)]
-    if p["kind"] == "avg":
+    if p["kind"] != "max":
         total = np.zeros(windows[0].shape, np.float32)
         for window in windows:
             total = total + window.astype(np.float32)
-        mean = total / np.float32(len(windows))
-        rounded = numerics.round_to_storage(mean, str(p["dtype"])) if p["dst"] == "storage" else mean
+        result = total / np.float32(len(windows)) if p["kind"] == "avg" else total
+        rounded = numerics.round_to_storage(result, str(p["dtype"])) if p["dst"] == "storage" else result
         b["dst"][...] = rounded.reshape(b["dst"].shape)
         return
+    exists = _existing(source.shape[1], *_int(p, "y", "ylim"))[:, None] & _existing(
+        source.shape[2], *_int(p, "x", "xlim")
+    )
+    inside = np.broadcast_to(exists[None, :, :, None], source.shape)
     best, winner = windows[0].copy(), np.zeros(windows[0].shape, np.uint8)
-    for tap, window in enumerate(windows[1:], start=1):
+    started = np.zeros(best.shape, np.bool_)
+    for tap, ky, kx in _taps(p):
+        window, there = windows[tap], _shifted(inside, p, ky, kx)
         greater = window > best
         if window.dtype == np.float32:
             greater |= np.isnan(window) & ~np.isnan(best)
-        best, winner = np.where(greater, window, best), np.where(greater, np.uint8(tap), winner)
+        wins = there & (greater | ~started)
+        best, winner = np.where(wins, window, best), np.where(wins, np.uint8(tap), winner)
+        started = started | there
     b["dst"][...] = best.reshape(b["dst"].shape)
     b["idx"][...] = winner.reshape(b["idx"].shape)
+
+
+def _existing(size: int, first: int, limit: int) -> Values:
+    """Return which of ``size`` rows (or columns) from ``first`` on lie in ``0 .. limit-1`` (limit 0: all)."""
+    numbers = first + np.arange(size)
+    return (numbers >= 0) & (numbers < limit) if limit else np.ones(size, np.bool_)
 
 
 def _unpool(b: Buffers, p: Params, fresh: bool) -> None:
@@ -380,8 +394,9 @@ def _unpool(b: Buffers, p: Params, fresh: bool) -> None:
     for tap, ky, kx in _taps(p):
         for y, x, gy, gx in _sources(p, ky, kx):
             g = gradient[:, gy, gx]
-            if p["kind"] == "avg":
-                share, counts = g / np.float32(kh * kw), np.ones(g.shape, np.bool_)
+            if p["kind"] != "max":
+                share = g / np.float32(kh * kw) if p["kind"] == "avg" else g
+                counts = np.ones(g.shape, np.bool_)
             else:
                 share, counts = g, b["idx"].reshape(gradient.shape)[:, gy, gx] == tap
             if p["src"] != "f32":

@@ -401,7 +401,7 @@ FACTS: dict[str, JobFacts] = {
         ("gc", "go", "gi"),
         (*_NEURON, "detach", "gblk"),
     ),
-    "tile.pool": JobFacts("VEC", ("dst", "src", "idx"), ("src",), ("dst", "idx"), _POOL),
+    "tile.pool": JobFacts("VEC", ("dst", "src", "idx"), ("src",), ("dst", "idx"), (*_POOL, "ylim", "xlim"), ("y", "x")),
     "tile.unpool": JobFacts("VEC", ("dst", "src", "idx"), ("src", "idx"), ("dst",), (*_POOL, *_GRADIENT)),
     "tile.rng": JobFacts(
         "VEC",
@@ -645,14 +645,18 @@ class GradOp(JobOp):
 
 @irdl_op_definition
 class PoolOp(JobOp):
-    """Pooling; no role ``idx`` when ``kind`` is ``avg``."""
+    """Pooling; no role ``idx`` unless ``kind`` is ``max``.
+
+    Elements outside rows ``0 .. ylim-1`` and columns ``0 .. xlim-1`` (0: everywhere) take no part in a maximum; the
+    coordinates are the first row and column of the tile.
+    """
 
     name = "tile.pool"
 
 
 @irdl_op_definition
 class UnpoolOp(JobOp):
-    """Gradient of pooling; no role ``idx`` when ``kind`` is ``avg``."""
+    """Gradient of pooling; no role ``idx`` unless ``kind`` is ``max``."""
 
     name = "tile.unpool"
 
@@ -816,7 +820,7 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
     elif name == "tile.be_run":
         unused |= {"m"} if p["masked"] == "no" else set()
     elif name in ("tile.pool", "tile.unpool"):
-        unused |= {"idx"} if p["kind"] == "avg" else set()
+        unused |= {"idx"} if p["kind"] != "max" else set()
     elif name == "tile.map":
         unused |= {"b"} if p["kind"] == "copy" else set()
     elif name == "tile.opt":

@@ -421,24 +421,52 @@ def average_bits(
 
 
 @jit
-def maximum_bits(source: U8, shape: Shape, sh: int, sw: int, k: int, dst: U8, idx: U8, low: int, high: int) -> None:
-    """``dst`` = OR of the window, ``idx`` = its first set element (0 if none), for the positions ``low .. high-1``."""
-    in_rows, in_columns, oh, ow, kh, kw = shape
+def window_bounds(rows: I32, columns: I32, oy: int, ox: int) -> tuple[int, int, int, int]:
+    """Return first and last (exclusive) kernel row and column of a window that exist; the first place if none does."""
+    top, bottom = rows[np.uint64(2 * oy)], rows[np.uint64(2 * oy + 1)]
+    left, right = columns[np.uint64(2 * ox)], columns[np.uint64(2 * ox + 1)]
+    if top < bottom and left < right:
+        return top, bottom, left, right
+    return np.int32(0), np.int32(1), np.int32(0), np.int32(1)
+
+
+@jit
+def maximum_bits(
+    source: U8,
+    shape: Shape,
+    sh: int,
+    sw: int,
+    k: int,
+    rows: I32,
+    columns: I32,
+    dst: U8,
+    idx: U8,
+    low: int,
+    high: int,
+) -> None:
+    """``dst`` = OR of the window, ``idx`` = its first set element, for the positions ``low .. high-1``.
+
+    ``rows`` and ``columns`` bound, per window row and column, the kernel places that exist; without a set element
+    ``idx`` is the first of them.
+    """
+    in_rows, in_columns, oh, ow, _, kw = shape
     width = np.uint64(k)
     row_bytes = (width + np.uint64(7)) >> np.uint64(3)
     last = last_byte_mask(width)
     for position in range(low, high):
         oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
         start = np.uint64((image * in_rows + oy * sh) * in_columns + ox * sw)
+        top, bottom, left, right = window_bounds(rows, columns, oy, ox)
         for byte in range(row_bytes):
             used = last if byte + np.uint64(1) == row_bytes else np.uint8(255)
             seen = np.uint8(0)
             winners = np.uint64(0)
-            for ky in range(kh):
-                for kx in range(kw):
+            for ky in range(top, bottom):
+                for kx in range(left, right):
                     spikes = source[(start + np.uint64(ky * in_columns + kx)) * row_bytes + byte] & used
                     winners += spread(spikes & ~seen) * np.uint64(ky * kw + kx)
                     seen |= spikes
+            winners += spread(np.uint8(255) & ~seen) * np.uint64(top * kw + left)
             dst[np.uint64(position) * row_bytes + byte] = seen
             first = byte << np.uint64(3)
             for j in range(min(np.uint64(8), width - first)):
@@ -447,12 +475,26 @@ def maximum_bits(source: U8, shape: Shape, sh: int, sw: int, k: int, dst: U8, id
 
 @jit
 def pool_reals(
-    source: F32, shape: Shape, sh: int, sw: int, k: int, maximum: bool, dst: F32, idx: U8, low: int, high: int
+    source: F32,
+    shape: Shape,
+    sh: int,
+    sw: int,
+    k: int,
+    maximum: bool,
+    rows: I32,
+    columns: I32,
+    divisor: np.float32,
+    dst: F32,
+    idx: U8,
+    low: int,
+    high: int,
 ) -> None:
-    """Average or maximum (with the number of the winner) of float32 windows for the positions ``low .. high-1``."""
+    """Sum / ``divisor`` or maximum (with the winner's number) of float32 windows for the positions ``low .. high-1``.
+
+    ``rows`` and ``columns`` bound, per window row and column, the kernel places that take part in a maximum.
+    """
     in_rows, in_columns, oh, ow, kh, kw = shape
     width = np.uint64(k)
-    taps = np.float32(kh * kw)
     for position in range(low, high):
         oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
         start = (image * in_rows + oy * sh) * in_columns + ox * sw
@@ -460,9 +502,13 @@ def pool_reals(
         for tap in range(kh * kw):
             at = np.uint64(start + (tap // kw) * in_columns + tap % kw) * width
             if maximum:
+                top, bottom, left, right = window_bounds(rows, columns, oy, ox)
+                if not (top <= tap // kw < bottom and left <= tap % kw < right):
+                    continue
+                begins = tap == top * kw + left
                 for j in range(width):
                     value, best = source[at + j], dst[to + j]
-                    wins = (value > best) | ((value != value) & (best == best)) | (tap == 0)
+                    wins = (value > best) | ((value != value) & (best == best)) | begins
                     dst[to + j] = value if wins else best
                     idx[to + j] = np.uint8(tap) if wins else idx[to + j]
             else:
@@ -471,7 +517,7 @@ def pool_reals(
                     dst[to + j] = total + source[at + j]
         if not maximum:
             for j in range(width):
-                dst[to + j] = dst[to + j] / taps
+                dst[to + j] = dst[to + j] / divisor
 
 
 @jit
@@ -495,6 +541,7 @@ def unpool(
     shape: Shape,
     k: int,
     maximum: bool,
+    divisor: np.float32,
     dst: F32,
     low: int,
     high: int,
@@ -502,7 +549,7 @@ def unpool(
     """Sum every position's share of the window gradients for the positions ``low .. high-1``."""
     in_rows, in_columns, oh, ow, kh, kw = shape
     width = np.uint64(k)
-    taps, zero = np.float32(kh * kw), np.float32(0)
+    zero = np.float32(0)
     image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow - 1
     for position in range(low, high):
         ox += 1
@@ -530,10 +577,10 @@ def unpool(
                         dst[to + j] = dst[to + j] + (source[at + j] if idx[at + j] == tap else zero)
                 elif fresh:
                     for j in range(width):
-                        dst[to + j] = zero + source[at + j] / taps
+                        dst[to + j] = zero + source[at + j] / divisor
                 else:
                     for j in range(width):
-                        dst[to + j] = dst[to + j] + source[at + j] / taps
+                        dst[to + j] = dst[to + j] + source[at + j] / divisor
                 fresh = False
         if fresh:
             for j in range(width):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -124,8 +125,9 @@ def torch_run(model, train, x, label):
             value = F.linear(value, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
         elif isinstance(op, spike.PoolOp):
             pool = F.max_pool2d if op.kind.data == "max" else F.avg_pool2d
-            kernel, stride = op.kernel.get_values(), op.stride.get_values()
-            value = over_time(lambda v, f=pool, k=kernel, s=stride: f(v, k, s), value)
+            window = op.kernel.get_values(), op.stride.get_values(), op.padding.get_values()
+            scale = math.prod(window[0]) if op.kind.data == "sum" else 1
+            value = over_time(lambda v, f=pool, w=window, s=scale: f(v, *w) * s, value)
         elif isinstance(op, spike.FlattenOp):
             value = value.flatten(2)
         elif isinstance(op, spike.LifOp):
@@ -183,7 +185,7 @@ def random_model(rng):
         f"neuron: lif({lif})",
         f"conv c1: 4 channels, kernel {pick('3 x 3', '2 x 3')}, {window}",
     ]
-    pool = f"pool: {pick('max', 'avg')} 2 x 2, stride {pick(1, 2)}"
+    pool = f"pool: {pick('max', 'avg', 'sum')} {pick('2 x 2', '3 x 2')}, stride {pick(1, 2)}, padding {pick(0, 1)}"
     lines += pick([pool, "lif a"], ["lif a", pool], ["lif a"])
     lines += pick([], *BRANCHES)
     if rng.random() < 0.5:

@@ -292,7 +292,8 @@ def _pooling(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Si
     if rng.random() > 0.35 or min(x.shape[-3:-1]) < 3:
         return x
     stride = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
-    return builder.pool(x, str(rng.choice(["avg", "max"])), (2, 2), stride, HERE)
+    window, padding = (2, 2), (int(rng.integers(0, 2)), int(rng.integers(0, 2)))
+    return builder.pool(x, str(rng.choice(["avg", "max", "sum"])), window, stride, HERE, padding=padding)
 
 
 def certain_data(model: Model, recipe: Recipe, rng: np.random.Generator) -> Data:
@@ -371,11 +372,12 @@ def _distance(op: spike.LifOp | spike.PoolOp, value: npt.NDArray[np.float64]) ->
         return float(min(away.min(), edges.min()))
     if value.dtype == np.bool_:
         return np.inf
-    kernel, stride = int_values(op.properties, "kernel", 2), int_values(op.properties, "stride", 2)
+    kernel, stride, (ph, pw) = (int_values(op.properties, name, 2) for name in ("kernel", "stride", "padding"))
+    value = np.pad(value, ((0, 0),) * (value.ndim - 3) + ((ph, ph), (pw, pw), (0, 0)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(value, kernel, axis=(-3, -2))
     windows = windows[..., :: stride[0], :: stride[1], :, :, :]
     ranked = np.sort(windows.reshape(*windows.shape[:-2], -1), axis=-1)
-    return float((ranked[..., -1] - ranked[..., -2]).min())
+    return float(np.where(np.isinf(ranked[..., -2]), np.inf, ranked[..., -1] - ranked[..., -2]).min())
 
 
 def training_graph(model: Model, recipe: Recipe) -> builtin.ModuleOp:

@@ -42,6 +42,7 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
         return settings | {"momentum": pick(0, 1) * 0.9, "rate1": 0.1, "rate2": 0.001}
     tile = {"imgs": pick(1, 3), "oh": pick(1, 4), "ow": pick(1, 4), "kh": pick(1, 3), "kw": pick(1, 3)}
     tile |= {"sh": pick(1, 3), "sw": pick(1, 3), "gh": pick(1, 4), "gw": pick(1, 4), "py": pick(0, 3), "px": pick(0, 3)}
+    tile |= {"ylim": pick(0, 5), "xlim": pick(0, 5)} if kind == "pool" else {}
     return common | tile | ({"c": pick(1, 9), "fan": pick(1, 5)} if kind == "conv" else {})
 
 
@@ -62,8 +63,9 @@ CASES += [
     ("v.pool", {"kind": "avg", "src": "bits", "dst": "storage"}),
     ("v.pool", {"kind": "avg", "src": "f32", "dst": "f32"}),
 ]
+CASES += [("v.pool", {"kind": "sum", "src": a, "dst": b}) for a, b in (("bits", "storage"), ("f32", "f32"))]
 CASES += [("v.pool", {"kind": "max", "src": form, "dst": form}) for form in ("bits", "f32")]
-CASES += [("v.unpool", {"kind": k, "src": form, "dst": form}) for form in ("slots", "f32") for k in ("avg", "max")]
+CASES += [("v.unpool", {"kind": k, "src": f, "dst": f}) for f in ("slots", "f32") for k in ("avg", "max", "sum")]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a in ("f32", "bits", "storage") for d in ("f32", "storage")]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a, d in (("f32", "slots"), ("slots", "f32"))]
 CASES += [("v.map", {"kind": "add", "a": "f32", "b": b, "dst": "f32"}) for b in ("bits", "storage", "slots", "row")]

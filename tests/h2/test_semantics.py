@@ -440,6 +440,7 @@ def test_v_pool_avg(src: str, dst: str, dtype: str) -> None:
     bench.put("dst", b"")
     bench.put("src", pack_bits(tile) if src == "bits" else tile.tobytes())
     bench.put("idx", b"\x55" * 60)
+    bench.coordinates |= {"y": 7, "x": 7}
     bench.run("v.pool", POOL | {"kind": "avg", "src": src, "dst": dst, "dtype": dtype}, "p")
     total = seen(tile.astype(np.float32)).sum(axis=3, dtype=np.float64).astype(np.float32)
     assert (bench.get("dst", total.shape, STORAGE[dtype]) == (total / np.float32(6)).astype(STORAGE[dtype])).all()
@@ -457,6 +458,7 @@ def test_v_pool_max_keeps_the_first_winner(src: str) -> None:
     bench.put("dst", b"")
     bench.put("src", pack_bits(tile) if src == "bits" else tile.tobytes())
     bench.put("idx", b"")
+    bench.coordinates |= {"y": 0, "x": 0}
     bench.run("v.pool", POOL | {"kind": "max", "src": src, "dst": src}, "p")
     elements = np.moveaxis(seen(tile.astype(np.float32)), 3, -1)
     winner = np.argmax(elements, axis=-1)  # NumPy: the first NaN, else the first largest
@@ -472,6 +474,7 @@ def test_v_pool_refuses_other_formats() -> None:
     bench = Bench()
     for name in ("dst", "src", "idx"):
         bench.put(name, b"")
+    bench.coordinates |= {"y": 0, "x": 0}
     with pytest.raises(H2LearnError, match="max from bits to storage"):
         bench.run("v.pool", POOL | {"kind": "max", "src": "bits", "dst": "storage"}, "p")
 

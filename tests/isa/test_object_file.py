@@ -32,7 +32,7 @@ cfg x0.run, 8
 .loc "net.snn:1:1", "t"
 ld dst=a1, src=a2, y=a0, x=a0, desc=x0
 loop 3
-  v.pool dst=a1, src=a2, idx=a0, desc=p1
+  v.pool dst=a1, src=a2, idx=a0, y=a0, x=a0, desc=p1
 endl
 .endloc
 halt

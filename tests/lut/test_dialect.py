@@ -61,6 +61,7 @@ def one_of_each():
     li = add(LiOp(conv.current, bias, lut.Neuron((1e-5,), drive="synapse", gain=(2.0,), beta=(0.5, 0.25)), 4, "f16"))
     maxima = add(lut.PoolOp(lif.s, "max", lut.ConvGeometry((3, 6)), "f16"))
     add(lut.PoolOp(lif.s, "avg", HALF, "f16"))
+    add(lut.PoolOp(lif.s, "sum", WINDOW, "f16"))
     add(lut.PoolOp(conv.current, "max", HALF, "f16"))
     add(RngOp(given(tensor((2, 6, 6, 8))), scalars, 1, 4))
     logits = add(lut.ReadoutOp(maxima.y, "rate")).logits
@@ -161,11 +162,14 @@ def test_attributes_that_are_refused(make, message):
             "expected 1 or 2 values of alpha, found 3",
         ),
         (lambda: lut.PoolOp(value(GRADS), "avg", HALF, "f32"), "expected spikes or an fp32 tensor to pool"),
-        (lambda: lut.PoolOp(value(SPIKES), "sum", HALF, "f32"), "expected a pooling of avg, max, found 'sum'"),
-        (lambda: lut.PoolOp(value(SPIKES), "avg", WINDOW, "f32"), "pooling cannot be padded"),
+        (lambda: lut.PoolOp(value(SPIKES), "min", HALF, "f32"), "expected a pooling of avg, max, sum, found 'min'"),
+        (
+            lambda: lut.PoolOp(value(SPIKES), "avg", lut.ConvGeometry((3, 3), (1, 1), (2, 1)), "f32"),
+            "expected a padding of at most half the window",
+        ),
         (
             lambda: UnpoolOp(value(CURRENT), None, "max", HALF, (4, 2, 6, 12, 2)),
-            "expected winners for max pooling and none for avg pooling",
+            "expected winners for max pooling, and only there",
         ),
         (lambda: lut.ReadoutOp(value(SPIKES), "membrane_mean"), "expected lut.store for the readout membrane_mean"),
         (

@@ -79,7 +79,8 @@ def _random_pool(builder, x, rng, probability):
     if rng.random() >= probability or min(x.shape[-3:-1]) < 3:
         return x
     stride = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
-    return builder.pool(x, str(rng.choice(["avg", "max"])), (2, 2), stride, HERE)
+    kind, padding = str(rng.choice(["avg", "max", "sum"])), (int(rng.integers(0, 2)), int(rng.integers(0, 2)))
+    return builder.pool(x, kind, (2, 2), stride, HERE, padding=padding)
 
 
 def hoisted(module):

@@ -267,8 +267,8 @@ def test_unpool_adds_overlapping_windows_in_order(rng):
                 average[0, y, x, c] = F32(average[0, y, x, c] + F32(g[0, oy, ox, c] / F32(4)))
                 if winners[0, oy, ox, c] == ky * 2 + kx:
                     routed[0, y, x, c] = F32(routed[0, y, x, c] + g[0, oy, ox, c])
-    np.testing.assert_array_equal(vector.unpool(g, None, geometry, shape), average)
-    np.testing.assert_array_equal(vector.unpool(g, winners, geometry, shape), routed)
+    np.testing.assert_array_equal(vector.unpool(g, None, "avg", geometry, shape), average)
+    np.testing.assert_array_equal(vector.unpool(g, winners, "max", geometry, shape), routed)
 
 
 def run_scalars(**words):

@@ -101,7 +101,7 @@ def test_pools_scales_and_flattening() -> None:
         ("input", nir.Input(np.array([1, 2, 4, 8]))),
         ("c", conv),
         ("n", cell),
-        ("p", nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))),
+        ("p", nir.SumPool2d(np.array([2, 3]), np.array([2, 2]), np.array([0, 1]))),
         ("s", nir.Scale(np.broadcast_to(scale, (3, 2, 2)).copy())),
         ("f", nir.Flatten(np.array([3, 2, 2]), 0, -1)),
         ("d", dense),
@@ -115,7 +115,9 @@ def test_pools_scales_and_flattening() -> None:
     )
     spikes, u = graphs.euler(cell, currents.numpy().reshape(T, N, 3, 4, 4), 1e-4)
     assert np.abs(u - 1).min() > 1e-5 and 0 < spikes.mean() < 1
-    sums = spikes.reshape(T, N, 3, 2, 2, 2, 2).sum((4, 6)) * scale
+    padded = np.pad(spikes.reshape(T, N, 3, 4, 4), ((0, 0),) * 4 + ((1, 1),))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 3), (3, 4))[:, :, :, ::2, ::2]
+    sums = windows.sum((5, 6)) * scale
     drive, v, expected = sums.reshape(T, N, 12) @ dense.weight.T.astype(np.float64) + dense.bias, 0.0, []
     for current in drive:
         v = 0.9 * v + 0.1 * 5.0 * current

@@ -98,7 +98,9 @@ class ConvNet(nn.Module):
         super().__init__()
         torch.manual_seed(2)
         self.conv = nn.Conv2d(2, 4, 3, stride=stride, padding=1)
-        self.pool = nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2)
+        pools = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2)}
+        pools |= {"padded max": nn.MaxPool2d(3, 2, 1), "padded avg": nn.AvgPool2d(3, 2, 1)}
+        self.pool = pools[pool]
         nn.init.normal_(self.conv.weight, 0.1, 0.6)
         self.cell, self.flat = Cell(leak="divide", decay=0.75), nn.Flatten()
         self.fc = nn.Linear(4 * (6 // stride // 2) ** 2, 3)
@@ -315,7 +317,7 @@ def test_without_bias(tmp_path):
     assert list(model.parameters) == ["f1.weight", "f2.weight"]
 
 
-@pytest.mark.parametrize("pool", ["avg", "max"])
+@pytest.mark.parametrize("pool", ["avg", "max", "padded avg", "padded max"])
 def test_convolutions(tmp_path, pool):
     check(ConvNet(pool), spikes_over_time(shape=(3, 2, 2, 6, 6)) * 2, tmp_path / "net.onnx")
 

@@ -76,7 +76,10 @@ class Builder:
             ("avg", "f32", "f32"),
             ("max", "bits", "bits"),
             ("max", "f32", "f32"),
-        ][self.pick(0, 1, 2, 3)]
+            ("sum", "bits", "storage"),
+            ("sum", "f32", "f32"),
+        ][self.pick(*range(6))]
+        self.desc |= {"ylim": self.pick(0, 1, 3, 5), "xlim": self.pick(0, 1, 4)}
         self.enum("kind", kind), self.enum("src", src), self.enum("dst", dst)
 
     def draw_v_unpool(self) -> None:
@@ -150,7 +153,7 @@ class Builder:
         for index, name in enumerate(names):
             memory = memories[order[index % len(memories)]]
             address = BASE + (self.pick(1, 2, 4, 9) if scattered else 0) + (DRAM_BASE if memory == "DRAM" else 0)
-            if name in ("y", "pos", "neu", "tick") or (name == "x" and self.row.mnemonic in ("ld", "st")):
+            if name in ("y", "pos", "neu", "tick") or (name == "x" and self.row.mnemonic in ("ld", "st", "v.pool")):
                 address = self.pick(-2, -1, 0, 1) if name in ("y", "x") else self.pick(0, 2, 1000)
             operands[name] = Operand(memory, address)
         fields = {"mode": self.pick(0, 1, 2, 3), "masked": self.pick(0, 1), "shape": 0}

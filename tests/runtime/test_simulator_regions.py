@@ -13,7 +13,7 @@ START = BYTES // 2
 COORDINATES = ("y", "x", "pos", "neu", "tick")
 COMPUTING = sorted(row.mnemonic for row in isa.INSTRUCTIONS if row.reads or row.writes)
 KINDS = {"v.reduce": range(5), "v.loss": (5, 6), "v.map": (7, 8)}
-POOLS = ((0, 0, 2), (0, 1, 1), (1, 0, 0), (1, 1, 1))  # kind, source, result: what v.pool can do
+POOLS = ((0, 0, 2), (0, 1, 1), (1, 0, 0), (1, 1, 1), (2, 0, 2), (2, 1, 1))  # kind, source, result: what v.pool can do
 
 
 def descriptor(mnemonic, rng):
@@ -32,7 +32,7 @@ def descriptor(mnemonic, rng):
     if mnemonic in KINDS:
         desc["kind"] = int(rng.choice(KINDS[mnemonic]))
     if mnemonic == "v.pool":
-        desc["kind"], desc["src"], desc["dst"] = POOLS[int(rng.integers(4))]
+        desc["kind"], desc["src"], desc["dst"] = POOLS[int(rng.integers(len(POOLS)))]
     if mnemonic == "v.unpool":
         desc["src"], desc["dst"] = ((1, 1), (2, 3))[int(rng.integers(2))]
     if kind == "xfer":

@@ -83,22 +83,36 @@ def test_conv_by_loops_and_its_adjoints(stride, padding):
 
 def test_max_pool_winners_are_the_first_largest():
     x = np.array([[1.0, 2.0, 2.0], [2.0, 0.0, np.nan], [0.0, 0.0, 5.0]]).reshape(1, 3, 3, 1)
-    assert pooling.winners(x, (2, 2), (1, 1))[0, :, :, 0].tolist() == [[1, 3], [0, 1]]
-    assert np.isnan(pooling.maximum(x, (2, 2), (1, 1))[0, 1, 1, 0])
+    assert pooling.winners(x, pooling.Window((2, 2), (1, 1)))[0, :, :, 0].tolist() == [[1, 3], [0, 1]]
+    assert np.isnan(pooling.maximum(x, pooling.Window((2, 2), (1, 1)))[0, 1, 1, 0])
     spikes = np.zeros((1, 2, 2, 1), np.bool_)
     g = np.full((1, 1, 1, 1), 3.0)
-    assert pooling.maximum_gradient(g, spikes, (2, 2), (2, 2)).ravel().tolist() == [3, 0, 0, 0]
+    assert pooling.maximum_gradient(g, spikes, pooling.Window((2, 2), (2, 2))).ravel().tolist() == [3, 0, 0, 0]
     spikes[0, 1] = True
-    assert pooling.maximum(spikes, (2, 2), (2, 2)).dtype == np.bool_
-    assert pooling.maximum_gradient(g, spikes, (2, 2), (2, 2)).ravel().tolist() == [0, 0, 3, 0]
+    assert pooling.maximum(spikes, pooling.Window((2, 2), (2, 2))).dtype == np.bool_
+    assert pooling.maximum_gradient(g, spikes, pooling.Window((2, 2), (2, 2))).ravel().tolist() == [0, 0, 3, 0]
+
+
+def test_padding_is_zero_in_sums_and_not_there_in_a_maximum():
+    x = -np.arange(1.0, 5.0).reshape(1, 2, 2, 1)
+    window = pooling.Window((2, 2), (2, 2), (1, 1))
+    assert pooling.maximum(x, window).ravel().tolist() == [-1, -2, -3, -4]
+    assert pooling.winners(x, window).ravel().tolist() == [3, 2, 1, 0]
+    assert pooling.total(x, window).ravel().tolist() == [-1, -2, -3, -4]
+    assert pooling.average(x, window).ravel().tolist() == [-0.25, -0.5, -0.75, -1]
+    assert (
+        pooling.maximum_gradient(x, x, window).tolist()
+        == x.tolist()
+        == pooling.total_gradient(x, x.shape, window).tolist()
+    )
 
 
 def test_overlapping_windows_add_their_gradients():
     x = np.arange(9.0).reshape(1, 3, 3, 1)
     g = np.array([[1.0, 2.0], [4.0, 8.0]]).reshape(1, 2, 2, 1)
-    average = pooling.average_gradient(g, x.shape, (2, 2), (1, 1))[0, :, :, 0] * 4
+    average = pooling.average_gradient(g, x.shape, pooling.Window((2, 2), (1, 1)))[0, :, :, 0] * 4
     assert average.tolist() == [[1, 3, 2], [5, 15, 10], [4, 12, 8]]
-    assert pooling.average(x, (2, 2), (1, 1)).ravel().tolist() == [2, 3, 5, 6]
+    assert pooling.average(x, pooling.Window((2, 2), (1, 1))).ravel().tolist() == [2, 3, 5, 6]
 
 
 def test_bernoulli_is_keyed_by_sample_neuron_and_step():

@@ -310,24 +310,33 @@ def pool_params(imgs: int, oh: int, ow: int, k: int, kind: str, src: str, dst: s
 def test_pooling() -> None:
     rng = np.random.default_rng(7)
     x, s = rng.integers(-3, 4, (2, 6, 5, 3)).astype(np.float32), rng.random((2, 6, 5, 3)) < 0.3
-    p = pool_params(2, 3, 3, 3, "max", "f32", "f32")
+    p = {**pool_params(2, 3, 3, 3, "max", "f32", "f32"), "ylim": 0, "xlim": 0}
     for source, held, form in ((x, real(x), "f32"), (s, bits(s), "bits")):
         seen = windows(source, p)
         job = {"dst": Held(form, (2, 3, 3, 3)), "src": held}
-        out = run(tile.PoolOp, {**job, "idx": Held("u8", (2, 3, 3, 3))}, {**p, "src": form, "dst": form})
+        best = {**job, "idx": Held("u8", (2, 3, 3, 3))}
+        out = run(tile.PoolOp, best, {**p, "src": form, "dst": form}, coords=[5, 9])
         assert np.array_equal(out["dst"], seen.max(axis=3)) and np.array_equal(out["idx"], seen.argmax(axis=3))
-        mean = run(tile.PoolOp, {**job, "dst": Held("f32", (2, 3, 3, 3))}, {**p, "kind": "avg", "src": form})["dst"]
-        assert np.allclose(mean, seen.mean(axis=3), rtol=1e-6)
+        for kind, expected in (("avg", seen.mean(axis=3)), ("sum", seen.sum(axis=3))):
+            target = {**job, "dst": Held("f32", (2, 3, 3, 3))}
+            found = run(tile.PoolOp, target, {**p, "kind": kind, "src": form}, coords=[0, 0])["dst"]
+            assert np.allclose(found, expected, rtol=1e-6)
+        below = run(tile.PoolOp, best, {**p, "src": form, "dst": form, "ylim": 4, "xlim": 6}, coords=[-1, 2])
+        masked = np.full(source.shape, -np.inf)
+        masked[:, 1:5, :4] = source[:, 1:5, :4]
+        assert np.array_equal(below["idx"], windows(masked, p).argmax(axis=3))
+        assert np.array_equal(below["dst"], windows(masked, p).max(axis=3))
 
 
-@pytest.mark.parametrize("kind", ["avg", "max"])
+@pytest.mark.parametrize("kind", ["avg", "max", "sum"])
 @pytest.mark.parametrize("form", ["f32", "slots"])
 def test_gradient_of_pooling(kind: str, form: str) -> None:
     rng = np.random.default_rng(8)
     g, winners = 6 * dyadic(rng, 2, 3, 3, 3), rng.integers(0, 6, (2, 3, 3, 3)).astype(np.uint8)
     expected = np.zeros((2, 6, 5, 3))
     for y, x, ky, kx in np.ndindex(3, 3, 2, 3):
-        share = g[:, y, x] / 6 if kind == "avg" else g[:, y, x] * (winners[:, y, x] == ky * 3 + kx)
+        winning = winners[:, y, x] == ky * 3 + kx
+        share = g[:, y, x] * {"avg": 1 / 6, "max": winning, "sum": 1}[kind]
         expected[:, 2 * y + ky, x + kx] += share
     held = real(g) if form == "f32" else slots(g)
     job = {"dst": Held(held.form, expected.shape, gblk=held.gblk), "src": held}

@@ -93,7 +93,8 @@ def _linear(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
 
 def _pool(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Pool)
-    return builder.pool(x, layer.kind, layer.kernel, layer.stride, layer.location)
+    kernel = layer.kernel or builder.whole_map(x, layer.location)
+    return builder.pool(x, layer.kind, kernel, layer.stride or kernel, layer.location, padding=layer.padding)
 
 
 def _flatten(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:

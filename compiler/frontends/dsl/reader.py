@@ -334,10 +334,14 @@ class _Reader:
 
     def pool(self, node: Node, default: Neuron) -> Pool:
         *name, kind = _tokens(node)
-        kernel, *stride = _children(node)
-        size = self.size(kernel, "pool size")
-        step = self.size(stride[0], "stride") if stride else size
-        return Pool(self.at(node), _name(name), str(kind), size, step)
+        window, *rest = _children(node)
+        options = self.options(rest)
+        if window.data == "whole" and rest:
+            self.fail(rest[0], "expected nothing behind `whole map`, found an option")
+        size = None if window.data == "whole" else self.size(window, "pool size")
+        stride = self.size(_children(options["stride"])[0], "stride") if "stride" in options else None
+        padding = self.size(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0, 0)
+        return Pool(self.at(node), _name(name), str(kind), size, stride, padding)
 
     def flatten(self, node: Node, default: Neuron) -> Flatten:
         return Flatten(self.at(node), _name(_tokens(node)))

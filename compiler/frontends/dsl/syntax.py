@@ -72,12 +72,13 @@ class Add(LayerStatement):
 
 @dataclass(frozen=True)
 class Pool(LayerStatement):
-    """``max`` or ``avg`` pooling."""
+    """``max``, ``avg`` or ``sum`` pooling; without ``kernel`` of the whole map."""
 
     name: str
     kind: str
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
+    kernel: tuple[int, int] | None
+    stride: tuple[int, int] | None = None
+    padding: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

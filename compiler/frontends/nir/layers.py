@@ -48,6 +48,7 @@ class Pool:
     record: Record
     kernel: Pair
     stride: Pair
+    padding: Pair
     area: int
 
 
@@ -156,10 +157,11 @@ def _linear(record: Record) -> Linear:
 
 def _pool(record: Record) -> Pool:
     kernel = record.pair("kernel_size", 1)
-    if record.pair("padding", 0) != (0, 0):
-        raise record.error("padding of pooling is not supported yet", "padding")
+    padding = record.pair("padding", 0)
+    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
+        raise record.error(f"expected at most half the window {list(kernel)}, found {list(padding)}", "padding")
     area = kernel[0] * kernel[1] if record.kind == "SumPool2d" else 1
-    return Pool(record, kernel, record.pair("stride", 1), area)
+    return Pool(record, kernel, record.pair("stride", 1), padding, area)
 
 
 def _flatten(record: Record) -> Flatten:

@@ -96,7 +96,7 @@ def _add(builder: NetworkBuilder, x: Signal, step: Step) -> Signal:
         case Linear():
             return builder.linear(x, name, step.weight.shape[0], location, bias=step.bias is not None)
         case Pool():
-            return builder.pool(x, "avg", step.kernel, step.stride, location)
+            return builder.pool(x, "avg", step.kernel, step.stride, location, padding=step.padding)
         case Flatten():
             return builder.flatten(x, location)
         case Neurons():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,9 @@ def conv(shape: Shape, stride: tuple[int, int], padding: tuple[int, int]) -> dic
     }
 
 
-def pool(kernel: tuple[int, int], stride: tuple[int, int]) -> dict[str, object]:
+def pool(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> dict[str, object]:
     """Return the arguments of ``AvgPool2d`` and ``SumPool2d``."""
-    return {"kernel_size": np.array(kernel), "stride": np.array(stride), "padding": np.array((0, 0))}
+    return {"kernel_size": np.array(kernel), "stride": np.array(stride), "padding": np.array(padding)}
 
 
 def flatten(shape: Shape) -> dict[str, object]:
@@ -86,7 +86,7 @@ def _fields(layer: Layer, shape: Shape) -> dict[str, object]:
         case Linear():
             return {}
         case Pool():
-            return pool(layer.kernel, layer.stride)
+            return pool(layer.kernel, layer.stride, layer.padding)
         case Flatten():
             return flatten(shape)
         case Scale():

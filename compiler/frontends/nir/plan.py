@@ -214,15 +214,12 @@ class _Walk:
 
     def _pool(self, layer: Pool) -> None:
         self._expect_maps(layer.record)
-        if any(k > size for k, size in zip(layer.kernel, self.shape[1:], strict=True)):
-            raise layer.record.error(
-                f"expected at most {list(self.shape[1:])}, found {list(layer.kernel)}", "kernel_size"
-            )
+        sizes = [size + 2 * pad for size, pad in zip(self.shape[1:], layer.padding, strict=True)]
+        if any(k > size for k, size in zip(layer.kernel, sizes, strict=True)):
+            raise layer.record.error(f"expected at most {sizes}, found {list(layer.kernel)}", "kernel_size")
         factor = self._channels() * layer.area
         self.factor = factor.reshape(-1, 1, 1) if factor.ndim else factor
-        rows, columns = (
-            (size - k) // s + 1 for size, k, s in zip(self.shape[1:], layer.kernel, layer.stride, strict=True)
-        )
+        rows, columns = ((size - k) // s + 1 for size, k, s in zip(sizes, layer.kernel, layer.stride, strict=True))
         signal = "averages" if self.signal == "spikes" else "currents"
         self._step(layer, (self.shape[0], rows, columns), signal)
 

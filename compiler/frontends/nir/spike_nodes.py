@@ -119,10 +119,11 @@ class _Exporter:
         self._add(weight.removesuffix(".weight"), kind, fields, feedback=feedback)
 
     def _pool(self, op: spike.PoolOp) -> None:
-        if op.kind.data != "avg":
+        kinds = {"avg": "AvgPool2d", "sum": "SumPool2d"}
+        if op.kind.data not in kinds:
             raise self._refusal(op, f"NIR has no {op.kind.data} pooling")
-        kernel, stride = (int_values(op.properties, name, 2) for name in ("kernel", "stride"))
-        self._add("pool", "AvgPool2d", pool((kernel[0], kernel[1]), (stride[0], stride[1])))
+        window = [int_values(op.properties, name, 2) for name in ("kernel", "stride", "padding")]
+        self._add("pool", kinds[op.kind.data], pool(*window))
 
     def _lif(self, op: spike.LifOp) -> None:
         neuron, attribute = neuron_of(op), op.attributes.get(POTENTIAL_SCALE_ATTRIBUTE)

@@ -216,8 +216,9 @@ def _check_window(node: StepNode, rank: int) -> tuple[tuple[int, int], tuple[int
 
 
 def _prepare_pool(plan: Plan, layer: Layer) -> None:
-    if any(_check_window(layer.node, 2)[2]):
-        raise RefusalError("padded pooling is not supported yet")
+    kernel, _, padding = _check_window(layer.node, 2)
+    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
+        raise RefusalError("a padding of more than half the window is not supported")
 
 
 def _prepare_neuron(plan: Plan, layer: Layer) -> None:
@@ -301,8 +302,9 @@ def _emit_linear(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequ
 
 
 def _emit_pool(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
-    kernel, stride, _ = _check_window(layer.node, 2)
-    return builder.pool(inputs[0], layer.kind.removesuffix("pool"), kernel, stride, plan.location(layer))
+    kernel, stride, padding = _check_window(layer.node, 2)
+    kind = layer.kind.removesuffix("pool")
+    return builder.pool(inputs[0], kind, kernel, stride, plan.location(layer), padding=padding)
 
 
 def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:

@@ -127,6 +127,8 @@ def _pool(op: str) -> Handler:
 
         def apply(step: StepNode) -> StepNode:
             window = _window(node, kernel, step.shape[2:])
+            if op == "avgpool" and any(window.pads) and not node.integer("count_include_pad", 0):
+                raise RefusalError("an average that leaves its padding out is not supported yet")
             key = (window.kernel, window.stride, window.pads, window.dilation)
             return executor.steps.node(
                 op, [step], (*step.shape[:2], *window.result), source_text(node), key=key, scope=node.scope
