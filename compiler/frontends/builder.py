@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from xdsl.dialects import builtin, func
-from xdsl.ir import Attribute, Block, BlockArgument, Region, SSAValue
+from xdsl.ir import Attribute, Block, BlockArgument, Operation, Region, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.reference.neuron import Neuron
@@ -22,6 +22,7 @@ from h2learn.compiler.model import Network, TensorSpec
 from h2learn.dialects.common import PRECISION_ATTRIBUTE, IoEntry, file_location, set_io
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import SCALARS, InferredOp, real, spikes, tensor_type
+from h2learn.dialects.spike.scan import scans, without_unused_values
 
 MAX_ELEMENTS = 1 << 40
 MAX_PARAMETERS = 1 << 28
@@ -230,6 +231,10 @@ class NetworkBuilder:
     def potentials(self, spikes: Signal) -> Signal:
         """Return the membrane potentials of neurons, before the reset, from the spikes that :meth:`lif` returned."""
         op = spikes.value.owner
+        if isinstance(op, spike.ScanOp):
+            inner = op.yielded[op.outputs.index(spikes.value)].owner
+            assert isinstance(inner, spike.LifOp)
+            return replace(spikes, value=op.outputs[op.yielded.index(inner.u)])
         assert isinstance(op, spike.LifOp)
         return replace(spikes, value=op.u)
 
@@ -280,7 +285,9 @@ class NetworkBuilder:
             result = neurons(self._add(spike.AddOp(current, fed.value, location=mark), location))
         finally:
             self._block = outer
-        body.add_op(spike.YieldOp([result.value], location=mark))
+        owner = result.value.owner
+        others = owner.results if isinstance(owner, Operation) else ()
+        body.add_op(spike.YieldOp(list(dict.fromkeys((result.value, *others))), location=mark))
         scan = spike.ScanOp([x.value], body, location=mark)
         outer.add_op(scan)
         scan.outputs[0].name_hint = result.value.name_hint
@@ -333,6 +340,8 @@ class NetworkBuilder:
         end = func.ReturnOp(*self._results)
         end.location = mark
         self._block.add_op(end)
+        for scan in scans(self._block):
+            without_unused_values(scan)
         types = [a.type for a in self._block.args], [r.type for r in self._results]
         main = func.FuncOp("main", types, Region(self._block))
         main.location = mark

@@ -389,8 +389,8 @@ class Odd(Net):
             v1 = v1 + 0.3
         for t in range(x.shape[0]):
             h = self.f1(x[0 if self.what == "wrong step" and t == 2 else t])
-            if self.what == "recurrent":
-                h = h + self.f3(s)
+            if self.what == "recurrent potentials":
+                h = h + self.f3(v1)
             if self.what == "other weights" and t == 1:
                 h = x[t] @ self.f3.weight[:6]
             if self.what == "two thresholds":
@@ -412,7 +412,7 @@ class Odd(Net):
     [
         ("initial state", "starts away"),
         ("wrong step", "does not use its own step|different numbers of currents"),
-        ("recurrent", "recurrent synapse"),
+        ("recurrent potentials", "something else than its spikes"),
         ("other weights", "has other weights|has another operation|an operation"),
         ("two thresholds", "second threshold|compares"),
         ("other threshold", "starts away|differs|constant drive"),

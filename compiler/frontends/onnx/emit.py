@@ -74,7 +74,7 @@ class Plan:
         """Return the network for ``batch`` samples; raises H2LearnError."""
         builder = NetworkBuilder(batch)
         signals: dict[Layer, Signal] = {}
-        neurons: dict[tuple[Layer, SpikeNeuron], Signal] = {}
+        neurons: dict[tuple[Layer, SpikeNeuron, Layer | None], Signal] = {}
         for layer in self.layers:
             inputs = [signals[i] for i in layer.inputs]
             if layer.kind == "neuron":
@@ -89,16 +89,38 @@ class Plan:
         return builder.finish(self.name, Location(self.file))
 
     def _neuron(
-        self, builder: NetworkBuilder, layer: Layer, x: Signal, known: dict[tuple[Layer, SpikeNeuron], Signal]
+        self,
+        builder: NetworkBuilder,
+        layer: Layer,
+        x: Signal,
+        known: dict[tuple[Layer, SpikeNeuron, Layer | None], Signal],
     ) -> Signal:
         """Return spikes or potentials of a neuron; both of the same neuron come from one operation."""
         form = self.neurons[layer]
-        key = (layer.inputs[0], form)
+        key = (layer.inputs[0], form, layer.feedback)
         if key not in known:
-            known[key] = add_neuron(builder, x, form, self.location(layer), f"neuron{len(known) + 1}")
+            known[key] = self._cell(builder, layer, x, form, f"neuron{len(known) + 1}")
         assert layer.neuron is not None
         wants_potentials = form.fires and layer.neuron.output == "potentials"
         return builder.potentials(known[key]) if wants_potentials else known[key]
+
+    def _cell(self, builder: NetworkBuilder, layer: Layer, x: Signal, form: SpikeNeuron, name: str) -> Signal:
+        def neurons(current: Signal) -> Signal:
+            return add_neuron(builder, current, form, self.location(layer), name)
+
+        if layer.feedback is None:
+            return neurons(x)
+        names, synapse = self.names[layer.feedback], layer.feedback.node.synapse
+        assert synapse is not None
+        return builder.recurrent(
+            x,
+            names.base,
+            neurons,
+            self.location(layer.feedback),
+            bias=synapse.bias is not None,
+            names=(names.weight, names.bias),
+            inputs_first=synapse.inputs_first,
+        )
 
     def location(self, layer: Layer) -> Location:
         """Return where a layer stands in the file: the name of its node in the first time step it occurs in."""
@@ -224,6 +246,8 @@ def _prepare_pool(plan: Plan, layer: Layer) -> None:
 def _prepare_neuron(plan: Plan, layer: Layer) -> None:
     found = layer.neuron
     assert found is not None
+    if layer.feedback is not None and layer.feedback not in plan.names:
+        _prepare_synapse(plan, layer.feedback)
     try:
         form = spike_neuron(found.neuron)
     except H2LearnError as error:

@@ -34,23 +34,44 @@ class Decision:
     sign: int
 
 
+@dataclass(frozen=True)
+class Feedback:
+    """What a layer makes of the spikes of the step before: a node per step, and the layer's bias.
+
+    In the first step there is no spike yet; exporters leave the node out there (None), and keep the bias.
+    """
+
+    nodes: tuple[StepNode | None, ...]
+    bias: npt.NDArray[np.float64]
+
+
 @dataclass
 class Closure:
-    """The pointwise computation that gives ``outputs``, one per step, from ``leaves``."""
+    """The pointwise computation that gives ``outputs``, one per step, from ``leaves``.
+
+    With ``feedback`` the current of a step is the sum of its leaf (or of the one leaf of all steps) and of what is fed
+    back; what is fed back must be the spikes that the pattern says.
+    """
 
     outputs: tuple[StepNode, ...]
     leaves: tuple[StepNode, ...]
+    feedback: Feedback | None = None
     order: list[StepNode] = field(init=False)
     decisions: dict[int, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.order = pointwise_order(self.outputs)
+        self.order = pointwise_order((*self.outputs, *(node for _, node in self._fed())))
         self._find_decisions()
 
     @property
     def static(self) -> bool:
         """Whether one current drives all steps."""
-        return len(self.leaves) == 1 and len(self.outputs) > 1
+        return self.feedback is None and len(self.leaves) == 1 and len(self.outputs) > 1
+
+    @property
+    def currents(self) -> int:
+        """The number of currents that forms are written in."""
+        return len(self.leaves) if self.feedback is None else len(self.outputs)
 
     def run(self, pattern: Sequence[int]) -> tuple[list[Form], dict[int, Form]]:
         """Return the outputs, and what each step compares with 0, for the outcomes ``pattern`` of the steps.
@@ -59,7 +80,8 @@ class Closure:
         """
         compared: dict[int, Form] = {}
 
-        def decide(node: StepNode, form: Form) -> float:
+        def decide(node: StepNode, raw: Form) -> float:
+            form = self._by_step(raw)
             decision = self.decisions.get(node.number)
             if decision is None:
                 raise NotAffineError(f"{node.source} compares something else than in other time steps")
@@ -70,13 +92,43 @@ class Closure:
             return _outcome(node, pattern[decision.step], decision.sign)
 
         values = self._evaluate(decide)
-        return [values[node.number] for node in self.outputs], compared
+        for step, node in self._fed():
+            spike, form = float(pattern[step] == ABOVE), values[node.number]
+            if pattern[step] != EQUAL and (np.any(form[:-1]) or np.any(form[-1] != spike)):
+                raise NotAffineError(f"{node.source} feeds back something else than its spikes")
+        return [self._by_step(values[node.number]) for node in self.outputs], compared
+
+    def _fed(self) -> list[tuple[int, StepNode]]:
+        """Return what is fed back: each value with the step that it comes from."""
+        nodes = () if self.feedback is None else self.feedback.nodes
+        return [(step - 1, node.args[0]) for step, node in enumerate(nodes) if step and node is not None]
+
+    def _by_step(self, form: Form) -> Form:
+        """Return a form in the currents of the steps, into which leaves and what is fed back enter alike."""
+        if self.feedback is None:
+            return form
+        count = len(self.leaves)
+        own = {step: count + row for row, step in enumerate(self._feedback_steps())}
+        if count == 1 < len(self.outputs):
+            fed = {step: form[row] for step, row in own.items() if step}
+            result = [form[0] - np.sum(list(fed.values()), axis=0), *(fed[step] for step in sorted(fed))]
+        else:
+            result = list(form[:count])
+        if not all(np.allclose(form[row], result[step], rtol=1e-6, atol=1e-9) for step, row in own.items()):
+            raise NotAffineError("what is fed back acts differently from the current")
+        drive = form[-1] if 0 in own else form[-1] - result[0] * self.feedback.bias
+        return np.stack([np.broadcast_to(row, drive.shape) for row in (*result, drive)])
+
+    def _feedback_steps(self) -> list[int]:
+        nodes = () if self.feedback is None else self.feedback.nodes
+        return [step for step, node in enumerate(nodes) if node is not None]
 
     def _find_decisions(self) -> None:
         """Give every comparison its step: the newest current it depends on (one current for all: their order)."""
         forms: list[Form] = []
 
-        def decide(node: StepNode, form: Form) -> float:
+        def decide(node: StepNode, raw: Form) -> float:
+            form = self._by_step(raw)
             if not self.static:
                 step = int(np.flatnonzero(np.any(form[:-1] != 0, axis=1))[-1])
             else:
@@ -93,8 +145,9 @@ class Closure:
         self._evaluate(decide)
 
     def _evaluate(self, decide: _Decide) -> Mapping[int, Form]:
-        leaf_rows = {leaf.number: row for row, leaf in enumerate(self.leaves)}
-        rows = len(self.leaves) + 1
+        fed = () if self.feedback is None else (node for node in self.feedback.nodes if node is not None)
+        leaf_rows = {leaf.number: row for row, leaf in enumerate((*self.leaves, *fed))}
+        rows = len(leaf_rows) + 1
         rank = len(self.leaves[0].shape)
         values: dict[int, Form] = {}
         for node in self.order:

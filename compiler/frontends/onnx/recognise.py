@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 
-from .forms import ABOVE, BELOW, EQUAL, Closure, Form, NotAffineError
+from .forms import ABOVE, BELOW, EQUAL, Closure, Feedback, Form, NotAffineError
 from .steps import StepNode
 from .values import RefusalError
 
@@ -33,14 +33,15 @@ class Recognised:
     """Whether the user chose the neuron, not the file."""
 
 
-def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode]) -> Recognised:
+def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback: Feedback | None = None) -> Recognised:
     """Return the neuron whose spikes or potentials ``outputs`` are, one per step, for the currents ``leaves``.
 
-    ``leaves`` are one per step, or one that drives all steps. Raises RefusalError with the reason when it is no neuron
+    ``leaves`` are one per step, or one that drives all steps; ``feedback`` is what a layer makes of the neuron's own
+    spikes. Raises RefusalError with the reason when it is no neuron
     of :class:`NeuronDescription`.
     """
     try:
-        closure = Closure(tuple(outputs), tuple(leaves))
+        closure = Closure(tuple(outputs), tuple(leaves), feedback)
         return _Recogniser(closure).recognise()
     except NotAffineError as error:
         raise RefusalError(str(error)) from None
@@ -195,7 +196,7 @@ class _Recogniser:
 
     def _predict(self, c: _Constants, pattern: Sequence[int]) -> list[Form]:
         """Return the potentials of the neuron for a pattern of spikes."""
-        rows = len(self.closure.leaves) + 1
+        rows = self.closure.currents + 1
         channels = max(a.size for a in (c.alpha, c.gain, c.theta, c.v_reset))
         after, taken, result = np.zeros((rows, channels)), np.zeros(channels), []
         for step in range(self.count):

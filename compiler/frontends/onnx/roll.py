@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 
+from .forms import Feedback
 from .recognise import Recognised, recognise
 from .steps import StepNode
 from .values import RefusalError
@@ -22,13 +26,15 @@ Sequence_ = tuple[StepNode, ...]
 class Layer:
     """A layer of the network: ``node`` is the one of a step that shows its attributes.
 
-    ``kind`` is ``input``, the operator of a layer, ``neuron``, or a readout over time. ``inputs`` are layers.
+    ``kind`` is ``input``, the operator of a layer, ``neuron``, or a readout over time. ``inputs`` are layers;
+    ``feedback`` is the layer through which a neuron receives its own spikes of the step before.
     """
 
     kind: str
     node: StepNode
     inputs: tuple[Layer, ...] = ()
     neuron: Recognised | None = None
+    feedback: Layer | None = None
 
     @property
     def name(self) -> str:
@@ -45,6 +51,7 @@ class Roller:
     """What the activations (ReLU) of a network without time become."""
     layers: list[Layer] = field(default_factory=list)
     _known: dict[tuple[int, ...], Layer | None] = field(default_factory=dict)
+    _feedback: dict[int, Layer] = field(default_factory=dict)
 
     def roll(self, nodes: Sequence_) -> Layer | None:
         """Return the layer whose results, one per step, ``nodes`` are; None after a refusal."""
@@ -94,19 +101,28 @@ class Roller:
             neuron = Recognised(self.activation, "spikes", assumed=True)
             return Layer("neuron", nodes[0], (source,), neuron) if source is not None else None
         groups = _new_leaves(nodes)
+        fed = _feedback_of(groups)
+        if fed is not None:
+            groups = [[leaf for leaf in group if leaf is not back] for group, back in zip(groups, fed, strict=True)]
         sizes = [len(group) for group in groups]
         static = sizes[0] == 1 and not any(sizes[1:]) and len(nodes) > 1
         if static or set(sizes) == {1}:
             currents = tuple(group[0] for group in groups if group)
             source = self.roll(currents * len(nodes) if static else currents)
-            found = recognise(nodes, currents)
+            found = recognise(nodes, currents, None if fed is None else Feedback(fed, _bias(fed[-1])))
             shown = next((node for node in nodes if node.op != "const"), nodes[-1])
-            return Layer("neuron", shown, (source,), found) if source is not None else None
+            back = None if fed is None else self._layer_of(fed[-1])
+            return Layer("neuron", shown, (source,), found, back) if source is not None else None
         for k in range(max(sizes)):
             column = tuple(group[k] for group in groups if len(group) > k)
             if len(column) == len(nodes):
                 self.roll(column)
         raise RefusalError(*_why_not_one_current(nodes, groups))
+
+    def _layer_of(self, node: StepNode | None) -> Layer:
+        """Return the layer that feeds back; spikes and potentials of one neuron share it."""
+        assert node is not None
+        return self._feedback.setdefault(node.number, Layer(node.op, node))
 
 
 def _activated(node: StepNode) -> StepNode | None:
@@ -148,6 +164,44 @@ def _new_leaves(nodes: Sequence_) -> list[list[StepNode]]:
                 leaves.append(current)
         groups.append(sorted(leaves, key=lambda leaf: leaf.number))
     return groups
+
+
+def _feedback_of(groups: Sequence[Sequence[StepNode]]) -> tuple[StepNode | None, ...] | None:
+    """Return, per step, the linear layer of spikes of the step before; None when there is no such layer in every step.
+
+    In the first step it is the layer of no spikes, or missing.
+    """
+    earlier: set[int] = {leaf.number for leaf in groups[0]}
+    found: list[StepNode | None] = []
+    for group in groups[1:]:
+        fed = [leaf for leaf in group if leaf.op == "linear" and _starts_from(leaf.args[0], earlier)]
+        if len(fed) != 1 or (found and not _same_layer(fed[0], found[-1])):
+            return None
+        found.append(fed[0])
+        earlier.update(leaf.number for leaf in group)
+    if not found:
+        return None
+    silent = [leaf for leaf in groups[0] if _same_layer(leaf, found[0]) and _is_zero(leaf.args[0])]
+    return (silent[0] if silent else None, *found)
+
+
+def _same_layer(a: StepNode, b: StepNode | None) -> bool:
+    return b is not None and (a.op, a.key, a.shape) == (b.op, b.key, b.shape)
+
+
+def _is_zero(node: StepNode) -> bool:
+    return node.value is not None and not node.value.any()
+
+
+def _starts_from(node: StepNode, leaves: set[int]) -> bool:
+    """Return whether a pointwise value is computed from some of ``leaves`` and nothing else."""
+    reached = {start.number for start in _new_leaves((node,))[0]}
+    return node.pointwise and bool(reached) and reached <= leaves
+
+
+def _bias(node: StepNode | None) -> npt.NDArray[np.float64]:
+    bias = None if node is None or node.synapse is None else node.synapse.bias
+    return np.zeros(1) if bias is None else bias.array.astype(np.float64)
 
 
 def _why_not_one_current(nodes: Sequence_, groups: Sequence[Sequence[StepNode]]) -> tuple[str, str]:
