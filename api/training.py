@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.checkpoints import Checkpoint, Progress, check_same_run, read_checkpoint, write_checkpoint
 from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.folding import folded
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model
@@ -230,7 +231,8 @@ class _Trainer:
     def _finish_epoch(self, session: Session, progress: Progress) -> None:
         test_accuracy = None
         if self.evaluate:
-            test_accuracy = _accuracy(self._inference_program(), self.data, session.parameters, self._batch_axis)
+            trained = folded(self.model.with_parameters(session.parameters)).parameters
+            test_accuracy = _accuracy(self._inference_program(), self.data, trained, self._batch_axis)
         epoch = Epoch(
             number=progress.epoch,
             samples=progress.seen,
@@ -359,7 +361,7 @@ def _resumed(path: Path | None, run: dict[str, object]) -> Checkpoint:
     return found
 
 
-def _accuracy(program: Program, data: DataSet, parameters: dict[str, Floats] | None, batch_axis: int) -> float:
+def _accuracy(program: Program, data: DataSet, parameters: Mapping[str, Floats] | None, batch_axis: int) -> float:
     name = next(iter(program.inputs))
     correct = 0
     with program.session(execution=Execution(timing=False)) as session:

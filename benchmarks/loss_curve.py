@@ -76,7 +76,7 @@ def loss_curve(
     """Train the network of a ``.snn`` file on both sides; initial weights and sample order come from ``seed``."""
     model = h2learn.load_model(path)
     description = read(path.read_text(encoding="utf-8"), str(path))
-    model = model.with_parameters(initial_parameters(model.network.parameters, description.init.gain, seed))
+    model = model.with_parameters(initial_parameters(model.network, description.init.gain, seed))
     other = torch_network(path, model.parameters, record=count_flips)
     order = np.random.default_rng([seed, 0]).permutation(len(data.x_train))[: steps * batch]
     recipe = replace(model.train or h2learn.Train(), keep_gradients=False)

@@ -51,7 +51,7 @@ def main(
     """Train on the simulator, test, print accuracy, cycles and energy."""
     network = h2learn.load_model(model)
     gain = read(Path(model).read_text(encoding="utf-8"), model).init.gain
-    network = network.with_parameters(initial_parameters(network.network.parameters, gain, seed))
+    network = network.with_parameters(initial_parameters(network.network, gain, seed))
     samples = h2learn.load_npz(data, next(iter(network.inputs.values())).shape[1:])
     if held_out is not None:
         if not 0 < held_out <= len(samples.x_train) - limit:

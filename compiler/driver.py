@@ -26,6 +26,7 @@ from h2learn.dialects.spike.base import tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 
 from .checks import MAC_BUDGET, check_pass, multiply_accumulates
+from .folding import folded
 from .manager import ManagerOptions, PassManager
 from .model import Model
 from .passes.train import TrainPass
@@ -116,8 +117,13 @@ def run_passes(
     check_each: bool = False,
     stream: TextIO | None = None,
 ) -> builtin.ModuleOp:
-    """Return the program of ``model`` after the given passes; see ``compile_to``."""
+    """Return the program of ``model`` after the given passes; see ``compile_to``.
+
+    Without the training pass batch norms are folded into their layers first.
+    """
     out = stream or sys.stderr
+    if passes and not any(isinstance(one, TrainPass) for one in passes):
+        model = folded(model)
     settings = options or ManagerOptions()
     if check_each:
         small = _small_enough(model, out)
@@ -145,6 +151,7 @@ def compile_program(
 
 def emit_program(model: Model, module: builtin.ModuleOp, recipe: Recipe) -> ObjectFile:
     """Return the binary of an ``h2`` program, with the model's parameters and the user's names and shapes."""
+    model = folded(model) if recipe.train is None else model
     initial = {
         symbol.name: entry.to_device(model.parameters[entry.name]).astype(np.float32)
         for entry, symbol in zip(get_io(module), get_io_symbols(module), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Network:
-    """The batch-dependent part of a model: the ``spike`` module and its inputs, outputs and parameter shapes."""
+    """The batch-dependent part of a model: the ``spike`` module and its inputs, outputs and parameter shapes.
+
+    ``constants``: parameters of a fresh model that all have the same value, which is not 0.
+    """
 
     module: builtin.ModuleOp
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     parameters: Mapping[str, TensorSpec]
+    constants: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

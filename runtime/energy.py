@@ -129,6 +129,9 @@ _VECTOR_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "v.rng": (20, 20, 1, 0),
     "v.reduce": (1, 0, 0, 0),
     "v.map": (1, 0, 0, 0),
+    "v.stat": (3, 2, 0, 0),
+    "v.fold": (2, 2, 0, 0),
+    "v.norm": (4, 4, 0, 0),
     "v.loss": (12, 9, 1, 1),
     "v.opt": (2, 3, 0, 0),
 }

@@ -361,6 +361,64 @@ def _dense(op: Operation, name: str, buffer: Bytes, counts: dict[str, int]) -> F
     return _reals(op, name, buffer) if form == "storage" else buffer.view(np.float32)
 
 
+def v_stat(op: Operation, buffers: Buffers) -> Work:
+    """``v.stat``: sums over the valid samples, position by position."""
+    kind, k, shape = op.choice("kind"), op.number("k"), _norm_shape(op)
+    positions = shape[0] * shape[1] * shape[2]
+    par, dst = buffers["par"].view(np.float32), buffers["dst"].view(np.float32)
+    counts, g = {"elements": positions * k}, _NO_REALS
+    if kind == "product":
+        g = _scratch("dense", positions * k, np.float32)
+        counts["live_inputs"] = _densify(op, buffers["g"], positions, g)
+    total = np.zeros(dst.size, np.float32)
+    valid = _valid_samples(op, buffers)
+    which = ("sum", "square", "product").index(kind)
+    vector.sum_norm(buffers["x"].view(np.float32), g, par, shape, k, valid, which, total)
+    dst[:] = total + np.float32(0) if op.init else dst + total
+    return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
+
+
+def v_fold(op: Operation, buffers: Buffers) -> Work:
+    """``v.fold``: as in the reference; there is one row only."""
+    with np.errstate(all="ignore"):
+        return reference.v_fold(op, buffers)
+
+
+def v_norm(op: Operation, buffers: Buffers) -> Work:
+    """``v.norm``: batch normalisation of a tile, or its gradient through mean and deviation."""
+    k, shape = op.number("k"), _norm_shape(op)
+    positions = shape[0] * shape[1] * shape[2]
+    x, par = buffers["x"].view(np.float32), buffers["par"].view(np.float32)
+    counts = {"elements": positions * k}
+    if op.choice("kind") == "forward":
+        dst = buffers["dst"].view(np.float32)
+        _run(vector.normalise, positions, positions * k, x, par, k, dst)
+        return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
+    g, dst = _scratch("dense", positions * k, np.float32), _scratch("shares", positions * k, np.float32)
+    counts["live_inputs"] = _densify(op, buffers["g"], positions, g)
+    count, valid = np.float32(reference.value_count(op, buffers)), _valid_samples(op, buffers)
+    _run(vector.denormalise, positions, 2 * positions * k, x, g, par, k, count, shape, valid, dst)
+    counts["live_outputs"] = _encode(op, buffers["dst"], dst, positions)
+    return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
+
+
+def _norm_shape(op: Operation) -> tuple[int, int, int]:
+    return op.number("steps"), op.number("n"), op.number("positions")
+
+
+def _valid_samples(op: Operation, buffers: Buffers) -> int:
+    """Return how many of the first samples of a tile are there."""
+    valid = int(buffers["scal"].view(np.uint32)[1])
+    return min(max(valid - op.operands["pos"].address, 0), op.number("n"))
+
+
+def _densify(op: Operation, slots: Bytes, positions: int, dense: F32) -> int:
+    """Write gradients with zeros where they are dead; return how many are live."""
+    *lists, live = _gradient_lists(op, slots, positions)
+    vector.densify(*lists, positions, op.number("k"), dense)
+    return int(live)
+
+
 def v_loss(op: Operation, buffers: Buffers) -> Work:
     """``v.loss``: loss summed over valid samples / N, and its gradient times p0; all samples at a time."""
     n, k, first = op.number("n"), op.number("k"), op.operands["pos"].address
@@ -684,6 +742,9 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.rng": v_rng,
     "v.reduce": v_reduce,
     "v.map": v_map,
+    "v.stat": v_stat,
+    "v.fold": v_fold,
+    "v.norm": v_norm,
     "v.loss": v_loss,
     "v.opt": v_opt,
 }

@@ -363,6 +363,38 @@ def _v_map(op: Operation) -> dict[str, int]:
     return {name: size(op.choice(name)) for name in names}
 
 
+NORM_ROWS = {"sum": 1, "square": 2, "product": 3, "forward": 5, "backward": 6}
+"""Kind of v.stat and v.norm -> parameter rows that it reads."""
+
+
+def _norm_values(op: Operation, *kinds: str) -> int:
+    """Return the values of a tile; raises H2LearnError unless the kind is one of ``kinds``."""
+    require(op, k=_EXTENT)
+    if op.choice("kind") not in kinds:
+        raise op.fault(f"{op.mnemonic} cannot compute {op.choice('kind')}")
+    return op.number("steps") * op.number("n") * op.number("positions") * op.number("k")
+
+
+def _v_stat(op: Operation) -> dict[str, int]:
+    values, k, kind = _norm_values(op, "sum", "square", "product"), op.number("k"), op.choice("kind")
+    sizes = {"dst": 4 * k, "x": 4 * values, "par": 4 * k * NORM_ROWS[kind], "scal": SCALARS_BYTES}
+    return sizes | ({"dst": 8 * k, "g": values // k * slot_row_bytes(op)} if kind == "product" else {})
+
+
+def _v_fold(op: Operation) -> dict[str, int]:
+    _norm_values(op, "mean", "deviation")
+    return {**dict.fromkeys(("dst", "src", "run"), 4 * op.number("k")), "scal": SCALARS_BYTES}
+
+
+def _v_norm(op: Operation) -> dict[str, int]:
+    values, k, kind = _norm_values(op, "forward", "backward"), op.number("k"), op.choice("kind")
+    sizes = {"dst": 4 * values, "x": 4 * values, "par": 4 * k * NORM_ROWS[kind]}
+    if kind == "forward":
+        return sizes
+    slots = values // k * slot_row_bytes(op)
+    return sizes | {"dst": slots, "g": slots, "scal": SCALARS_BYTES}
+
+
 def _v_loss(op: Operation) -> dict[str, int]:
     n, k = op.number("n"), op.number("k")
     if op.choice("kind") not in ("cross_entropy", "mse_rate"):
@@ -423,6 +455,9 @@ _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "v.rng": _v_rng,
     "v.reduce": _v_reduce,
     "v.map": _v_map,
+    "v.stat": _v_stat,
+    "v.fold": _v_fold,
+    "v.norm": _v_norm,
     "v.loss": _v_loss,
     "v.opt": _v_opt,
 }

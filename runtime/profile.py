@@ -24,6 +24,11 @@ _PHASE_OF_STAGE = {
     "encode": "forward",
     "forward": "forward",
     "neuron": "forward",
+    "statistics": "forward",
+    "deviation": "forward",
+    "normalise": "forward",
+    "norm sums": "backward",
+    "norm gradient": "backward",
     "pool": "forward",
     "sum": "forward",
     "convert": "forward",
@@ -54,6 +59,9 @@ _PHASE_OF_MNEMONIC = {
     "v.rng": "forward",
     "v.reduce": "forward",
     "v.map": "forward",
+    "v.stat": "forward",
+    "v.fold": "forward",
+    "v.norm": "forward",
 }
 """In the order of precedence: a stage of several instructions has the phase of the first that it contains."""
 

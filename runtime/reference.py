@@ -434,6 +434,84 @@ def _operand(op: Operation, name: str, buffer: Bytes, shape: tuple[int, int], co
     return _load(buffer, "f32" if form == "f32" else op.storage()).reshape(shape)
 
 
+def v_stat(op: Operation, buffers: Buffers) -> Work:
+    """``v.stat``: sums over the valid samples, for batch statistics and the gradients of batch normalisation."""
+    kind, k = op.choice("kind"), op.number("k")
+    par = _load(buffers["par"], "f32").reshape(-1, k)
+    z, valid = _biased(op, buffers, par), _valid_samples(op, buffers)
+    steps, samples, positions = z.shape[:3]
+    counts = {"elements": z.size}
+    if kind == "product":
+        g, bitmap = _decode(op, buffers["g"], z.shape[:3])
+        counts["live_inputs"] = int(bitmap.sum())
+    total = np.zeros((2 if kind == "product" else 1, k), np.float32)
+    for t in range(steps):
+        for i in range(samples):
+            for p in range(positions if valid[i] else 0):
+                value = z[t, i, p]
+                if kind == "sum":
+                    total[0] = total[0] + value
+                elif kind == "square":
+                    away = value - par[1]
+                    total[0] = total[0] + away * away
+                else:
+                    added = np.stack([g[t, i, p], g[t, i, p] * ((value - par[1]) * par[2])])
+                    total = np.where(g[t, i, p] != 0, total + added, total)
+    total = _start(op, buffers["dst"], total.shape) + total
+    _save(buffers["dst"], total, "f32")
+    return Work(counts | {"nonfinite": nonfinite(total)})
+
+
+def v_fold(op: Operation, buffers: Buffers) -> Work:
+    """``v.fold``: mean or inverse deviation of the batch; the running statistic follows."""
+    one, momentum, count = np.float32(1), np.float32(op.desc["momentum"]), value_count(op, buffers)
+    statistic = _load(buffers["src"], "f32") / np.float32(count)
+    result = statistic
+    if op.choice("kind") == "deviation":
+        result = one / np.sqrt(statistic + np.float32(op.desc["eps"]))
+        full = count * op.number("repeats")
+        statistic = (statistic * np.float32(full)) / np.float32(max(full - 1, 1))
+    running = (one - momentum) * _load(buffers["run"], "f32") + momentum * statistic
+    _save(buffers["dst"], result, "f32")
+    _save(buffers["run"], running, "f32")
+    return Work({"elements": 8 * op.number("k"), "nonfinite": nonfinite(result) + nonfinite(running)})
+
+
+def v_norm(op: Operation, buffers: Buffers) -> Work:
+    """``v.norm``: batch normalisation of a tile, or its gradient through mean and deviation."""
+    par = _load(buffers["par"], "f32").reshape(-1, op.number("k"))
+    normal = (_biased(op, buffers, par) - par[1]) * par[2]
+    counts = {"elements": normal.size}
+    if op.choice("kind") == "forward":
+        result = normal * par[3] + par[4]
+        _save(buffers["dst"], result, "f32")
+        return Work(counts | {"nonfinite": nonfinite(result)})
+    g, bitmap = _decode(op, buffers["g"], normal.shape[:3])
+    count = np.float32(value_count(op, buffers))
+    inner = (g - par[4] / count) - normal * (par[5] / count)
+    result = _round(op, (par[3] * par[2]) * inner)
+    result = np.where(_valid_samples(op, buffers)[:, None, None], result, np.float32(0))
+    counts |= {"live_inputs": int(bitmap.sum())}
+    counts["live_outputs"] = _encode(op, buffers["dst"], result.reshape(-1, op.number("k")))
+    return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def value_count(op: Operation, buffers: Buffers) -> int:
+    """Return how many values per channel the statistics of a batch have."""
+    return max(int(_scalar(buffers, 4, np.uint32)), 1) * op.number("count")
+
+
+def _biased(op: Operation, buffers: Buffers, par: F32) -> F32:
+    shape = tuple(op.number(name) for name in ("steps", "n", "positions", "k"))
+    values: F32 = _load(buffers["x"], "f32").reshape(shape) + par[0]
+    return values
+
+
+def _valid_samples(op: Operation, buffers: Buffers) -> Bool:
+    here = op.operands["pos"].address + np.arange(op.number("n"))
+    return np.asarray(here < int(_scalar(buffers, 4, np.uint32)))
+
+
 def v_loss(op: Operation, buffers: Buffers) -> Work:
     """``v.loss``: loss summed over valid samples / N, and its gradient times p0."""
     n, k, pos = op.number("n"), op.number("k"), op.operands["pos"].address
@@ -662,6 +740,9 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.rng": v_rng,
     "v.reduce": v_reduce,
     "v.map": v_map,
+    "v.stat": v_stat,
+    "v.fold": v_fold,
+    "v.norm": v_norm,
     "v.loss": v_loss,
     "v.opt": v_opt,
 }

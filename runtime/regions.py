@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from h2learn.backends.h2learn.isa import DESCRIPTOR_BY_NAME, INSTRUCTIONS, PARAMETER_ROWS, PLAIN_PARAMETER_ROWS
 
-from .operation import Operation
+from .operation import NORM_ROWS, Operation
 
 Desc = Mapping[str, int | float]
 
@@ -34,7 +34,10 @@ TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
 TIME_SUM, ADD = _value("vec", "kind", "tsum"), _value("vec", "kind", "add")
 ADAMS = (_value("opt", "kind", "adam"), _value("opt", "kind", "adamw"))
+PRODUCT, BACKWARD = _value("norm", "kind", "product"), _value("norm", "kind", "backward")
 
+_NORM = DESCRIPTOR_BY_NAME["norm"]
+_NORM_KINDS = _NORM.fields[_NORM.field_index("kind")].values
 _VEC = DESCRIPTOR_BY_NAME["vec"]
 _FORMS = {name: _VEC.fields[_VEC.field_index(name)].values for name in ("dst", "a", "b")}
 
@@ -318,6 +321,38 @@ def _v_map(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     return [_read("a", size("a")), *second, _write("dst", size("dst"))]
 
 
+def _norm_positions(desc: Desc) -> int:
+    return int(desc["steps"]) * int(desc["n"]) * int(desc["positions"])
+
+
+def _v_stat(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    k, positions, product = int(desc["k"]), _norm_positions(desc), desc["kind"] == PRODUCT
+    offset, size = LOSS_SCALARS
+    found = [_read("x", positions * k * 4), _read("par", 4 * k * _rows_of_kind(desc)), _read("scal", size, offset)]
+    found += [_read("g", _slots(positions, desc))] if product else []
+    return [*found, *_update("dst", 4 * k * (1 + product), init)]
+
+
+def _v_fold(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    row = 4 * int(desc["k"])
+    offset, size = LOSS_SCALARS
+    return [_read("src", row), _read("scal", size, offset), _write("dst", row), *_update("run", row, False)]
+
+
+def _v_norm(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    k, positions = int(desc["k"]), _norm_positions(desc)
+    found = [_read("x", positions * k * 4), _read("par", 4 * k * _rows_of_kind(desc))]
+    if desc["kind"] != BACKWARD:
+        return [*found, _write("dst", positions * k * 4)]
+    offset, size = LOSS_SCALARS
+    slots = _slots(positions, desc)
+    return [*found, _read("g", slots), _read("scal", size, offset), _write("dst", slots)]
+
+
+def _rows_of_kind(desc: Desc) -> int:
+    return NORM_ROWS[_NORM_KINDS[int(desc["kind"])]]
+
+
 def _v_loss(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k = int(desc["n"]), int(desc["k"])
     offset, size = LOSS_SCALARS
@@ -349,6 +384,9 @@ _RULES: dict[str, Callable[[Desc, bool, Mapping[str, int]], list[Access]]] = {
     "v.rng": _v_rng,
     "v.reduce": _v_reduce,
     "v.map": _v_map,
+    "v.stat": _v_stat,
+    "v.fold": _v_fold,
+    "v.norm": _v_norm,
     "v.loss": _v_loss,
     "v.opt": _v_opt,
 }

@@ -13,7 +13,7 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
             mode of the instruction
   wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
   v.*       ceil(elements / lanes), elements = n*k (v.opt: n, with Adam 4n for a root and two divisions; v.reduce,
-            v.rng: steps*n*k; pools: results * window),
+            v.rng: steps*n*k; v.stat, v.norm: steps*n*positions*k; v.fold: 8k; pools: results * window),
             v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
   ld, st    latency + bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel
   ========  ================================================================================================
@@ -128,6 +128,10 @@ def slot_bitmaps(op: Operation, memories: Memories) -> npt.NDArray[np.uint64]:
 def _vector_elements(mnemonic: str, desc: Desc) -> int:
     if mnemonic in ("v.pool", "v.unpool"):
         return conv_positions(desc) * int(desc["k"]) * taps(desc)
+    if mnemonic == "v.fold":
+        return 8 * int(desc["k"])
+    if mnemonic in ("v.stat", "v.norm"):
+        return int(desc["steps"]) * int(desc["n"]) * int(desc["positions"]) * int(desc["k"])
     if mnemonic == "v.opt":
         return int(desc["n"]) * (4 if desc["kind"] in ADAMS else 1)
     elements = int(desc["n"]) * int(desc["k"])

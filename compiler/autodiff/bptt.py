@@ -50,8 +50,10 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
 
     end = block.last_op
     assert isinstance(end, func.ReturnOp)
-    outputs = list(end.operands)
     output_entries = entries[len(block.args) :]
+    scalars = arguments.scalars or block.insert_arg(SCALARS, len(block.args), end.location)
+    statistics = _use_batch_statistics(block, scalars)
+    outputs = list(end.operands)
     block.detach_op(end)
 
     scale = spec.scale_for(precision(graph))
@@ -59,22 +61,25 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     logits = _logits(block, outputs)
     where = _location(logits)
     label = block.insert_arg(TensorType(i32, [shape_of(logits)[0]]), len(arguments.inputs), where)
-    scalars = arguments.scalars or block.insert_arg(SCALARS, len(block.args), where)
     loss = spike.LossOp(logits, label, scalars, spec.loss, location=where)
     block.add_op(loss)
-    gradients = _backward(block, logits, label, scalars, spec, scale, arguments.parameters)
+    trained = [p for p in arguments.parameters if p not in statistics]
+    gradients = _backward(block, logits, label, scalars, spec, scale, trained)
 
     optimizer = spec.optimizer
-    updates = _update(block, arguments, gradients, scalars, optimizer, 1.0 / scale)
+    position = arguments.parameters[-1].index + 1
+    updates = _update(block, position, trained, gradients, scalars, optimizer, 1.0 / scale)
     kept = gradients if spec.keep_gradients else []
-    results = [loss.result, *outputs, *kept, *(u.new_parameter for u in updates)]
+    new = statistics | {p: u.new_parameter for p, u in zip(trained, updates, strict=True)}
+    results = [loss.result, *outputs, *kept, *(new[p] for p in arguments.parameters)]
     results += [u.new_states[n] for n in range(len(optimizer.states)) for u in updates]
     block.add_op(_return(results, end))
     for scan in scans(block):
         without_unused_values(scan)
 
     names = arguments.parameter_entries
-    states = [replace(e, name=state_name(state, e.name), role="state") for state in optimizer.states for e in names]
+    own = [e for p, e in zip(arguments.parameters, names, strict=True) if p not in statistics]
+    states = [replace(e, name=state_name(state, e.name), role="state") for state in optimizer.states for e in own]
     function = block.parent_op()
     assert isinstance(function, func.FuncOp)
     function.function_type = builtin.FunctionType.from_lists([a.type for a in block.args], [r.type for r in results])
@@ -88,7 +93,7 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
             IoEntry("scalars", "scalars"),
             IoEntry("loss", "loss"),
             *output_entries,
-            *(replace(e, role="gradient") for e in names if spec.keep_gradients),
+            *(replace(e, role="gradient") for e in own if spec.keep_gradients),
             *names,
             *states,
         ],
@@ -134,6 +139,25 @@ def _set_surrogates(block: Block, spec: Train) -> None:
             chosen = spec.surrogate.apply(neuron, _potential_scale(op)) if spec.surrogate else neuron
             detached = replace(chosen, detach_reset=neuron.detach_reset or spec.detach_reset)
             op.properties.update(neuron_properties(detached))
+
+
+def _use_batch_statistics(block: Block, scalars: SSAValue) -> dict[SSAValue, SSAValue]:
+    """Let batch normalisation use the statistics of the batch; return running statistics -> their new values."""
+    new: dict[SSAValue, SSAValue] = {}
+    for op in list(block.ops):
+        if isinstance(op, spike.BatchNormOp):
+            for statistic in (op.mean, op.variance):
+                if statistic in new or not isinstance(statistic, BlockArgument):
+                    raise H2LearnError(
+                        "expected running statistics of one batch norm each", location=source_of(op) or None
+                    )
+            norm = spike.BatchNormTrainOp(op, scalars)
+            block.insert_op_before(norm, op)
+            norm.result.name_hint = op.result.name_hint
+            new |= {op.mean: norm.new_mean, op.variance: norm.new_variance}
+            op.result.replace_all_uses_with(norm.result)
+            block.erase_op(op)
+    return new
 
 
 def _potential_scale(op: spike.LifOp) -> float:
@@ -196,23 +220,23 @@ def _backward(
 
 def _update(
     block: Block,
-    arguments: _Arguments,
+    position: int,
+    parameters: Sequence[BlockArgument],
     gradients: Sequence[SSAValue],
     scalars: SSAValue,
     optimizer: Optimizer,
     grad_scale: float,
 ) -> list[UpdateOp]:
-    """Append one update per parameter; the buffers become arguments, all those of one kind side by side."""
-    position = arguments.parameters[-1].index + 1
-    buffers: list[list[SSAValue]] = [[] for _ in arguments.parameters]
+    """Append one update per parameter; the buffers become arguments from ``position``, those of one kind together."""
+    buffers: list[list[SSAValue]] = [[] for _ in parameters]
     for state in optimizer.states:
-        for parameter, own in zip(arguments.parameters, buffers, strict=True):
+        for parameter, own in zip(parameters, buffers, strict=True):
             buffer = block.insert_arg(parameter.type, position, parameter.location)
             buffer.name_hint = f"{state}_{parameter.name_hint}" if parameter.name_hint else None
             own.append(buffer)
             position += 1
     updates = []
-    for parameter, gradient, states in zip(arguments.parameters, gradients, buffers, strict=True):
+    for parameter, gradient, states in zip(parameters, gradients, buffers, strict=True):
         update = _update_of(optimizer, parameter, gradient, states, scalars, grad_scale)
         block.add_op(update)
         updates.append(update)

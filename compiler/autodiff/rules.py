@@ -110,6 +110,13 @@ def _readout(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequen
     return [tape.emit(sgrad.ReadoutOp(_required(gradients), op.kind.data, steps, location=op.location))]
 
 
+def _batch_norm(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.BatchNormTrainOp)
+    adjoint = sgrad.BatchNormOp(_required(gradients), op)
+    tape.emit(adjoint)
+    return [adjoint.result, adjoint.weight_gradient, adjoint.shift_gradient, None, None, None]
+
+
 def _encode(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.EncodeOp)
     if op.kind.data != "direct":
@@ -147,6 +154,7 @@ RULES: dict[type[Operation], Rule] = {
     spike.DelayOp: _delay,
     spike.ScanOp: _scan,
     spike.ReadoutOp: _readout,
+    spike.BatchNormTrainOp: _batch_norm,
     spike.EncodeOp: _encode,
     spike.RepeatOp: _repeat,
 }

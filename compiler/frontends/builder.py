@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +64,7 @@ class NetworkBuilder:
         self._inputs: dict[str, TensorSpec] = {}
         self._outputs: dict[str, TensorSpec] = {}
         self._parameters: dict[str, TensorSpec] = {}
+        self._constants: dict[str, float] = {}
         self._results: list[SSAValue] = []
         self._streams = 0
 
@@ -221,6 +222,31 @@ class NetworkBuilder:
             total = replace(self._add(op, location, name), maps=total.maps)
         return total
 
+    def batch_norm(
+        self,
+        x: Signal,
+        name: str,
+        location: Location,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        gain: float = 1.0,
+        names: tuple[str, str, str, str] | None = None,
+    ) -> Signal:
+        """Add batch normalisation with parameters and running statistics ``[C]``.
+
+        They are called ``name.weight``, ``name.bias``, ``name.running_mean`` and ``name.running_var``, or ``names``. A
+        fresh model has the weights ``gain``.
+        """
+        _expect_currents(x, f"batchnorm {name}", location)
+        called = names or tuple(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+        rows = [self._bias(one, x.shape[-1], location) for one in called]
+        self._constants |= {called[0]: gain, called[3]: 1.0}
+        weight, shift, mean, variance = rows
+        mark = _mark(location)
+        op = spike.BatchNormOp(x.value, weight, shift, mean, variance, eps=eps, momentum=momentum, location=mark)
+        return replace(self._add(op, location, name), maps=x.maps)
+
     def flatten(self, x: Signal, location: Location) -> Signal:
         """Turn maps into features."""
         _expect_maps(x, "flatten", location)
@@ -350,7 +376,7 @@ class NetworkBuilder:
         module.attributes[PRECISION_ATTRIBUTE] = builtin.StringAttr("fp32")
         set_io(module, [entry for entries in self._entries.values() for entry in entries])
         module.verify()
-        return Network(module, self._inputs, self._outputs, self._parameters)
+        return Network(module, self._inputs, self._outputs, self._parameters, self._constants)
 
     def _bias(self, name: str, channels: int, location: Location) -> SSAValue:
         return self._parameter(name, (channels,), (channels,), (), (), location)
@@ -393,14 +419,12 @@ class NetworkBuilder:
         return signal
 
 
-def initial_parameters(
-    parameters: Mapping[str, TensorSpec], gain: float, seed: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return normal(0, gain / sqrt(fan_in)) weights and zero biases, the same for the same ``seed``."""
+def initial_parameters(network: Network, gain: float, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Return normal(0, gain / sqrt(fan_in)) weights, the network's constants and zeros, the same for one ``seed``."""
     result = {}
-    for index, (name, spec) in enumerate(parameters.items()):
+    for index, (name, spec) in enumerate(network.parameters.items()):
         if len(spec.shape) == 1:
-            result[name] = np.zeros(spec.shape, dtype=np.float32)
+            result[name] = np.full(spec.shape, network.constants.get(name, 0.0), dtype=np.float32)
             continue
         deviation = gain / math.sqrt(math.prod(spec.shape[1:]))
         generator = np.random.default_rng([seed, index])

@@ -366,6 +366,42 @@ def plan_positions(
     return Tile(**_shrink(choices, order, usage, machine, "tile"))
 
 
+def plan_sums(
+    shape: Sequence[int],
+    item: int,
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: tuple[int, int, int, int] | None = None,
+) -> WeightTile:
+    """Choose the tile of sums per channel over fp32 values ``[steps, batch, height, width, channels]``.
+
+    Gradient slots (``item`` bytes a value) may lie beside the values. Tiles are whole everywhere, because zeros around
+    a tensor would count in a variance. ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen
+    before. Raises H2LearnError when nothing fits.
+    """
+    steps, batch, height, width, channels = shape
+    gblk = slot_channels(channels, slot_cap(machine, limits))
+    slots = f"slots.{'f32' if item == 4 else 'f16'}"
+
+    def usage(t: Tile) -> Usage:
+        values = SLOTS * t.steps * t.positions
+        return Usage(A=values * t.k * 4 + SLOTS * 32 * t.k + SLOTS * 64, G=values * row_bytes(slots, t.k, gblk))
+
+    choices: Choices = {
+        "steps": tuple(_divisors(steps, limits.steps, 1)),
+        "samples": tuple(_divisors(batch, limits.samples, 1)),
+        "rows": tuple(_divisors(height, limits.rows, 1)),
+        "columns": tuple(_divisors(width, limits.columns, 1)),
+        "c": (1,),
+        "k": tuple(_divisors(channels, limits.k, max(8, gblk))),
+    }
+    if reduce_block is not None:
+        for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
+            choices[name] = (size,)
+    order = ("samples", "rows", "k", "columns", "steps")
+    return WeightTile(**_shrink(choices, order, usage, machine, "tile of sums"))
+
+
 def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits) -> tuple[int, int]:
     """Return (elements per row, rows per tile) for an element-wise stage over a parameter of ``shape``.
 

@@ -11,11 +11,13 @@ from xdsl.passes import ModulePass
 from xdsl.rewriter import Rewriter
 
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import tensor_type
+from h2learn.dialects.spike.base import integer, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 
-TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp, spike.AddOp)
-"""Ops that treat every time step alike, so that ``op(repeat(x)) = repeat(op(x))``, bit for bit."""
+TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp, spike.AddOp, spike.BatchNormOp)
+"""Ops that treat every time step alike, so that ``op(repeat(x)) = repeat(op(x))``, bit for bit.
+
+Batch normalisation counts each of its inputs once for every step."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class HoistStaticCurrentPass(ModulePass):
                 Rewriter.erase_op(inner)
 
 
-def _sink(op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp | spike.AddOp) -> None:
+def _sink(
+    op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp | spike.AddOp | spike.BatchNormOp,
+) -> None:
     """Compute ``op`` once when all that it reads, parameters apart, is repeated."""
     inputs = op.operands if isinstance(op, spike.AddOp) else op.operands[:1]
     repeats = [value.owner for value in inputs if isinstance(value.owner, spike.RepeatOp)]
@@ -51,11 +55,14 @@ def _sink(op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp | s
     repeat = repeats[0]
     operands = [*(one.x for one in repeats), *op.operands[len(inputs) :]]
     types = op.infer([tensor_type(value.type) for value in operands], op.properties)
-    once = type(op).create(operands=operands, result_types=types, properties=op.properties, location=op.location)
+    steps = int(repeat.time_steps.value.data)
+    properties = dict(op.properties)
+    if isinstance(op, spike.BatchNormOp):
+        properties["repeats"] = integer(op.repeats.value.data * steps)
+    once = type(op).create(operands=operands, result_types=types, properties=properties, location=op.location)
     block = op.parent_block()
     assert block is not None
     block.insert_op_before(once, op)
-    steps = int(repeat.time_steps.value.data)
     _replace(op, spike.RepeatOp(once.results[0], steps, location=repeat.location))
 
 

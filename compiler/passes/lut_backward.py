@@ -10,6 +10,7 @@ from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_weig
 from h2learn.compiler.passes.tile_context import neuron_kind
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape
+from h2learn.dialects.lut.normalisation import NormGradOp, NormSumsOp
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
@@ -218,6 +219,25 @@ def _delay(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     return [delayed(context, context.of(op.gradient), int_list(op.properties, "steps"), -1, op.location)]
 
 
+def _batch_norm(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.BatchNormOp)
+    x = context.plain(op.x)
+    pending = context.biases.get(x)
+    sums = NormSumsOp(
+        context.slots(op.gradient),
+        x,
+        None if pending is None else pending.bias,
+        (context.of(op.batch_mean), context.of(op.inverse)),
+        context.values[op.scalars],
+        context.sum_block(x),
+        op.location,
+    )
+    context.emit(sums)
+    grad = NormGradOp(sums, context.values[op.weight], op.location)
+    context.emit(grad)
+    return [grad.result, sums.weight_gradient, sums.shift_gradient]
+
+
 def _time_sum(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.TimeSumOp)
     total = lut.TimeSumOp(context.slots(op.gradient), op.location)
@@ -253,6 +273,7 @@ BACKWARD: dict[type[Operation], Lowering] = {
     sgrad.LinearWeightOp: _linear_weight,
     sgrad.BiasOp: _bias,
     sgrad.PoolOp: _pool,
+    sgrad.BatchNormOp: _batch_norm,
     sgrad.TimeSumOp: _time_sum,
     sgrad.DelayOp: _delay,
     sgrad.AddOp: _add,

@@ -11,7 +11,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
-from h2learn.compiler.mapping.tiling import ConvShape, TileLimits
+from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, SpikesType, StoreType, shape_of
@@ -135,6 +135,13 @@ class LutContext:
             self.emit(cast)
             self.copies[master] = cast.w
         return self.copies[master]
+
+    def sum_block(self, value: SSAValue) -> lut.Block:
+        """Return the (steps, samples, rows, columns) in which sums per channel over ``value`` are split."""
+        sizes = shape_of(value.type)
+        item = 4 if self.dtype == "f32" else 2
+        planned = plan_sums(sizes if len(sizes) == 5 else (1, *sizes), item, self.machine, self.limits)
+        return planned.reduce_block
 
     def conv_shape(
         self, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool, onto: SSAValue | None = None

@@ -11,6 +11,7 @@ from xdsl.ir import Operation, SSAValue
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, StoreType, Update
+from h2learn.dialects.lut.normalisation import NormOp, NormStatsOp
 from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -143,6 +144,31 @@ def _pooling(context: LutContext, op: spike.PoolOp, x: SSAValue) -> lut.PoolOp:
     return lut.PoolOp(
         x, op.kind.data, window_of(op, int_values(op.properties, "kernel", 2)), context.dtype, op.location
     )
+
+
+def _batch_norm(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    raise NoLoweringError("expected a batch norm that is folded into the layer in front of it, found one by itself")
+
+
+def _batch_norm_train(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.BatchNormTrainOp)
+    x, bias, location = _current(context, op.x, op)
+    stats = NormStatsOp(
+        x,
+        bias,
+        (context.values[op.mean], context.values[op.variance]),
+        context.values[op.scalars],
+        eps=float(op.eps.value.data),
+        momentum=float(op.momentum.value.data),
+        repeats=int(op.repeats.value.data),
+        reduce_block=context.sum_block(x),
+        location=location,
+    )
+    context.emit(stats)
+    weight, shift = context.values[op.weight], context.values[op.shift]
+    norm = NormOp(x, bias, (stats.batch_mean, stats.inverse), weight, shift, location)
+    context.emit(norm)
+    return [norm.current, *stats.results]
 
 
 def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -297,6 +323,8 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.LinearOp: _linear,
     spike.PoolOp: _pool,
     spike.AddOp: _add,
+    spike.BatchNormOp: _batch_norm,
+    spike.BatchNormTrainOp: _batch_norm_train,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     spike.DelayOp: _delay,

@@ -18,11 +18,12 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.compiler.passes import convolution_stages, vector_stages
+from h2learn.compiler.passes import convolution_stages, normalisation_stages, vector_stages
 from h2learn.compiler.passes.stage_builder import StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
 from h2learn.dialects import lut, tile
 from h2learn.dialects.common import get_io, precision, source_of
+from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,10 @@ STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
     lut.WuOp: convolution_stages.lower_weights,
     lut.BeWgtOp: convolution_stages.lower_weights,
     lut.BiasGradOp: vector_stages.lower_bias,
+    NormStatsOp: normalisation_stages.lower_statistics,
+    NormOp: normalisation_stages.lower_norm,
+    NormSumsOp: normalisation_stages.lower_sums,
+    NormGradOp: normalisation_stages.lower_gradient,
     lut.OptOp: vector_stages.lower_optimizer,
 }
 """The lowering of each op; every function takes the op of its key."""

@@ -436,7 +436,7 @@ def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
         "stream": op.stream,
     }
     with b.stage(label, op.location):
-        scal = _load_scalars(ctx, scalars)
+        scal = load_scalars(ctx, scalars)
         with b.loop("n", trips(batch, t.samples)) as n, b.loop("y", trips(height, t.rows)) as y:
             area = Area(t.samples, t.rows, t.columns, n, y, Affine())
             window = activation_window(source, Cut(0, 1), *area.cuts, Cut(0, channels))
@@ -507,7 +507,7 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
         gradient, lead = ctx.declare(op.dlogits, f"{label}.gradient"), []
     params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "kind": op.kind, "scale": float(op.scale)}
     with b.stage(label, op.location):
-        scal = _load_scalars(ctx, ctx.values[op.scalars])
+        scal = load_scalars(ctx, ctx.values[op.scalars])
         total = b.alloc("loss", "A", "f32", (1,))
         with b.loop("n", trips(batch, t.samples)) as n:
             shape = (t.samples, 1, 1, classes)
@@ -544,7 +544,7 @@ def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
         "eps": update.eps,
     }
     with b.stage(label, op.location):
-        scal = _load_scalars(ctx, ctx.values[op.scalars])
+        scal = load_scalars(ctx, ctx.values[op.scalars])
         with b.loop("e", trips(count // per_row, rows)) as e:
             starts: list[Start] = [e * rows, 0]
             sizes = (rows, per_row)
@@ -559,7 +559,8 @@ def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
                     b.store(tensor, buffers[role], starts, sizes)
 
 
-def _load_scalars(ctx: TileContext, scalars: SSAValue) -> SSAValue:
+def load_scalars(ctx: TileContext, scalars: SSAValue) -> SSAValue:
+    """Load the run scalars, which stay for the whole stage."""
     scal = ctx.builder.alloc("scalars", "A", "i32", (8,), slots=1)
     ctx.builder.load(scalars, scal, [0], (8,))
     return scal

@@ -442,6 +442,66 @@ def reduce(job: Job) -> None:
         raise H2LearnError(f"v.reduce cannot compute {kind}")
 
 
+def statistics(job: Job) -> None:
+    """Sums of batch normalisation over the valid samples."""
+    kind, k = job.word("kind"), job.integer("k")
+    rows = {"sum": 1, "square": 2, "product": 3}.get(kind)
+    if rows is None:
+        raise H2LearnError(f"v.stat cannot compute {kind}")
+    par = read_real(job["par"], (rows, k), "f32")
+    z, valid = _biased(job, par[0]), _valid(job)
+    sums = job.sums("dst", (2, k) if kind == "product" else (1, k))
+    total = np.zeros_like(sums)
+    shape = z.shape
+    g = read_grads(job["g"], shape, job.integer("gblk"), job.word("dtype"))[1] if rows == 3 else z
+    for step, sample, position in np.ndindex(*shape[:3]):
+        if not valid[sample]:
+            continue
+        here = step, sample, position
+        if kind == "product":
+            h = (z[here] - par[1]) * par[2]
+            total = np.where(g[here] != 0, total + np.stack([g[here], g[here] * h]), total)
+        else:
+            total = total + (z[here] if kind == "sum" else (z[here] - par[1]) * (z[here] - par[1]))
+    write_real(job["dst"], sums + total, "f32")
+
+
+def fold(job: Job) -> None:
+    """A batch statistic, and the running one that follows it."""
+    k, kind, momentum = job.integer("k"), job.word("kind"), job.real("momentum")
+    if kind not in ("mean", "deviation"):
+        raise H2LearnError(f"v.fold cannot compute {kind}")
+    count = _norm_count(job)
+    statistic = read_real(job["src"], (k,), "f32") / np.float32(count)
+    result = statistic
+    if kind == "deviation":
+        result = _ONE / np.sqrt(statistic + job.real("eps"))
+        full = count * job.integer("repeats")
+        statistic = (statistic * np.float32(full)) / np.float32(max(full - 1, 1))
+    write_real(job["dst"], result, "f32")
+    run = read_real(job["run"], (k,), "f32")
+    write_real(job["run"], (_ONE - momentum) * run + momentum * statistic, "f32")
+
+
+def normalise(job: Job) -> None:
+    """Batch normalisation of a tile, or its gradient."""
+    kind, k = job.word("kind"), job.integer("k")
+    if kind not in ("forward", "backward"):
+        raise H2LearnError(f"v.norm cannot compute {kind}")
+    par = read_real(job["par"], (5 if kind == "forward" else 6, k), "f32")
+    z = _biased(job, par[0])
+    h = (z - par[1]) * par[2]
+    if kind == "forward":
+        write_real(job["dst"], h * par[3] + par[4], "f32")
+        return
+    dtype, gblk, count = job.word("dtype"), job.integer("gblk"), np.float32(_norm_count(job))
+    g = read_grads(job["g"], z.shape, gblk, dtype)[1]
+    inner = (g - par[4] / count) - h * (par[5] / count)
+    result = round_to_storage((par[3] * par[2]) * inner, dtype)
+    result[:, ~_valid(job)] = 0
+    write_grads(job["dst"], result, gblk, dtype)
+
+
 def loss(job: Job) -> None:
     """Loss and its gradient with respect to the logits."""
     n, k = job.size("n", "k")
@@ -493,6 +553,9 @@ SEMANTICS: dict[str, Callable[[Job], None]] = {
     "v.map": elementwise,
     "v.rng": rng,
     "v.reduce": reduce,
+    "v.stat": statistics,
+    "v.fold": fold,
+    "v.norm": normalise,
     "v.loss": loss,
     "v.opt": optimize,
 }
@@ -600,6 +663,22 @@ def _adam_change(job: Job, step: F32, rate: np.float32) -> F32:
     write_real(job["sq"], square, "f32")
     spread = np.sqrt(square) / np.sqrt(complement_power(rate2, count)) + job.real("eps")
     return np.asarray(rate / complement_power(rate1, count) * mean / spread)
+
+
+def _biased(job: Job, bias: F32) -> F32:
+    """Return the currents of a tile ``[steps,n,positions,k]`` with their bias."""
+    return read_real(job["x"], job.size("steps", "n", "positions", "k"), "f32") + bias
+
+
+def _valid(job: Job) -> Bits:
+    """Return which samples of a tile are there."""
+    valid = int(read_numbers(job["scal"].offset(4), (1,), "u4")[0])
+    return np.asarray(job.coordinate("pos") + np.arange(job.integer("n")) < valid)
+
+
+def _norm_count(job: Job) -> int:
+    """Return how many values per channel the statistics have."""
+    return max(int(read_numbers(job["scal"].offset(4), (1,), "u4")[0]), 1) * job.integer("count")
 
 
 def _ascending_sum(values: F32) -> np.float32:

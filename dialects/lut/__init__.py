@@ -18,6 +18,7 @@ from .attributes import (
     WinnersType,
     shape_of,
 )
+from .normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .ops import (
     AddOp,
     BeConvOp,
@@ -63,6 +64,10 @@ OPERATIONS: tuple[type[LutOp], ...] = (
     BeWgtOp,
     BiasGradOp,
     OptOp,
+    NormStatsOp,
+    NormOp,
+    NormSumsOp,
+    NormGradOp,
 )
 
 Lut = Dialect(
@@ -94,6 +99,10 @@ __all__ = [
     "MaskType",
     "Neuron",
     "NeuronAttr",
+    "NormGradOp",
+    "NormOp",
+    "NormStatsOp",
+    "NormSumsOp",
     "OptOp",
     "PoolOp",
     "ReadoutOp",

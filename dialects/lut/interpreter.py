@@ -16,8 +16,9 @@ from h2learn.backends.h2learn.numerics import round_to_storage
 from h2learn.dialects.common import Array, source_of
 from h2learn.dialects.feedback import settle
 
-from . import convolution, vector
+from . import convolution, statistics, vector
 from .attributes import GradsType, SpikesType, StoreType, WinnersType, shape_of
+from .normalisation import NormalisationOp, NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .ops import (
     AddOp,
     BeConvOp,
@@ -220,6 +221,32 @@ def _opt(op: OptOp, p: Real, g: Real, *rest: Real) -> Sequence[Array | None]:
     return [*results, round_to_storage(results[0], _dtype(op.w)) if op.w is not None else None]
 
 
+def _norm_stats(op: NormStatsOp, x: Real, *rest: Real) -> Sequence[Array]:
+    z, (mean, variance, scalars) = _biased(op, x, rest)
+    return statistics.batch_statistics(op, z, (mean, variance), scalars)
+
+
+def _norm(op: NormOp, x: Real, *rest: Real) -> Sequence[Array]:
+    z, (mean, inverse, weight, shift) = _biased(op, x, rest)
+    return [statistics.normalised(z, mean, inverse, weight, shift)]
+
+
+def _norm_sums(op: NormSumsOp, x: Real, *rest: Real) -> Sequence[Array]:
+    z, (gu, mean, inverse, scalars) = _biased(op, x, rest)
+    return statistics.gradient_sums(z, gu, mean, inverse, scalars, op.reduce_block)
+
+
+def _norm_grad(op: NormGradOp, x: Real, *rest: Real) -> Sequence[Array]:
+    z, (gu, mean, inverse, weight, product, total, scalars) = _biased(op, x, rest)
+    rows, sums = (mean, inverse, weight), (product, total)
+    return [statistics.gradient(z, gu, rows, sums, scalars, _dtype(op.result))]
+
+
+def _biased(op: NormalisationOp, x: Real, rest: Sequence[Real]) -> tuple[Real, Sequence[Real]]:
+    """Return the currents with their bias, and the operands behind it."""
+    return (x + vector.NO_BIAS, rest) if op.bias is None else (x + rest[0], rest[1:])
+
+
 _RULES: dict[type[Operation], Rule] = {
     FeConvOp: _fe_conv,
     BeConvOp: _be_conv,
@@ -241,4 +268,8 @@ _RULES: dict[type[Operation], Rule] = {
     BeWgtOp: _be_wgt,
     BiasGradOp: _bias_grad,
     OptOp: _opt,
+    NormStatsOp: _norm_stats,
+    NormOp: _norm,
+    NormSumsOp: _norm_sums,
+    NormGradOp: _norm_grad,
 }

@@ -24,6 +24,7 @@ from h2learn.backends.reference.neuron import Neuron
 from ..spike.base import (
     POOL_KINDS,
     READOUT_KINDS,
+    SCALARS,
     FiringOp,
     InferredOp,
     IntegratingOp,
@@ -47,6 +48,7 @@ from ..spike.base import (
     real,
     spikes,
 )
+from ..spike.normalisation import BatchNormTrainOp
 from ..spike.ops import check_loss, check_neuron, pool_properties, pooled_shape
 from ..spike.scan import check_delay
 
@@ -444,6 +446,44 @@ class AddOp(InferredOp):
         return [operands[0]]
 
 
+@irdl_op_definition
+class BatchNormOp(InferredOp):
+    """Gradients of ``spike.batch_norm_train``, through mean and variance of the batch; invalid samples get 0."""
+
+    name = "sgrad.batch_norm"
+
+    gradient = operand_def(TensorType)
+    x = operand_def(TensorType)
+    weight = operand_def(TensorType)
+    batch_mean = operand_def(TensorType)
+    inverse = operand_def(TensorType)
+    scalars = operand_def(TensorType)
+    result = result_def(TensorType)
+    weight_gradient = result_def(TensorType)
+    shift_gradient = result_def(TensorType)
+
+    assembly_format = (
+        "$gradient `,` $x `,` $weight `,` $batch_mean `,` $inverse `,` $scalars attr-dict `:` "
+        "functional-type(operands, results)"
+    )
+
+    def __init__(self, gradient: SSAValue, norm: BatchNormTrainOp) -> None:
+        operands = [gradient, norm.x, norm.weight, norm.batch_mean, norm.inverse, norm.scalars]
+        super().__init__(operands, {}, norm.location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the types of x, weight and shift."""
+        gradient, x, *rows, scalars = operands
+        expect_element("x", x, f32)
+        expect_type("gradient", gradient, x)
+        channels = expect_rank("x", x, 2, 3, 4, 5)[-1]
+        for name, row in zip(("weight", "batch mean", "inverse"), rows, strict=True):
+            expect_type(name, row, real((channels,)))
+        expect_type("scalars", scalars, SCALARS)
+        return [x, rows[0], rows[0]]
+
+
 def _expect_conv(shape: tuple[int, int], kernel: Sequence[int], properties: Properties, found: tuple[int, int]) -> None:
     stride, padding = int_values(properties, "stride", 2, 1), int_values(properties, "padding", 2)
     expected = conv_shape(shape, kernel, stride, padding)
@@ -468,6 +508,7 @@ Sgrad = Dialect(
         DelayOp,
         UnflattenOp,
         AddOp,
+        BatchNormOp,
     ],
     [],
 )

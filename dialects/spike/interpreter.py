@@ -11,7 +11,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.reference import coding, neuron, pooling, synapse, training
+from h2learn.backends.reference import coding, neuron, normalisation, pooling, synapse, training
 
 from ..common import Array, get_io, source_of
 from ..feedback import settle
@@ -277,6 +277,31 @@ def _delay_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) 
     return [coding.delay(inputs[0][::-1], int_list(op.properties, "steps"))[::-1]]
 
 
+def _batch_norm(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    x, weight, shift, mean, variance = inputs
+    return [normalisation.normalise(x, weight, shift, mean, variance, float_value(op.properties, "eps"))]
+
+
+def _batch_norm_train(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    x, weight, shift, mean, variance, scalars = inputs
+    return normalisation.normalise_batch(
+        x,
+        weight,
+        shift,
+        (mean, variance),
+        training.RunScalars.from_array(scalars).valid,
+        eps=float_value(op.properties, "eps"),
+        momentum=float_value(op.properties, "momentum"),
+        repeats=int_value(op.properties, "repeats", 1),
+    )
+
+
+def _batch_norm_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    gradient, x, weight, mean, inverse, scalars = inputs
+    valid = training.RunScalars.from_array(scalars).valid
+    return normalisation.normalise_gradient(gradient, x, weight, mean, inverse, valid)
+
+
 def _geometry(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
 
@@ -324,5 +349,8 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     sgrad.DelayOp: _delay_gradient,
     sgrad.UnflattenOp: _reshape,
     sgrad.AddOp: _add,
+    spike.BatchNormOp: _batch_norm,
+    spike.BatchNormTrainOp: _batch_norm_train,
+    sgrad.BatchNormOp: _batch_norm_gradient,
 }
 """What each op computes."""

@@ -55,6 +55,8 @@ from .base import (
     real,
     spikes,
 )
+from .normalisation import BatchNormOp as BatchNormOp
+from .normalisation import BatchNormTrainOp as BatchNormTrainOp
 from .optimizers import AdamOp as AdamOp
 from .optimizers import SgdOp as SgdOp
 from .scan import DelayOp as DelayOp
@@ -432,6 +434,8 @@ Spike = Dialect(
         RepeatOp,
         ConvOp,
         LinearOp,
+        BatchNormOp,
+        BatchNormTrainOp,
         FlattenOp,
         PoolOp,
         AddOp,

@@ -451,6 +451,61 @@ def _map(b: Buffers, p: Params, fresh: bool) -> None:
     b["dst"][...] = np.where(result != 0, result, _ZERO) if p["dst"] == "slots" else result
 
 
+def _norm_values(b: Buffers, p: Params) -> tuple[F32, npt.NDArray[np.bool_]]:
+    """Return the biased currents ``[steps,n,positions,k]`` and which of the samples are valid."""
+    steps, n, positions, k, first = _int(p, "steps", "n", "positions", "k", "pos")
+    counts = np.ones(n, np.bool_)
+    if "scal" in b:
+        counts = first + np.arange(n) < int(b["scal"].view(np.uint32)[1])
+    return b["x"].reshape(steps, n, positions, k) + b["par"][0], counts
+
+
+def _stat(b: Buffers, p: Params, fresh: bool) -> None:
+    z, counts = _norm_values(b, p)
+    k = z.shape[-1]
+    used = z[:, counts].reshape(-1, k)
+    total: F32 = np.zeros((2, k), np.float32)
+    if p["kind"] == "product":
+        mean, inverse = b["par"][1:3]
+        gradient = b["g"].reshape(z.shape)[:, counts].reshape(-1, k)
+        for g, h in zip(gradient, (used - mean) * inverse, strict=True):
+            total = np.where(g != 0, total + np.stack([g, g * h]), total)
+    else:
+        away = used if p["kind"] == "sum" else np.square(used - b["par"][1])
+        for row in away:
+            total[0] = total[0] + row
+    total = total.reshape(-1)[: b["dst"].size].reshape(b["dst"].shape)
+    b["dst"][...] = (np.zeros_like(total) if fresh else b["dst"]) + total
+
+
+def _value_count(b: Buffers, p: Params) -> int:
+    return max(int(b["scal"].view(np.uint32)[1]), 1) * int(p["count"])
+
+
+def _fold(b: Buffers, p: Params, fresh: bool) -> None:
+    count, momentum = _value_count(b, p), _f32(p, "momentum")
+    statistic = b["src"].reshape(b["dst"].shape) / np.float32(count)
+    b["dst"][...] = statistic
+    if p["kind"] == "deviation":
+        b["dst"][...] = _ONE / np.sqrt(statistic + _f32(p, "eps"))
+        full = count * int(p["repeats"])
+        statistic = statistic * np.float32(full) / np.float32(max(full - 1, 1))
+    b["run"][...] = (_ONE - momentum) * b["run"] + momentum * statistic.reshape(b["run"].shape)
+
+
+def _norm(b: Buffers, p: Params, fresh: bool) -> None:
+    z, counts = _norm_values(b, p)
+    mean, inverse, weight = b["par"][1:4]
+    h = (z - mean) * inverse
+    if p["kind"] == "forward":
+        b["dst"][...] = (h * weight + b["par"][4]).reshape(b["dst"].shape)
+        return
+    count = np.float32(_value_count(b, p))
+    away = b["g"].reshape(z.shape) - b["par"][4] / count - h * (b["par"][5] / count)
+    result = numerics.round_to_storage(weight * inverse * away, str(p["dtype"]))
+    b["dst"][...] = np.where(counts[:, None, None], result, _ZERO).reshape(b["dst"].shape)
+
+
 def _loss(b: Buffers, p: Params, fresh: bool) -> None:
     n, k, first = _int(p, "n", "k", "pos")
     valid = int(b["scal"].view(np.uint32)[1])
@@ -528,6 +583,9 @@ JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.rng": _rng,
     "tile.reduce": _reduce,
     "tile.map": _map,
+    "tile.stat": _stat,
+    "tile.fold": _fold,
+    "tile.norm": _norm,
     "tile.loss": _loss,
     "tile.opt": _opt,
 }

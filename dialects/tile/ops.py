@@ -373,6 +373,7 @@ _GRADIENT = ("gh", "gw", "py", "px")
 _NEURON = ("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
 _WITHOUT_SYNAPSE = ("plain", "scaled")
 _POOL = ("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
+_NORM = ("steps", "n", "positions", "k", "kind", "dtype", "gblk", "count")
 
 FACTS: dict[str, JobFacts] = {
     "tile.fe_fill": JobFacts("FE", ("lut", "w"), ("w",), ("lut",), ("kh", "kw", "c", "k", "fan", "dtype")),
@@ -416,6 +417,29 @@ FACTS: dict[str, JobFacts] = {
     ),
     "tile.map": JobFacts(
         "VEC", ("dst", "a", "b"), ("a", "b"), ("dst",), ("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")
+    ),
+    "tile.stat": JobFacts(
+        "VEC",
+        ("dst", "x", "g", "par", "scal"),
+        ("dst", "x", "g", "par", "scal"),
+        ("dst",),
+        _NORM,
+        ("pos",),
+    ),
+    "tile.fold": JobFacts(
+        "VEC",
+        ("dst", "src", "run", "scal"),
+        ("src", "run", "scal"),
+        ("dst", "run"),
+        ("k", "kind", "count", "repeats", "eps", "momentum"),
+    ),
+    "tile.norm": JobFacts(
+        "VEC",
+        ("dst", "x", "g", "par", "scal"),
+        ("x", "g", "par", "scal"),
+        ("dst",),
+        _NORM,
+        ("pos",),
     ),
     "tile.loss": JobFacts(
         "VEC",
@@ -683,6 +707,27 @@ class MapOp(JobOp):
 
 
 @irdl_op_definition
+class StatOp(JobOp):
+    """Sums of batch normalisation; role ``g`` for ``kind`` product only."""
+
+    name = "tile.stat"
+
+
+@irdl_op_definition
+class FoldOp(JobOp):
+    """A batch statistic from its sum."""
+
+    name = "tile.fold"
+
+
+@irdl_op_definition
+class NormOp(JobOp):
+    """Batch normalisation of a tile; roles ``g`` and ``scal`` for ``kind`` backward only."""
+
+    name = "tile.norm"
+
+
+@irdl_op_definition
 class LossOp(JobOp):
     """Loss of ``n`` samples and its gradient times ``scale``."""
 
@@ -759,6 +804,9 @@ JOBS: tuple[type[JobOp], ...] = (
     RngOp,
     ReduceOp,
     MapOp,
+    StatOp,
+    FoldOp,
+    NormOp,
     LossOp,
     OptOp,
 )
@@ -823,6 +871,10 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
         unused |= {"idx"} if p["kind"] != "max" else set()
     elif name == "tile.map":
         unused |= {"b"} if p["kind"] == "copy" else set()
+    elif name == "tile.stat":
+        unused |= set() if p["kind"] == "product" else {"g"}
+    elif name == "tile.norm":
+        unused |= set() if p["kind"] == "backward" else {"g", "scal"}
     elif name == "tile.opt":
         adam = p["kind"] in ("adam", "adamw")
         unused |= {"mom"} if p["momentum"] == 0 and not adam else set()

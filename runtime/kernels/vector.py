@@ -44,6 +44,7 @@ PLAIN, SCALED, SYNAPSE, DELAYED = range(4)
 RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID = range(5)
 EXP_0, EXP_1, EXP_2, EXP_3, EXP_4, EXP_5 = (np.float32(c) for c in EXP_C)
 Pair = tuple[int, int]
+Triple = tuple[int, int, int]
 Shares = tuple[np.float32, np.float32, np.float32]
 
 
@@ -735,3 +736,68 @@ def adapt(
     if half:
         for i in range(size):
             w[i] = half_bits(p[i])
+
+
+@jit
+def sum_norm(x: F32, g: F32, par: F32, shape: Triple, k: int, valid: int, kind: int, total: F32) -> None:
+    """Add up ``x + bias`` (kind 0), its squares about the mean (1), or ``g`` and ``g * normalised`` (2) per channel.
+
+    ``shape``: steps, samples, positions; only the first ``valid`` samples count.
+    """
+    width, zero = np.uint64(k), np.float32(0)
+    for t in range(shape[0]):
+        for i in range(valid):
+            first = np.uint64(t * shape[1] + i) * np.uint64(shape[2])
+            for position in range(np.uint64(shape[2])):
+                at = (first + position) * width
+                for ch in range(width):
+                    value = x[at + ch] + par[ch]
+                    if kind == 0:
+                        total[ch] = total[ch] + value
+                        continue
+                    away = value - par[width + ch]
+                    if kind == 1:
+                        total[ch] = total[ch] + away * away
+                    elif g[at + ch] != zero:
+                        total[ch] = total[ch] + g[at + ch]
+                        normal = away * par[np.uint64(2) * width + ch]
+                        total[width + ch] = total[width + ch] + g[at + ch] * normal
+
+
+@jit
+def normalise(x: F32, par: F32, k: int, dst: F32, low: int, high: int) -> None:
+    """Batch normalisation of the positions ``low .. high-1`` with the rows bias, mean, 1/deviation, weight, shift."""
+    width = np.uint64(k)
+    for position in range(np.uint64(low), np.uint64(high)):
+        at = position * width
+        for ch in range(width):
+            away = (x[at + ch] + par[ch]) - par[width + ch]
+            normal = away * par[np.uint64(2) * width + ch]
+            dst[at + ch] = normal * par[np.uint64(3) * width + ch] + par[np.uint64(4) * width + ch]
+
+
+@jit
+def denormalise(
+    x: F32,
+    g: F32,
+    par: F32,
+    k: int,
+    count: np.float32,
+    shape: Triple,
+    valid: int,
+    dst: F32,
+    low: int,
+    high: int,
+) -> None:
+    """Gradient of ``normalise`` through the statistics; rows 4 and 5 are the sums of ``g`` and ``g * normalised``."""
+    width, positions, samples = np.uint64(k), np.uint64(shape[2]), np.uint64(shape[1])
+    for position in range(np.uint64(low), np.uint64(high)):
+        at = position * width
+        absent = position // positions % samples >= np.uint64(valid)
+        for ch in range(width):
+            inverse = par[np.uint64(2) * width + ch]
+            normal = ((x[at + ch] + par[ch]) - par[width + ch]) * inverse
+            inner = g[at + ch] - par[np.uint64(4) * width + ch] / count
+            inner = inner - normal * (par[np.uint64(5) * width + ch] / count)
+            value = (par[np.uint64(3) * width + ch] * inverse) * inner
+            dst[at + ch] = np.float32(0) if absent else value

@@ -32,6 +32,7 @@ torch = pytest.importorskip("torch", reason="compares with PyTorch autograd")
 F = torch.nn.functional
 
 TOLERANCE = 1e-9
+NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 class Spike(torch.autograd.Function):
@@ -100,9 +101,13 @@ def torch_li(x, n):
 
 
 def torch_run(model, train, x, label):
-    """Interpret the ops of the model with PyTorch in its own layout; return loss, output, gradients."""
+    """Interpret the ops of the model with PyTorch in its own layout.
+
+    Return loss, output, gradients, and the running statistics after it.
+    """
     parameters = {
-        name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in model.parameters.items()
+        name: torch.tensor(value, dtype=torch.float64, requires_grad=not name.endswith(NORM[2:]))
+        for name, value in model.parameters.items()
     }
     values = {main_block(model.module).args[0]: torch.tensor(x, dtype=torch.float64)}
     names = iter(name.removesuffix(".weight") for name in parameters if name.endswith(".weight"))
@@ -123,6 +128,11 @@ def torch_run(model, train, x, label):
         elif isinstance(op, spike.LinearOp):
             name = next(names)
             value = F.linear(value, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
+        elif isinstance(op, spike.BatchNormOp):
+            name = next(names)
+            weight, bias, *running = (parameters[f"{name}.{part}"] for part in NORM)
+            settings = {"training": True, "momentum": op.momentum.value.data, "eps": op.eps.value.data}
+            value = over_time(lambda v, r=running, w=weight, b=bias, s=settings: F.batch_norm(v, *r, w, b, **s), value)
         elif isinstance(op, spike.PoolOp):
             pool = F.max_pool2d if op.kind.data == "max" else F.avg_pool2d
             window = op.kernel.get_values(), op.stride.get_values(), op.padding.get_values()
@@ -151,8 +161,9 @@ def torch_run(model, train, x, label):
         loss = F.cross_entropy(logits, torch.tensor(label).long())
     else:
         loss = ((logits - F.one_hot(torch.tensor(label).long(), logits.shape[1])) ** 2).mean()
-    gradients = torch.autograd.grad(loss, list(parameters.values()))
-    return loss.item(), value.detach().numpy(), [g.numpy() for g in gradients]
+    gradients = torch.autograd.grad(loss, [p for p in parameters.values() if p.requires_grad])
+    running = {name: p.numpy() for name, p in parameters.items() if not p.requires_grad}
+    return loss.item(), value.detach().numpy(), [g.numpy() for g in gradients], running
 
 
 BRANCHES = (
@@ -186,6 +197,9 @@ def random_model(rng):
         f"conv c1: 4 channels, kernel {pick('3 x 3', '2 x 3')}, {window}",
     ]
     pool = f"pool: {pick('max', 'avg', 'sum')} {pick('2 x 2', '3 x 2')}, stride {pick(1, 2)}, padding {pick(0, 1)}"
+    norm = f"batchnorm n{{}}: eps {pick(1e-5, 0.01)}, momentum {pick(0.1, 0.5)}"
+    if rng.random() < 0.4:
+        lines.append(norm.format(1))
     lines += pick([pool, "lif a"], ["lif a", pool], ["lif a"])
     lines += pick([], *BRANCHES)
     if rng.random() < 0.5:
@@ -193,6 +207,8 @@ def random_model(rng):
     lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}"]
     lines += [pick("lif c", "recurrent c", "recurrent c: bias"), pick("", "", f"delay: {rng.integers(1, 5)} steps")]
     lines += ["linear f2: 4 features"]
+    if rng.random() < 0.3:
+        lines.append(norm.format(2))
     ending = pick(["lif d", "readout rate"], ["lif d"], ["recurrent d", "readout rate"])
     ending = pick(ending, [f"li d: {integrator}", "readout membrane mean"])
     lines += pick(ending, [f"li d: {integrator}", "readout membrane last"])
@@ -217,8 +233,8 @@ def data(model, rng):
     return rng.normal(0.3, 0.8, shape), rng.integers(0, 4, 3).astype(np.int32)
 
 
-def close(found, expected):
-    scale = max(np.abs(expected).max(), 1e-6)
+def close(found, expected, floor=1e-4):
+    scale = max(np.abs(expected).max(), floor)
     assert np.abs(found - expected).max() <= TOLERANCE * scale
 
 
@@ -229,7 +245,7 @@ def test_gradients_of_random_networks(seed):
     x, label = data(model, rng)
     parameters = {n: v if v.ndim > 1 else rng.normal(0, 0.3, v.shape) for n, v in model.parameters.items()}
     model = model.with_parameters(parameters)
-    loss, output, gradients = torch_run(model, train, x, label)
+    loss, output, gradients, running = torch_run(model, train, x, label)
 
     step = differentiate(model.module, train)
     io = get_io(step)
@@ -243,9 +259,12 @@ def test_gradients_of_random_networks(seed):
     found_output = next(e.to_source(r, output.shape) for e, r in named if e.role == "output")
     np.testing.assert_allclose(found_output, output, rtol=1e-9, atol=1e-12)
     found = [(e, r) for e, r in named if e.role == "gradient"]
-    assert [e.name for e, _ in found] == list(model.parameters)
+    assert [e.name for e, _ in found] == [name for name in model.parameters if name not in running]
     for (entry, result), expected in zip(found, gradients, strict=True):
         close(entry.to_source(result, expected.shape) / train.scale_for("f32"), expected)
+    new = {e.name: r for e, r in named if e.role == "parameter"}
+    for name, expected in running.items():
+        close(new[name], expected)
 
 
 def test_random_networks_do_not_have_dead_gradients():
@@ -262,7 +281,7 @@ OPTIMIZERS = [
     (SGD(0.2), torch.optim.SGD),
     (SGD(0.2, 0.9, weight_decay=0.1), torch.optim.SGD),
     (SGD(0.2, 0.9, nesterov=True), torch.optim.SGD),
-    (Adam(0.01, weight_decay=0.1), torch.optim.Adam),
+    (Adam(0.01, eps=1e-3, weight_decay=0.1), torch.optim.Adam),
     (AdamW(0.01, betas=(0.5, 0.9), eps=1e-6), torch.optim.AdamW),
 ]
 
@@ -270,13 +289,19 @@ OPTIMIZERS = [
 @pytest.mark.parametrize(("optimizer", "kind"), OPTIMIZERS, ids=lambda value: repr(value))
 def test_three_steps(optimizer, kind):
     rng = np.random.default_rng(5)
-    model = random_model(rng)
+    model = next(m for m in iter(lambda: random_model(rng), None) if "n1.weight" in m.parameters)
     train = Train(optimizer=optimizer, surrogate=Triangular(1.5, 1.0), loss_scale=4.0, keep_gradients=False)
     step = differentiate(model.module, train)
     io, count = get_io(step), len(model.parameters)
     parameters = [e.to_device(model.parameters[e.name]) for e in io[2 : 2 + count]]
-    states = [np.zeros_like(p, dtype=np.float64) for _ in optimizer.states for p in parameters]
-    expected = {n: torch.nn.Parameter(torch.from_numpy(v.astype(np.float64))) for n, v in model.parameters.items()}
+    running = {n: v.astype(np.float64) for n, v in model.parameters.items() if n.endswith(NORM[2:])}
+    expected = {
+        n: torch.nn.Parameter(torch.from_numpy(v.astype(np.float64)))
+        for n, v in model.parameters.items()
+        if n not in running
+    }
+    trained = [p for e, p in zip(io[2:], parameters, strict=False) if e.name in expected]
+    states = [np.zeros_like(p, dtype=np.float64) for _ in optimizer.states for p in trained]
     options = {name: value for name, value in vars(optimizer).items() if name != "lr"}
     reference = kind(list(expected.values()), lr=float(np.float32(optimizer.lr)), **options)
     for count_of_steps in range(3):
@@ -284,12 +309,12 @@ def test_three_steps(optimizer, kind):
         scalars = RunScalars(lr=optimizer.lr, valid=3, step=count_of_steps).to_array()
         results = interpret(step, [io[0].to_device(x), label, *parameters, *states, scalars], np.float64)
         parameters, states = results[2 : 2 + count], results[2 + count :]
-        held = type(model)(
-            model.name, model.network, {n: p.detach().numpy() for n, p in expected.items()}, None, model.build
-        )
-        for parameter, gradient in zip(expected.values(), torch_run(held, train, x, label)[2], strict=True):
+        now = {n: expected[n].detach().numpy() if n in expected else running[n] for n in model.parameters}
+        held = type(model)(model.name, model.network, now, None, model.build)
+        _, _, gradients, running = torch_run(held, train, x, label)
+        for parameter, gradient in zip(expected.values(), gradients, strict=True):
             parameter.grad = torch.from_numpy(np.asarray(gradient))
         reference.step()
+    wanted = running | {n: p.detach().numpy() for n, p in expected.items()}
     for entry, found in zip(io[2 : 2 + count], parameters, strict=True):
-        wanted = expected[entry.name].detach().numpy()
-        close(entry.to_source(found, wanted.shape), wanted)
+        close(entry.to_source(found, wanted[entry.name].shape), wanted[entry.name], 0.1)

@@ -16,6 +16,7 @@ from h2learn.backends.reference.neuron import COMPACT_SURROGATES, SURROGATES, SY
 from h2learn.backends.reference.training import RunScalars
 from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, Optimizer, Train
 from h2learn.compiler.driver import Recipe, emit_program
+from h2learn.compiler.folding import folded
 from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
 from h2learn.compiler.model import Model, Network
 from h2learn.compiler.universe import new_context
@@ -137,6 +138,7 @@ def random_case(seed: int, *, train: bool = True) -> Case:
     )
     most = 4 if tiled else 6
     model = random_model(rng, batch=int(rng.integers(1, most)), steps=int(rng.integers(1, most + 1)))
+    model = model if train else folded(model)
     data = certain_data(model, recipe, rng)
     try:
         return Case(model, recipe, data)
@@ -177,6 +179,7 @@ def random_model(rng: np.random.Generator, *, batch: int, steps: int, dyadic: bo
     for name, spec in network.parameters.items():
         deviation = 1.5 / np.sqrt(np.prod(spec.shape[1:])) if len(spec.shape) > 1 else 0.3
         value = rng.normal(0.02, deviation, spec.shape)
+        value = np.abs(value) + 0.5 if name in network.constants else value
         parameters[name] = (np.round(value * 16) / 16 if dyadic else value).astype(np.float32)
     return Model("random", network, parameters, None, lambda _: network)
 
@@ -253,6 +256,7 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
     channels, bias = int(rng.choice([3, 8, 12, 16])), bool(rng.integers(2))
     kernel = (min(kh, rows + 2 * ph), min(kw, columns + 2 * pw))
     x = builder.conv(x, name, channels, HERE, kernel=kernel, stride=(sh, sw), padding=(ph, pw), bias=bias)
+    x = x if dyadic else _normalised(builder, x, name, rng)
     x = _pooling(builder, x, rng)
     return _pooling(builder, builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE), rng)
 
@@ -286,6 +290,14 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
     if kind == "double":
         total = builder.add([lif(conv(total, "b", channels, 1)), total], HERE)
     return total
+
+
+def _normalised(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator) -> Signal:
+    """Add batch normalisation to every third layer."""
+    drawn = rng.spawn(1)[0]
+    if drawn.random() > 0.35:
+        return x
+    return builder.batch_norm(x, f"{name}.norm", HERE, momentum=float(drawn.choice([0.1, 1.0])))
 
 
 def _pooling(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Signal:
@@ -322,6 +334,8 @@ def random_data(model: Model, train: Train | None, rng: np.random.Generator, *, 
     if train is not None:
         arrays["label", "label"] = (rng.integers(0, CLASSES, batch) * (np.arange(batch) < valid)).astype(np.int32)
         for kind, (name, value) in product(train.optimizer.states, model.parameters.items()):
+            if name.endswith(("running_mean", "running_var")):
+                continue
             state = rng.integers(-4, 5, value.shape) / 8 if dyadic else rng.normal(0, 0.1, value.shape)
             state = np.abs(state) + 0.01 if kind == "exp_avg_sq" else state
             arrays["state", state_name(kind, name)] = state.astype(np.float32)

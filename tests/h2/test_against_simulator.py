@@ -37,6 +37,9 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
         return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
     if kind == "vec":
         return common | {"n": pick(1, 6), "steps": pick(1, 5), "stream": pick(0, 9), "p0": pick(0, 1) * 0.9}
+    if kind == "norm":
+        sizes = {"steps": pick(1, 3), "n": pick(1, 3), "positions": pick(1, 4), "count": pick(1, 20)}
+        return common | sizes | {"repeats": pick(1, 3), "eps": 0.01, "momentum": pick(0, 1) * 0.1}
     if kind == "opt":
         settings = {"n": pick(1, 6), "dtype": word("f32", "f16"), "scale": 0.3, "decay": pick(0, 1) * 0.2, "eps": 1e-3}
         return settings | {"momentum": pick(0, 1) * 0.9, "rate1": 0.1, "rate2": 0.001}
@@ -58,6 +61,9 @@ CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.f
 CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng", {})]
 CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
 CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "mean", "last", "tsum", "bias")]
+CASES += [("v.stat", {"kind": kind}) for kind in ("sum", "square", "product")]
+CASES += [("v.fold", {"kind": kind}) for kind in ("mean", "deviation")]
+CASES += [("v.norm", {"kind": kind}) for kind in ("forward", "backward")]
 CASES += [("v.loss", {"kind": kind}) for kind in ("cross_entropy", "mse_rate")]
 CASES += [
     ("v.pool", {"kind": "avg", "src": "bits", "dst": "storage"}),
@@ -85,6 +91,7 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
     addresses = {name: 0x1000 + DISTANCE * number for number, name in enumerate(operands)}
     for name, address in addresses.items():
         reals = ("acc", "gs", "par", "logits", "p", "g", "mom", "sq", "loss")
+        reals += ("x", "dst", "src", "run") if kind == "norm" else ()
         exact = "f32" if name in reals or settings.get(name) in ("f32", "row") else str(descriptor["dtype"])
         image[address : address + DISTANCE] = np.frombuffer(contents(rng, exact), np.uint8)
         if name in COORDINATES:
@@ -130,7 +137,11 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
 
     got, wanted = dram.view(0, SIZE), memories.view(Operand("DRAM", 0), SIZE)
     written = set(row.writes)
-    if mnemonic == "v.grad" or settings.get("kind") == "tsum" or "slots" in (settings.get("src"), settings.get("dst")):
+    if (
+        mnemonic == "v.grad"
+        or settings.get("kind") in ("tsum", "backward")
+        or "slots" in (settings.get("src"), settings.get("dst"))
+    ):
         written -= {"go", "dst"}
         target = addresses["go" if mnemonic == "v.grad" else "dst"]
         rows = slot_rows(mnemonic, descriptor)
@@ -150,6 +161,8 @@ def slot_rows(mnemonic: str, descriptor: dict[str, int | float | str]) -> int:
     blocks = -(-int(descriptor["k"]) // int(descriptor["gblk"]))
     if mnemonic == "v.unpool":
         return blocks * int(descriptor["imgs"]) * int(descriptor["oh"]) * int(descriptor["ow"])
+    if mnemonic == "v.norm":
+        blocks *= int(descriptor["steps"]) * int(descriptor["positions"])
     return blocks * int(descriptor["n"])
 
 

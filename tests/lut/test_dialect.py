@@ -12,6 +12,7 @@ from xdsl.parser import Parser
 from xdsl.utils.exceptions import ParseError, VerifyException
 
 from h2learn.dialects import lut
+from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from h2learn.dialects.lut.ops import RUN_SCALARS, BiasGradOp, LiOp, RngOp, TimeSumOp, UnpoolOp, tensor
 
 WINDOW = lut.ConvGeometry((3, 3), (2, 1), (1, 1))
@@ -21,6 +22,7 @@ SPIKES = lut.SpikesType((4, 2, 6, 6, 8))
 WEIGHTS = tensor((9, 8, 2))
 LABELS = TensorType(i32, [2])
 CURRENT = tensor((4, 2, 3, 6, 2))
+ROW = tensor((2,))
 GRADS = lut.GradsType((4, 2, 3, 6, 2), "f16")
 
 
@@ -84,6 +86,13 @@ def one_of_each():
     gw = add(lut.WuOp(s, grad.gu, WINDOW, 4, (2, 1, 3, 3))).gw
     add(lut.BeWgtOp(store, total.result, WINDOW, (1, 1, 3, 3)))
     add(BiasGradOp(grad.gu, (1, 2, 3, 4)))
+    row = given(tensor((2,)))
+    current = given(CURRENT)
+    settings = {"eps": 1e-5, "momentum": 0.1, "repeats": 3, "reduce_block": (2, 1, 3, 6)}
+    stats = add(NormStatsOp(current, row, (row, row), scalars, **settings))
+    add(NormOp(current, None, (stats.batch_mean, stats.inverse), row, row))
+    sums = add(NormSumsOp(grad.gu, current, row, (stats.batch_mean, stats.inverse), scalars, (4, 2, 3, 6)))
+    add(NormGradOp(sums, row))
     add(lut.OptOp(w, gw, [], scalars, lut.Update()))
     add(lut.OptOp(w, gw, [w], scalars, lut.Update("nesterov", momentum=0.9)))
     add(lut.OptOp(w, gw, [], scalars, lut.Update(grad_scale=0.5), "f16"))
@@ -206,6 +215,16 @@ def test_attributes_that_are_refused(make, message):
             "expected an fp32 tensor, stored values or gradients",
         ),
         (lambda: lut.ConvertOp(value(CURRENT), lut.StoreType((4, 2), "f16")), "shape of the result"),
+        (
+            lambda: NormSumsOp(
+                value(GRADS), value(CURRENT), None, (value(ROW), value(ROW)), value(RUN_SCALARS), (3, 1, 1, 1)
+            ),
+            "expected whole blocks of [4, 2, 3, 6] positions",
+        ),
+        (
+            lambda: NormOp(value(CURRENT), None, (value(ROW), value(ROW)), value(ROW), value(tensor((3,)))),
+            "expected one number for each of 2 channels",
+        ),
         (lambda: lut.WuOp(value(SPIKES), value(GRADS), WINDOW, 4, (0, 1, 1, 1)), "reduce_block to be positive"),
         (
             lambda: lut.OptOp(value(WEIGHTS), value(WEIGHTS), [], value(RUN_SCALARS), lut.Update("sgd", momentum=0.9)),

@@ -121,6 +121,21 @@ class Builder:
         for operand in ("a", "b", "dst"):
             self.enum(operand)
 
+    def draw_norm(self, *kinds: str) -> None:
+        self.desc |= {"steps": self.pick(1, 3), "n": self.pick(1, 4), "positions": self.pick(1, 5)}
+        self.desc |= {"k": self.pick(1, 3, 16, 20), "gblk": self.pick(4, 16, 64), "count": self.pick(1, 30)}
+        self.desc |= {"repeats": self.pick(1, 4), "eps": self.pick(1, 2) / 16, "momentum": self.pick(0, 1, 4) / 4}
+        self.enum("dtype"), self.enum("kind", *kinds)
+
+    def draw_v_stat(self) -> None:
+        self.draw_norm("sum", "square", "product")
+
+    def draw_v_fold(self) -> None:
+        self.draw_norm("mean", "deviation")
+
+    def draw_v_norm(self) -> None:
+        self.draw_norm("forward", "backward")
+
     def draw_v_loss(self) -> None:
         self.draw_vec("cross_entropy", "mse_rate")
 
@@ -219,6 +234,8 @@ def format_of(op: Operation, name: str) -> str:
     if op.mnemonic == "v.reduce":
         source = {"rate": "bits", "tsum": "slots", "bias": "slots"}.get(op.choice("kind"), storage)
         return source if name == "src" else "slots" if op.choice("kind") == "tsum" else "f32"
+    if op.mnemonic in ("v.stat", "v.fold", "v.norm") and name in ("dst", "x", "src", "run"):
+        return "slots" if name == "dst" and op.choice("kind") == "backward" else "f32"
     if name == "go" or (name == "g" and op.mnemonic != "v.opt"):
         return "slots"
     if name in ("x", "w", "lut", "us", "uo", "u", "gc", "cs", "gi"):
@@ -307,6 +324,9 @@ def test_only_written_operands_change(mnemonic: str) -> None:
         ("v.pool", "kw", 0),
         ("v.loss", "kind", 0),
         ("v.opt", "kind", 4),
+        ("v.stat", "kind", 5),
+        ("v.fold", "kind", 0),
+        ("v.norm", "kind", 2),
         ("v.reduce", "kind", 7),
         ("fe.run", "imgs", 1 << 20),
         ("be.fwd", "dtype", 5),

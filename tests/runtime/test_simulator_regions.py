@@ -13,6 +13,7 @@ START = BYTES // 2
 COORDINATES = ("y", "x", "pos", "neu", "tick")
 COMPUTING = sorted(row.mnemonic for row in isa.INSTRUCTIONS if row.reads or row.writes)
 KINDS = {"v.reduce": range(5), "v.loss": (5, 6), "v.map": (7, 8)}
+KINDS |= {"v.stat": range(3), "v.fold": (3, 4), "v.norm": (5, 6)}
 POOLS = ((0, 0, 2), (0, 1, 1), (1, 0, 0), (1, 1, 1), (2, 0, 2), (2, 1, 1))  # kind, source, result: what v.pool can do
 
 
@@ -99,6 +100,7 @@ def test_nothing_else_is_read_or_written(mnemonic):
         read, written = touched(op, False), touched(op, True)
         results = [outcome(op, seed, read, background) for background in (0, 1)]
         slots = "go" in op.operands or op.desc.get("dst") == 3 or (mnemonic == "v.reduce" and op.desc["kind"] == 3)
+        slots |= mnemonic == "v.norm" and op.desc["kind"] == 6
         slots |= mnemonic == "v.map" and op.desc["dst"] == 2
         for name in isa.MEMORIES:
             for before, after in results:

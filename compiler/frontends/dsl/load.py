@@ -12,7 +12,21 @@ from h2learn.compiler.model import Model, Network
 
 from ..builder import NetworkBuilder, Signal, initial_parameters
 from .reader import excerpt, read
-from .syntax import Add, Conv, Delay, Description, Flatten, Layer, Li, Lif, Linear, Pool, Readout, Recurrent
+from .syntax import (
+    Add,
+    BatchNorm,
+    Conv,
+    Delay,
+    Description,
+    Flatten,
+    Layer,
+    Li,
+    Lif,
+    Linear,
+    Pool,
+    Readout,
+    Recurrent,
+)
 
 
 def load_snn(path: str | PathLike[str]) -> Model:
@@ -42,7 +56,7 @@ def parse_snn(text: str, file: str = "<text>") -> Model:
         if isinstance(where, Location) and not error.excerpt:
             error.excerpt = excerpt(text, where.line, where.column)
         raise
-    initial = initial_parameters(network.parameters, description.init.gain, description.init.seed)
+    initial = initial_parameters(network, description.init.gain, description.init.seed)
     return Model(description.name, network, initial, description.train, functools.partial(build, description))
 
 
@@ -91,6 +105,11 @@ def _linear(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     return builder.linear(x, layer.name, layer.features, layer.location, bias=layer.bias)
 
 
+def _batch_norm(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, BatchNorm)
+    return builder.batch_norm(x, layer.name, layer.location, eps=layer.eps, momentum=layer.momentum, gain=layer.gain)
+
+
 def _pool(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Pool)
     kernel = layer.kernel or builder.whole_map(x, layer.location)
@@ -133,6 +152,7 @@ def _readout(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
 _ADD: dict[type, Callable[[NetworkBuilder, Signal, Layer], Signal]] = {
     Conv: _conv,
     Linear: _linear,
+    BatchNorm: _batch_norm,
     Pool: _pool,
     Flatten: _flatten,
     Lif: _lif,

@@ -33,6 +33,7 @@ from h2learn.compiler.autodiff.spec import (
 
 from .syntax import (
     Add,
+    BatchNorm,
     Conv,
     Delay,
     Description,
@@ -332,6 +333,16 @@ class _Reader:
     def add(self, node: Node, default: Neuron) -> Add:
         return Add(self.at(node), _name(_tokens(node)), tuple(map(str, _tokens(_children(node)[0]))))
 
+    def batchnorm(self, node: Node, default: Neuron) -> BatchNorm:
+        limits = {"eps": math.inf, "momentum": 1.0, "gain": math.inf}
+        numbers = {
+            key: self.number(_tokens(option)[0], key, 0.0, limits[key], open_low=key != "momentum")
+            for key, option in self.options(_children(node)).items()
+        }
+        plain = BatchNorm(self.at(node), str(_tokens(node)[0]))
+        eps, momentum, gain = (numbers.get(key, getattr(plain, key)) for key in limits)
+        return replace(plain, eps=eps, momentum=momentum, gain=gain)
+
     def pool(self, node: Node, default: Neuron) -> Pool:
         *name, kind = _tokens(node)
         window, *rest = _children(node)
@@ -455,6 +466,7 @@ _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "conv": _Reader.conv,
     "linear": _Reader.linear,
     "add": _Reader.add,
+    "batchnorm": _Reader.batchnorm,
     "pool": _Reader.pool,
     "flatten": _Reader.flatten,
     "lif": _Reader.lif,

@@ -63,6 +63,16 @@ class Linear(LayerStatement):
 
 
 @dataclass(frozen=True)
+class BatchNorm(LayerStatement):
+    """Batch normalisation of currents over time, samples and positions."""
+
+    name: str
+    eps: float = 1e-5
+    momentum: float = 0.1
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
 class Add(LayerStatement):
     """The sum of the results of layers."""
 
@@ -129,7 +139,7 @@ class Readout(LayerStatement):
     kind: str
 
 
-Layer: TypeAlias = Conv | Linear | Add | Pool | Flatten | Lif | Li | Recurrent | Delay | Readout
+Layer: TypeAlias = Conv | Linear | BatchNorm | Add | Pool | Flatten | Lif | Li | Recurrent | Delay | Readout
 
 
 @dataclass(frozen=True)
