@@ -282,7 +282,7 @@ OPTIMIZERS = [
     (SGD(0.2, 0.9, weight_decay=0.1), torch.optim.SGD),
     (SGD(0.2, 0.9, nesterov=True), torch.optim.SGD),
     (Adam(0.01, eps=1e-3, weight_decay=0.1), torch.optim.Adam),
-    (AdamW(0.01, betas=(0.5, 0.9), eps=1e-6), torch.optim.AdamW),
+    (AdamW(0.01, betas=(0.5, 0.9), eps=1e-3), torch.optim.AdamW),
 ]
 
 
