@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
+
+from h2learn.backends.h2learn.isa import CONTROL, ENGINES
 
 from .energy import EnergyReport
 from .sanitizers import Finding
+
+Counts = dict[str, dict[str, int]]
+"""Group -> name -> count."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +54,74 @@ class RunReport:
     """One run of a program. Cycles are machine cycles, memory traffic is in bytes.
 
     ``busy``: cycles per engine (``FE`` look-up lanes, ``FE.fill`` table builder) and ``DRAM`` (channel).
-    ``stalls``: engine -> cause -> cycles; causes are ``queue empty``, ``semaphore N``, ``DRAM channel`` and, for the
-    front end (``CTRL``), ``queue of ENGINE full`` and ``fence``.
-    ``work``: mnemonic -> counts of the execution, summed. ``stopped_at``: the pc of a break point that ended the run.
+    ``front_end_stalls``: cause -> cycles, of all streams. ``stopped_at``: the pc of a break point that ended the run.
+    What adds up instructions is worked out when it is asked for: ``count`` gives their counters, ``price`` the energy
+    of work, bytes read and bytes written.
     """
 
     cycles: int
     instructions: int
     dispatched: int
-    executed: dict[str, int]
     busy: dict[str, int]
-    stalls: dict[str, dict[str, int]]
-    bytes_read: dict[str, int]
-    bytes_written: dict[str, int]
-    work: dict[str, dict[str, int]]
-    by_pc: list[PcCounters]
-    energy: EnergyReport
+    front_end_stalls: dict[str, int]
+    count: Callable[[], list[PcCounters]] = field(repr=False)
+    price: Callable[[Counts, dict[str, int], dict[str, int]], EnergyReport] = field(repr=False)
     nonfinite: list[NonFinite] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     stopped_at: int | None = None
+
+    @cached_property
+    def by_pc(self) -> list[PcCounters]:
+        """The counters of every instruction of the program."""
+        return self.count()
+
+    @cached_property
+    def executed(self) -> dict[str, int]:
+        """Executions by mnemonic."""
+        total: dict[str, int] = {}
+        for item in self.by_pc:
+            if item.executed:
+                add_counts(total, {item.mnemonic: item.executed})
+        return dict(sorted(total.items()))
+
+    @cached_property
+    def stalls(self) -> Counts:
+        """Cycles by engine and cause.
+
+        Causes are ``queue empty``, ``semaphore N``, ``DRAM channel`` and, for the front end (``CTRL``),
+        ``queue of ENGINE full`` and ``fence``.
+        """
+        total: Counts = {}
+        for item in self.by_pc:
+            if item.stalls:
+                add_counts(total.setdefault(item.engine.partition(".")[0], {}), item.stalls)
+        if self.front_end_stalls:
+            total[CONTROL] = self.front_end_stalls
+        return {name: dict(sorted(total[name].items())) for name in (*ENGINES, CONTROL) if name in total}
+
+    @cached_property
+    def bytes_read(self) -> dict[str, int]:
+        """Bytes read by memory."""
+        return _sum(item.bytes_read for item in self.by_pc)
+
+    @cached_property
+    def bytes_written(self) -> dict[str, int]:
+        """Bytes written by memory."""
+        return _sum(item.bytes_written for item in self.by_pc)
+
+    @cached_property
+    def work(self) -> Counts:
+        """Counts of the execution by mnemonic."""
+        total: Counts = {}
+        for item in self.by_pc:
+            if item.work:
+                add_counts(total.setdefault(item.mnemonic, {}), item.work)
+        return {name: total[name] for name in sorted(total)}
+
+    @cached_property
+    def energy(self) -> EnergyReport:
+        """Energy by part of the chip, and what it rests on."""
+        return self.price(self.work, self.bytes_read, self.bytes_written)
 
     @property
     def bound(self) -> int:
@@ -106,6 +161,13 @@ class RunReport:
             "findings": [asdict(item) for item in self.findings],
         }
         return data if self.stopped_at is None else data | {"stopped_at": self.stopped_at}
+
+
+def _sum(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for table in tables:
+        add_counts(total, table)
+    return dict(sorted(total.items()))
 
 
 def add_counts(total: dict[str, int], more: Mapping[str, int]) -> None:

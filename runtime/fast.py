@@ -494,10 +494,13 @@ def _is_misaligned(op: Operation, name: str, memories: Memories) -> bool:
 
 
 class _Rows(NamedTuple):
-    """A transfer worked out: arguments of ``count_slots`` and ``copy_rows`` behind the buffers (None: not needed)."""
+    """A transfer worked out: arguments of ``slot_traffic`` and ``copy_rows`` behind the buffers (empty: not needed).
 
-    slots: tuple[Any, ...] | None
-    copy: tuple[Any, ...] | None
+    ``bytes``: those that it moves, for slots known only when it is executed.
+    """
+
+    slots: tuple[Any, ...]
+    copy: tuple[Any, ...]
     existing: int
     missing: int
     bytes: int
@@ -508,9 +511,9 @@ def _transfer(op: Operation, buffers: Buffers, zero_fill: bool) -> Work:
     if not isinstance(rows, _Rows):
         rows = op.kept["rows"] = _rows(op, zero_fill)
     moved = rows.bytes
-    if rows.slots is not None:
-        moved += int(transfer.count_slots(buffers["src"], *rows.slots)) * op.number("item")
-    if rows.copy is not None:
+    if rows.slots:
+        moved = int(transfer.slot_traffic(buffers["src"], *rows.slots, 1)[0])
+    if rows.copy:
         transfer.copy_rows(buffers["dst"], buffers["src"], *rows.copy)
     return Work({"rows": rows.existing, "zero_rows": rows.missing, "bytes": moved})
 
@@ -522,15 +525,44 @@ def _rows(op: Operation, zero_fill: bool) -> _Rows:
     rows, columns, run = transfer_range(op, 2), transfer_range(op, 3), op.number("run")
     outer = counts[0] * counts[1]
     existing = outer * (rows[1] - rows[0]) * (columns[1] - columns[0])
-    moved, slots, copy = existing * run, None, None
+    slots: tuple[Any, ...] = ()
+    copy: tuple[Any, ...] = ()
     if op.choice("mode") == "slots":
-        slot = op.number("slot")
-        slots = (starts["src"], counts, strides["src"], run, slot, rows, columns)
-        moved = moved // slot * 8
+        slots = (starts["src"], counts, strides["src"], run, op.number("slot"), op.number("item"), rows, columns)
     if run and (existing or zero_fill):
         layout = _merged((run, counts, strides["src"], strides["dst"], rows, columns))
         copy = (starts["dst"], starts["src"], *layout, zero_fill)
-    return _Rows(slots, copy, existing, outer * counts[2] * counts[3] - existing, moved)
+    return _Rows(slots, copy, existing, outer * counts[2] * counts[3] - existing, 0 if slots else existing * run)
+
+
+class Copy(NamedTuple):
+    """A transfer as numbers: ``copy`` and ``slots`` are the arguments of ``copy_rows`` and (but for the burst)
+    ``slot_traffic`` with places in whole memories, flat, empty where not needed; ``work`` is what is known beforehand.
+    """
+
+    copy: list[int]
+    slots: list[int]
+    work: dict[str, int]
+
+
+def plan_copy(op: Operation, memories: Memories) -> Copy:
+    """Return an ``ld`` or ``st`` as numbers; raises H2LearnError when it faults."""
+    open_operands(op, memories)
+    rows = _rows(op, zero_fill=op.mnemonic == "ld")
+    bases = {
+        name: start - (memories.dram_base if op.operands[name].memory == "DRAM" else 0)
+        for name, (start, _) in spans(op).items()
+    }
+    copy, slots = _flat(rows.copy), _flat(rows.slots)
+    if copy:
+        copy[0], copy[1] = copy[0] + bases["dst"], copy[1] + bases["src"]
+    if slots:
+        slots[0] += bases["src"]
+    return Copy(copy, slots, {"rows": rows.existing, "zero_rows": rows.missing, "bytes": rows.bytes})
+
+
+def _flat(arguments: tuple[Any, ...]) -> list[int]:
+    return [int(number) for item in arguments for number in (item if isinstance(item, tuple) else (item,))]
 
 
 def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,15 +1,11 @@
-"""The front end: its streams fetch in order, run loops and address registers, dispatch to the engine queues.
+"""The front end: its streams fetch in order, run loops and address registers, and yield what joins the queues.
 
-Every stream executes one instruction per cycle. A stream depends on the engines only through full queues and fences, so
-it runs ahead of simulated time until one of these stops it; an entry carries the cycle from which its engine may take
-it.
+It sees no data and no time: what a stream yields is the same in every run. ``events.py`` decides when.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,7 +27,8 @@ from h2learn.backends.h2learn.isa import (
 from .loader import LoadedProgram
 from .operation import Operand, Operation
 
-CFG, ADDR, SETUP, LOOP, ENDL, FENCE, FORK, HALT, WORK, SIGNAL, WAIT, NOP = range(12)
+(CFG, ADDR, SETUP, LOOP, ENDL, FENCE, FORK, HALT, STOP, FAULT, NOP, SIGNAL, WAIT, WORK) = range(14)
+"""What an instruction is to the front end; STOP and FAULT end a stream before one. From NOP on it joins a queue."""
 _CODES = {
     "cfg": CFG,
     "addr": ADDR,
@@ -78,14 +75,19 @@ class Template:
 
 
 class Entry(NamedTuple):
-    """A dispatched instruction in a queue: from cycle ``ready`` on; ``version`` numbers its descriptor's contents."""
+    """What a stream yields: an instruction for a queue, or one that changes the stream itself (fence, fork, halt).
 
-    ready: int
+    ``cost``: cycles of the stream since the entry before, this one included; ``version`` numbers its descriptor's
+    contents; ``unset`` names registers and descriptors that the program has not set.
+    """
+
+    code: int
+    cost: int
     template: Template
-    operation: Operation | None
-    version: int
-    iterations: tuple[int, ...]
-    unset: tuple[str, ...]
+    operation: Operation | None = None
+    version: int = 0
+    iterations: tuple[int, ...] = ()
+    unset: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -136,52 +138,26 @@ class Contents:
 
 
 class FrontEnd:
-    """The streams of a program; ``streams`` holds those that have started, in the order of their start.
+    """The streams of a program by number; ``limit``: fault after so many instructions; ``break_at``: stop before it."""
 
-    ``dispatched(stream, engine, cycle)`` is called for every entry that joins a queue, ``forked(stream)`` before
-    another stream starts.
-    """
-
-    def __init__(
-        self,
-        program: LoadedProgram,
-        dispatched: Callable[[int, int, int], None],
-        forked: Callable[[Stream], None],
-        limit: int | None,
-        break_at: int | None,
-    ) -> None:
+    def __init__(self, program: LoadedProgram, limit: int | None, break_at: int | None) -> None:
         self.program = program
         self.templates = [_template(program, pc) for pc in range(len(program.code))]
-        self.dispatched = dispatched
-        self.forked = forked
         self.limit = limit
         self.break_at = break_at
-        self.depth = program.machine.queue_depth
         self.operations_kept = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the program: streams, registers, descriptors, loops, queues, counters."""
-        self.stopped_at: int | None = None
-        self.streams = [Stream(self, 0, 0, 0)]
+        """Forget everything but the program: streams, registers, descriptors, loops, counters."""
+        self.streams = {0: Stream(self, 0)}
         for template in self.templates:
             template.executed = 0
-
-    def start(self) -> None:
-        """Start stream 0."""
-        self.streams[0].advance()
-
-    def fork(self, number: int, pc: int, cycle: int) -> None:
-        """Start a stream at ``pc``; its first instruction executes in the cycle after ``cycle``."""
-        stream = Stream(self, number, pc, cycle)
-        self.streams.append(stream)
-        self.forked(stream)
-        stream.advance()
 
     @property
     def executed(self) -> int:
         """Instructions executed by all streams."""
-        return sum(stream.executed for stream in self.streams)
+        return sum(stream.executed for stream in self.streams.values())
 
     def keep(self, template: Template, key: tuple[int, bool, Places], operation: Operation) -> None:
         """Keep a dispatch that is new for the next runs."""
@@ -194,20 +170,18 @@ class FrontEnd:
 
 
 class Stream:
-    """One stream of instructions: its own pc, cycle, loops, registers, descriptors and queues, all cleared at first."""
+    """One stream of instructions: its own pc, loops, registers and descriptors, all cleared at first.
 
-    def __init__(self, front: FrontEnd, number: int, pc: int, cycle: int) -> None:
+    ``fault``: the error that its last entry (FAULT) stands for.
+    """
+
+    def __init__(self, front: FrontEnd, pc: int) -> None:
         self.front = front
-        self.number = number
         self.pc = pc
-        self.versions = 0  # the front end sees no data: a version means the same contents in every run
-        self.cycle = cycle
+        self.versions = 0  # a version means the same contents in every run
+        self.cost = 0
         self.executed = 0
-        self.dispatches = 0
-        self.halted = False
-        self.blocked_on = -1
-        self.fenced = False
-        self.queues: list[deque[Entry]] = [deque() for _ in ENGINES]
+        self.fault: H2LearnError | None = None
         self.levels: list[int] = []
         self.iterations = [0] * MAX_LOOP_DEPTH
         self.registers = [AddressRegister() for _ in range(ADDRESS_REGISTERS)]
@@ -218,50 +192,26 @@ class Stream:
             else []
             for row in DESCRIPTORS
         ]
-        self.stalls: dict[str, int] = {}
 
-    def resume(self, cycle: int, cause: str) -> None:
-        """Go on after a stop, not before ``cycle``; the cycles lost are booked under ``cause``."""
-        if cycle > self.cycle:
-            self.stalls[cause] = self.stalls.get(cause, 0) + cycle - self.cycle
-            self.cycle = cycle
-        self.blocked_on = -1
-        self.fenced = False
-        self.advance()
-
-    def advance(self) -> None:
-        """Execute until a queue is full, a fence is met, or the program ends.
-
-        Raises H2LearnError when the program runs past its last instruction or over the instruction limit.
-        """
+    def fetch(self, count: int) -> list[Entry]:
+        """Execute until there are ``count`` more entries or the stream ends; that it ends is its last entry."""
         front = self.front
-        templates, end = front.templates, len(front.templates)
-        while True:
+        templates = front.templates
+        found: list[Entry] = []
+        while len(found) < count:
             pc = self.pc
-            if pc >= end:
-                raise H2LearnError(
-                    "the program runs past its last instruction", location=f"pc {pc}", hint="a program ends with halt"
-                )
-            if pc == front.break_at:
-                front.stopped_at, self.halted = pc, True
-                return
+            end = self._end(pc)
+            if end is not None:
+                found.append(end)
+                break
             template = templates[pc]
             code = template.code
-            if code >= WORK and len(self.queues[template.engine]) >= front.depth:
-                self.blocked_on = template.engine
-                return
-            if front.limit is not None and front.executed >= front.limit:
-                raise H2LearnError(
-                    f"the program executed {front.limit} instructions without reaching halt",
-                    location=front.program.describe(pc, self.iterations[: len(self.levels)]),
-                    hint="raise the limit on instructions if this is no endless loop",
-                )
             self.executed += 1
             template.executed += 1
-            self.cycle += 1
+            self.cost += 1
             self.pc = pc + 1
-            if code >= WORK:
-                self._dispatch(template)
+            if code >= NOP:
+                found.append(self._dispatch(template))
             elif code == CFG:
                 self._configure(template)
             elif code == ENDL:
@@ -273,41 +223,64 @@ class Stream:
             elif code == SETUP:
                 for word in template.words:
                     (self._address if word.code == ADDR else self._configure)(word)
-                self.cycle += len(template.words)
+                self.cost += len(template.words)
                 self.executed += len(template.words)
-            elif code == FORK:
-                self.pc = pc + 1 + template.count
-                front.fork(template.fields["stream"], pc + 1, self.cycle)
-            elif code == FENCE:
-                self.fenced = True
-                return
             else:
-                self.halted = True
-                return
+                if code == FORK:
+                    front.streams[template.fields["stream"]] = Stream(front, pc + 1)
+                    self.pc = pc + 1 + template.count
+                found.append(self._yield(code, template))
+                if code == HALT:
+                    break
+        return found
 
-    def _dispatch(self, template: Template) -> None:
-        operation: Operation | None = None
-        version = 0
+    def _end(self, pc: int) -> Entry | None:
+        """Return the entry that ends the stream before an instruction, if it has to."""
+        front = self.front
+        if pc >= len(front.templates):
+            self.fault = H2LearnError(
+                "the program runs past its last instruction", location=f"pc {pc}", hint="a program ends with halt"
+            )
+            return Entry(FAULT, 1, Template(pc, FAULT, "halt"))
+        if pc == front.break_at:
+            return Entry(STOP, self.cost + 1, front.templates[pc])
+        if front.limit is not None and front.executed >= front.limit:
+            self.fault = H2LearnError(
+                f"the program executed {front.limit} instructions without reaching halt",
+                location=front.program.describe(pc, self.iterations[: len(self.levels)]),
+                hint="raise the limit on instructions if this is no endless loop",
+            )
+            return Entry(FAULT, 1, front.templates[pc])
+        return None
+
+    def _yield(
+        self,
+        code: int,
+        template: Template,
+        operation: Operation | None = None,
+        version: int = 0,
+        unset: tuple[str, ...] = (),
+    ) -> Entry:
+        cost, self.cost = self.cost, 0
+        return Entry(code, cost, template, operation, version, tuple(self.iterations[: len(self.levels)]), unset)
+
+    def _dispatch(self, template: Template) -> Entry:
+        if template.code != WORK:
+            return self._yield(template.code, template)
+        kind, index = template.descriptor
+        contents = self.descriptors[kind][index]
+        registers, iterations = self.registers, self.iterations
+        used = [registers[number] for _, number in template.registers]
+        places = tuple([(register.memory, register.value(iterations)) for register in used])
+        mask = template.init_mask
+        init = not mask & NEVER_INIT and not (mask and self._past_first(mask))
+        operation = template.operations.get((contents.version, init, places))
+        if operation is None:
+            operation = self._operation(template, contents, init, places)
         unset: tuple[str, ...] = ()
-        iterations = self.iterations
-        if template.code == WORK:
-            kind, index = template.descriptor
-            contents = self.descriptors[kind][index]
-            version = contents.version
-            registers = self.registers
-            used = [registers[number] for _, number in template.registers]
-            places = tuple([(register.memory, register.value(iterations)) for register in used])
-            mask = template.init_mask
-            init = not mask & NEVER_INIT and not (mask and self._past_first(mask))
-            operation = template.operations.get((version, init, places))
-            if operation is None:
-                operation = self._operation(template, contents, init, places)
-            if not contents.configured or not all(registers[number].configured for _, number in template.registers):
-                unset = self._unset(template, contents)
-        self.dispatches += 1
-        entry = Entry(self.cycle, template, operation, version, tuple(iterations[: len(self.levels)]), unset)
-        self.queues[template.engine].append(entry)
-        self.front.dispatched(self.number, template.engine, self.cycle)
+        if not contents.configured or not all(register.configured for register in used):
+            unset = self._unset(template, contents)
+        return self._yield(WORK, template, operation, contents.version, unset)
 
     def _past_first(self, mask: int) -> bool:
         iterations = self.iterations

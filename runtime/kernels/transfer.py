@@ -47,17 +47,34 @@ def copy_rows(
 
 
 @jit
-def count_slots(
-    source: U8, source_start: int, counts: Four, strides: Four, run: int, slot: int, rows: Range, columns: Range
-) -> int:
-    """Return the number of live values in the gradient slots of the rows that exist."""
-    live = np.uint64(0)
+def slot_traffic(
+    source: U8,
+    source_start: int,
+    counts: Four,
+    strides: Four,
+    run: int,
+    slot: int,
+    item: int,
+    rows: Range,
+    columns: Range,
+    burst: int,
+) -> tuple[int, int]:
+    """Return the bytes that the gradient slots of the rows that exist hold, and the same in whole bursts.
+
+    A slot holds its bitmap and the live values, each slot rounded up to bursts by itself; ``slot`` bounds both.
+    """
+    moved = in_bursts = np.uint64(0)
+    room, size, unit = np.uint64(slot), np.uint64(item), np.uint64(burst)
     for i0 in range(counts[0]):
         for i1 in range(counts[1]):
             for i2 in range(rows[0], rows[1]):
                 for i3 in range(columns[0], columns[1]):
                     at = source_start + i0 * strides[0] + i1 * strides[1] + i2 * strides[2] + i3 * strides[3]
-                    for first in range(at, at + run, slot):
+                    for first in range(np.uint64(at), np.uint64(at + run), room):
+                        live = np.uint64(0)
                         for byte in range(np.uint64(8)):
-                            live += population(np.uint64(source[np.uint64(first) + byte]))
-    return np.int64(live)
+                            live += population(np.uint64(source[first + byte]))
+                        held = np.uint64(8) + live * size
+                        moved += held
+                        in_bursts += (min(held, room) + unit - np.uint64(1)) // unit * unit
+    return np.int64(moved), np.int64(in_bursts)

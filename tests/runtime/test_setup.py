@@ -8,6 +8,7 @@ from h2learn.backends.h2learn.isa import DESCRIPTORS, MEMORIES
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.runtime.frontend import FrontEnd
 from h2learn.runtime.loader import LoadedProgram, Segment, program_of
+from h2learn.runtime.simulator import Simulator
 
 BASE = 0x1000
 CONV = next(n for n, d in enumerate(DESCRIPTORS) if d.name == "conv")
@@ -18,10 +19,6 @@ WORDS = [
 ]
 
 
-def ignore(*_: object) -> None:
-    """Nobody listens to the front end."""
-
-
 def program(words: list[Decoded], count: int, address: int = BASE, *, writable: bool = False) -> LoadedProgram:
     contents = b"".join(encode(word.mnemonic, word.fields) for word in words)
     code = [Decoded("setup", {"address": address, "count": count}), Decoded("halt", {})]
@@ -30,26 +27,23 @@ def program(words: list[Decoded], count: int, address: int = BASE, *, writable: 
 
 
 def test_words_take_effect_and_a_cycle_each() -> None:
-    front = FrontEnd(program(WORDS, 3), ignore, ignore, None, None)
-    front.start()
-    stream = front.streams[0]
-    assert stream.halted
+    stream = FrontEnd(program(WORDS, 3), None, None).streams[0]
+    (halt,) = stream.fetch(10)
     assert (stream.registers[3].memory, stream.registers[3].value([0, 2, 0, 0, 0, 0, 0, 0])) == ("S", 64 + 2 * 128)
     assert stream.descriptors[CONV][2].fields["imgs"] == 7
-    assert front.executed == 2 + 3
-    assert stream.cycle == 2 + 3
+    assert stream.executed == 2 + 3
+    assert halt.template.mnemonic == "halt" and halt.cost == 2 + 3
 
 
 def test_a_prefix_of_the_table() -> None:
-    front = FrontEnd(program(WORDS, 1), ignore, ignore, None, None)
-    front.start()
-    assert front.streams[0].registers[3].value([0, 2, 0, 0, 0, 0, 0, 0]) == 64
+    stream = FrontEnd(program(WORDS, 1), None, None).streams[0]
+    stream.fetch(10)
+    assert stream.registers[3].value([0, 2, 0, 0, 0, 0, 0, 0]) == 64
 
 
 def test_the_limit_on_instructions_counts_the_words() -> None:
-    front = FrontEnd(program(WORDS, 3), ignore, ignore, 3, None)
     with pytest.raises(H2LearnError, match="without reaching halt"):
-        front.start()
+        Simulator(program(WORDS, 3), max_instructions=3).run()
 
 
 @pytest.mark.parametrize(

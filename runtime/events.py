@@ -1,0 +1,506 @@
+"""The event loop, compiled: queues, semaphores, fences and time; instructions that compute are left to the caller.
+
+The rules stand in ``docs/semantics.md`` (order) and ``timing.py`` (cycles). Everything lives in integer arrays whose
+columns are named below. ``advance`` goes on until it needs something: the entries that a stream dispatches next
+(FETCH), the execution of an instruction at the head of a queue (PERFORM), room in ``posts`` or ``log`` (ROOM), or it
+has to stop (FINISHED, OVERFLOW, FAULTED). Plain transfers it executes by itself where the caller has described them.
+"""
+
+# Kernels follow Numba's typing rules, which differ from NumPy's stubs.
+# mypy: disable-error-code="assignment, operator, arg-type, call-arg, return-value, no-any-return, index"
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from h2learn.backends.h2learn.isa import ENGINES, SEMAPHORE_MAX, STREAMS
+
+from .frontend import FAULT, FENCE, FORK, NOP, SIGNAL, STOP, WAIT
+from .jit import jit
+from .kernels.bits import U8
+from .kernels.transfer import copy_rows, slot_traffic
+
+I64 = npt.NDArray[np.int64]
+
+NEVER = 1 << 62
+FINISHED, FETCH, PERFORM, ROOM, OVERFLOW, FAULTED = range(6)
+WAITING, STARVED, RUNNING, BLOCKED, FENCED, HALTED = range(6)
+"""States of a stream: not started, without entries, dispatching, at a full queue, at a fence, at its end."""
+PLAIN, FILL, LOOK_UP = range(3)
+"""Units: that of the engine, and of FE the table builder and the look-up lanes."""
+
+_ENGINES = len(ENGINES)
+LOG_SIGNAL, LOG_POST, LOG_TAKE, LOG_FENCE, LOG_FORK, LOG_SPAN = range(6)
+LOG_COLUMNS = 5
+
+(CODE, COST, ENGINE, PC, SEM, COUNT, CYCLES, ON_CHANNEL, UNIT, TABLE, LOW, HIGH) = range(12)
+"""Columns of an entry. ``COST``: cycles of its stream since the entry before; ``CYCLES`` (ON_CHANNEL: of the channel):
+-1 when the execution decides; ``TABLE LOW HIGH``: memory and bytes of the look-up table."""
+INSIDE, TARGET, SOURCE, COPIES, SLOTS = range(12, 17)
+"""Of a transfer that is executed here: that it is, its memories, which of the two following apply."""
+COPY, SLOT = 17, 37
+"""First of the arguments of ``copy_rows`` and of ``slot_traffic``."""
+ENTRY_COLUMNS = 53
+
+STATUS, NEXT, LENGTH, CYCLE, BLOCKER, PAID, DISPATCHED = range(7)
+"""Columns of a stream: its next entry and how many there are; whether the cost of that is paid but for one cycle."""
+STREAM_COLUMNS = 7
+HEAD, SIZE, ISSUE, DONE, FILLED, READS, READS_LOW, READS_HIGH, READS_UNTIL, WAITS = range(10)
+"""Columns of a queue (of a stream at an engine): its ring, when its last entry was taken and its work is done, when its
+last tables are built, what its last look-up reads until when, whether a ``wait`` blocks it."""
+QUEUE_COLUMNS = 10
+FREE, ENGINE_DONE, MARK, BUSY, BUILDER_FREE, BUILDER_BUSY, WAKE = range(7)
+"""Columns of an engine: when its unit is free and all its work done, until when time is accounted for, cycles of work,
+the same of its builder, and when it next looks at its queues."""
+ENGINE_COLUMNS = 7
+TOKENS, WAITER = range(2)
+"""Columns of a semaphore: tokens, and the engine that a ``wait`` for them blocks (-1: none)."""
+POST_TIME, POST_NUMBER, POST_SEM, POST_COUNT, POST_PC = range(5)
+LOST_EMPTY, LOST_SEMAPHORE, LOST_CHANNEL, PC_BUSY, PC_CHANNEL, FIRST, LAST, MOVED = range(8)
+"""Columns of an instruction: cycles lost by cause, cycles of its engine and of the DRAM channel, first start and last
+end, bytes that its transfers of slots moved."""
+PC_COLUMNS = 8
+(AT_ENGINE, AT_STREAM, NOW, RESULT, PERFORMED, WANTED, POSTS, POSTED, LOGGED) = range(9)
+CHANNEL_FREE, CHANNEL_BUSY, LOOK, STOPPED = range(9, 13)
+"""Global values: the engine that is taking entries and the stream whose queue it looks at, the time; what the caller
+found for CYCLES after PERFORM; the stream or pc that FETCH, FAULTED or OVERFLOW mean; lengths of ``posts`` and ``log``,
+signals so far; the channel; whether a stream wants attention; the pc of a break point that was met."""
+TIMED, RACES, TRACE, START_UP, BURST = range(13, 18)
+"""Settings: timing on, what to log, cycles before a transfer's first byte, bytes of a burst."""
+GLOBALS = 18
+
+
+@jit
+def advance(
+    entries: tuple[I64, I64, I64, I64],
+    streams: I64,
+    queues: I64,
+    rings: I64,
+    engines: I64,
+    semaphores: I64,
+    posts: I64,
+    pcs: I64,
+    lost: I64,
+    log: I64,
+    g: I64,
+    memories: tuple[U8, ...],
+    bytes_per_cycle: float,
+) -> int:
+    """Go on until the caller is needed; returns why.
+
+    ``rings``: ``[queue][depth][entry, ready]``; ``posts``: a heap of signals that wait for work to complete; ``lost``:
+    cycles of the front end by engine whose queue was full, then at fences.
+    """
+    margin = STREAMS * rings.shape[1] * 4 + 16
+    while True:
+        if g[LOOK]:
+            status = _attend(entries, streams, queues, rings, engines, lost, log, g)
+            if status != FINISHED:
+                return status
+        if g[AT_ENGINE] < 0:
+            if g[POSTS] + margin > len(posts) or g[LOGGED] + margin > len(log):
+                return ROOM
+            chosen, now = -1, NEVER
+            for e in range(_ENGINES):
+                if engines[e, WAKE] < now:
+                    chosen, now = e, engines[e, WAKE]
+            if g[POSTS] and posts[0, POST_TIME] <= now:
+                sem, count, pc, number = (
+                    posts[0, POST_SEM],
+                    posts[0, POST_COUNT],
+                    posts[0, POST_PC],
+                    posts[0, POST_NUMBER],
+                )
+                now = posts[0, POST_TIME]
+                _drop_first(posts, g)
+                if _post(sem, count, number, now, engines, semaphores, log, g):
+                    g[WANTED] = pc
+                    return OVERFLOW
+                continue
+            if chosen < 0:
+                return FINISHED
+            engines[chosen, WAKE] = NEVER
+            g[AT_ENGINE], g[AT_STREAM], g[NOW] = chosen, 0, now
+        status = _step(
+            entries, streams, queues, rings, engines, semaphores, posts, pcs, lost, log, g, memories, bytes_per_cycle
+        )
+        if status != FINISHED:
+            return status
+
+
+@jit
+def _attend(
+    entries: tuple[I64, I64, I64, I64],
+    streams: I64,
+    queues: I64,
+    rings: I64,
+    engines: I64,
+    lost: I64,
+    log: I64,
+    g: I64,
+) -> int:
+    """Let the streams that have new entries go on; FETCH when one is without (its number is the result)."""
+    for s in range(STREAMS):
+        if streams[s, STATUS] == RUNNING:
+            _dispatch(s, entries, streams, queues, rings, engines, log, g)
+    _pass_fences(entries, streams, queues, rings, engines, lost, log, g)
+    for s in range(STREAMS):
+        if streams[s, STATUS] == STARVED:
+            g[WANTED] = s
+            if streams[s, NEXT] < streams[s, LENGTH]:
+                return FAULTED
+            return FETCH
+    g[LOOK] = 0
+    return FINISHED
+
+
+@jit
+def _dispatch(
+    s: int,
+    entries: tuple[I64, I64, I64, I64],
+    streams: I64,
+    queues: I64,
+    rings: I64,
+    engines: I64,
+    log: I64,
+    g: I64,
+) -> None:
+    """Run a stream ahead until a queue is full, a fence is met, or its entries end."""
+    table, stream, depth = entries[s], streams[s], rings.shape[1]
+    while stream[STATUS] == RUNNING:
+        i = stream[NEXT]
+        if i >= stream[LENGTH]:
+            stream[STATUS], g[LOOK] = STARVED, 1
+            return
+        code = table[i, CODE]
+        if code == FAULT:
+            stream[STATUS], g[LOOK] = STARVED, 1
+            return
+        if not stream[PAID]:
+            stream[CYCLE] += table[i, COST] - 1
+            stream[PAID] = 1
+        if code == STOP:
+            stream[STATUS], g[STOPPED] = HALTED, table[i, PC]
+            return
+        if code >= NOP:
+            e = table[i, ENGINE]
+            queue = queues[s * _ENGINES + e]
+            if queue[SIZE] >= depth:
+                stream[STATUS], stream[BLOCKER] = BLOCKED, e
+                return
+            stream[CYCLE] += 1
+            ring = rings[s * _ENGINES + e]
+            place = (queue[HEAD] + queue[SIZE]) % depth
+            ring[place, 0], ring[place, 1] = i, stream[CYCLE]
+            queue[SIZE] += 1
+            stream[DISPATCHED] += 1
+            if queue[SIZE] == 1:
+                engines[e, WAKE] = min(engines[e, WAKE], max(stream[CYCLE], queue[ISSUE]))
+        else:
+            stream[CYCLE] += 1
+            if code == FENCE:
+                stream[STATUS] = FENCED
+            elif code == FORK:
+                other = table[i, COUNT]
+                streams[other, STATUS], streams[other, CYCLE], g[LOOK] = STARVED, stream[CYCLE], 1
+                if g[RACES]:
+                    _note(log, g, LOG_FORK, other, 0, 0, 0)
+            else:
+                stream[STATUS] = HALTED
+        stream[NEXT] = i + 1
+        stream[PAID] = 0
+
+
+@jit
+def _resume(s: int, cycle: int, cause: int, streams: I64, lost: I64) -> None:
+    """Let a stream go on after a stop, not before ``cycle``; the cycles lost are booked under ``cause``."""
+    if cycle > streams[s, CYCLE]:
+        lost[cause] += cycle - streams[s, CYCLE]
+        streams[s, CYCLE] = cycle
+    streams[s, STATUS] = RUNNING
+
+
+@jit
+def _pass_fences(
+    entries: tuple[I64, I64, I64, I64],
+    streams: I64,
+    queues: I64,
+    rings: I64,
+    engines: I64,
+    lost: I64,
+    log: I64,
+    g: I64,
+) -> None:
+    """Let every stream pass a fence as soon as its queues are empty."""
+    for s in range(STREAMS):
+        while streams[s, STATUS] == FENCED:
+            done = 0
+            for e in range(_ENGINES):
+                queue = queues[s * _ENGINES + e]
+                if queue[SIZE]:
+                    done = -1
+                    break
+                done = max(done, queue[DONE])
+            if done < 0:
+                break
+            if g[RACES]:
+                last = g[LOGGED] - 1
+                if last < 0 or log[last, 0] != LOG_FENCE or log[last, 1] != s:
+                    _note(log, g, LOG_FENCE, s, 0, 0, 0)
+            _resume(s, done, _ENGINES, streams, lost)
+            _dispatch(s, entries, streams, queues, rings, engines, log, g)
+
+
+@jit
+def _step(
+    entries: tuple[I64, I64, I64, I64],
+    streams: I64,
+    queues: I64,
+    rings: I64,
+    engines: I64,
+    semaphores: I64,
+    posts: I64,
+    pcs: I64,
+    lost: I64,
+    log: I64,
+    g: I64,
+    memories: tuple[U8, ...],
+    bytes_per_cycle: float,
+) -> int:
+    """Take everything from the heads of an engine's queues that can go now; it wakes again for the rest."""
+    e, now = g[AT_ENGINE], g[NOW]
+    engine = engines[e]
+    depth = rings.shape[1]
+    while g[AT_STREAM] < STREAMS:
+        s = g[AT_STREAM]
+        agent = s * _ENGINES + e
+        queue, ring, table = queues[agent], rings[agent], entries[s]
+        while queue[SIZE]:
+            i, ready = ring[queue[HEAD], 0], ring[queue[HEAD], 1]
+            entry = table[i]
+            code, pc = entry[CODE], entry[PC]
+            start = max(ready, queue[ISSUE])
+            if code >= NOP and code != SIGNAL and code != WAIT:
+                start = _unit_free(entry, queue, engine, start)
+            if start > now:
+                engine[WAKE] = min(engine[WAKE], start)
+                break
+            if code == WAIT:
+                semaphore = semaphores[entry[SEM]]
+                if semaphore[TOKENS] < entry[COUNT]:
+                    queue[WAITS], semaphore[WAITER] = 1, e
+                    break
+                _lose(engine, pcs[pc], LOST_EMPTY, ready)
+                if queue[WAITS]:
+                    _lose(engine, pcs[pc], LOST_SEMAPHORE, now)
+                    queue[WAITS], semaphore[WAITER] = 0, -1
+                semaphore[TOKENS] -= entry[COUNT]
+                if g[RACES]:
+                    _note(log, g, LOG_TAKE, agent, entry[SEM], entry[COUNT], 0)
+            elif code == SIGNAL:
+                _lose(engine, pcs[pc], LOST_EMPTY, ready)
+                g[POSTED] += 1
+                if g[RACES]:
+                    _note(log, g, LOG_SIGNAL, agent, g[POSTED], 0, 0)
+                if queue[DONE] > now:
+                    _keep(posts, g, queue[DONE], g[POSTED], entry[SEM], entry[COUNT], pc)
+                elif _post(entry[SEM], entry[COUNT], g[POSTED], now, engines, semaphores, log, g):
+                    g[WANTED] = pc
+                    return OVERFLOW
+            else:
+                if not g[PERFORMED] and code != NOP and not entry[INSIDE]:
+                    _lose(engine, pcs[pc], LOST_EMPTY, ready)
+                    return PERFORM
+                _lose(engine, pcs[pc], LOST_EMPTY, ready)
+                if entry[INSIDE]:
+                    g[RESULT] = _transfer(entry, pcs[pc], memories, g[BURST], bytes_per_cycle)
+                g[PERFORMED] = 0
+                end = _start(entry, queue, engine, pcs[pc], g, now)
+                if g[TRACE]:
+                    _note(log, g, LOG_SPAN, s, i, now, end)
+            queue[HEAD] = (queue[HEAD] + 1) % depth
+            queue[SIZE] -= 1
+            queue[ISSUE] = now
+            if streams[s, STATUS] == BLOCKED and streams[s, BLOCKER] == e:
+                _resume(s, now, e, streams, lost)
+                _dispatch(s, entries, streams, queues, rings, engines, log, g)
+                _pass_fences(entries, streams, queues, rings, engines, lost, log, g)
+            elif streams[s, STATUS] == FENCED:
+                _pass_fences(entries, streams, queues, rings, engines, lost, log, g)
+            if engine[WAKE] <= now:
+                break
+        if engine[WAKE] <= now:
+            engine[WAKE] = NEVER
+            g[AT_STREAM] = 0
+        else:
+            g[AT_STREAM] = s + 1
+    g[AT_ENGINE] = -1
+    return FINISHED
+
+
+@jit
+def _unit_free(entry: I64, queue: I64, engine: I64, start: int) -> int:
+    """Return when the unit of an instruction can start it; FE's builder works beside its look-up lanes."""
+    if entry[UNIT] == PLAIN:
+        return max(start, engine[FREE])
+    if entry[UNIT] == LOOK_UP:
+        return max(start, queue[FILLED], engine[FREE])
+    start = max(start, engine[BUILDER_FREE])
+    if entry[TABLE] == queue[READS] and entry[LOW] < queue[READS_HIGH] and queue[READS_LOW] < entry[HIGH]:
+        start = max(start, queue[READS_UNTIL])
+    return start
+
+
+@jit
+def _start(entry: I64, queue: I64, engine: I64, counters: I64, g: I64, now: int) -> int:
+    """Book an instruction that starts now, and return when it ends."""
+    cycles = 1
+    if g[TIMED] and entry[CODE] != NOP:
+        cycles = entry[CYCLES] if entry[CYCLES] >= 0 else g[RESULT]
+    end = now + cycles
+    if g[TIMED] and entry[ON_CHANNEL]:
+        end = max(now + g[START_UP], g[CHANNEL_FREE]) + cycles
+        g[CHANNEL_FREE] = end
+        g[CHANNEL_BUSY] += cycles
+        counters[PC_CHANNEL] += cycles
+        cycles += g[START_UP]
+        counters[LOST_CHANNEL] += end - now - cycles
+    counters[PC_BUSY] += cycles
+    counters[LAST] = max(counters[LAST], end)
+    if counters[FIRST] < 0:
+        counters[FIRST] = now
+    if entry[UNIT] == FILL:
+        engine[BUILDER_FREE] = queue[FILLED] = end
+        engine[BUILDER_BUSY] += cycles
+    else:
+        engine[FREE] = end
+        engine[BUSY] += cycles
+    if entry[UNIT] == LOOK_UP:
+        queue[READS], queue[READS_LOW], queue[READS_HIGH], queue[READS_UNTIL] = (
+            entry[TABLE],
+            entry[LOW],
+            entry[HIGH],
+            end,
+        )
+    queue[DONE] = max(queue[DONE], end)
+    engine[ENGINE_DONE] = max(engine[ENGINE_DONE], end)
+    engine[MARK] = engine[ENGINE_DONE]
+    return end
+
+
+@jit
+def _transfer(entry: I64, counters: I64, memories: tuple[U8, ...], burst: int, bytes_per_cycle: float) -> int:
+    """Execute a transfer; returns its cycles on the channel, where its data decide them."""
+    source = memories[entry[SOURCE]]
+    cycles = 0
+    if entry[SLOTS]:
+        a = entry[SLOT:]
+        moved, in_bursts = slot_traffic(
+            source,
+            a[0],
+            (a[1], a[2], a[3], a[4]),
+            (a[5], a[6], a[7], a[8]),
+            a[9],
+            a[10],
+            a[11],
+            (a[12], a[13]),
+            (a[14], a[15]),
+            burst,
+        )
+        counters[MOVED] += moved
+        cycles = _quotient(in_bursts, bytes_per_cycle)
+    if entry[COPIES]:
+        a = entry[COPY:]
+        copy_rows(
+            memories[entry[TARGET]],
+            source,
+            a[0],
+            a[1],
+            (a[2], a[3], a[4], a[5]),
+            (a[6], a[7], a[8], a[9]),
+            (a[10], a[11], a[12], a[13]),
+            a[14],
+            (a[15], a[16]),
+            (a[17], a[18]),
+            a[19] != 0,
+        )
+    return cycles
+
+
+@jit
+def _quotient(moved: int, rate: float) -> int:
+    """Return the exact quotient rounded up, as Python's own division of floats does."""
+    rest = float(moved) % rate
+    return int(np.rint((moved - rest) / rate)) + int(rest > 0.0)
+
+
+@jit
+def _lose(engine: I64, counters: I64, cause: int, until: int) -> None:
+    """Book the cycles up to ``until`` in which the engine did nothing before an instruction."""
+    if until > engine[MARK]:
+        counters[cause] += until - engine[MARK]
+        engine[MARK] = until
+
+
+@jit
+def _post(sem: int, count: int, number: int, now: int, engines: I64, semaphores: I64, log: I64, g: I64) -> bool:
+    """Add tokens and wake the engine that waits for them; returns whether the semaphore overflows."""
+    semaphore = semaphores[sem]
+    semaphore[TOKENS] += count
+    if semaphore[TOKENS] > SEMAPHORE_MAX:
+        return True
+    if g[RACES]:
+        _note(log, g, LOG_POST, number, sem, count, 0)
+    waiter = semaphore[WAITER]
+    if waiter >= 0:
+        engines[waiter, WAKE] = min(engines[waiter, WAKE], now)
+    return False
+
+
+@jit
+def _keep(posts: I64, g: I64, time: int, number: int, sem: int, count: int, pc: int) -> None:
+    """Put a signal into the heap, by time and number."""
+    at = g[POSTS]
+    g[POSTS] += 1
+    while at:
+        above = (at - 1) // 2
+        if posts[above, POST_TIME] <= time:
+            break
+        posts[at] = posts[above]
+        at = above
+    posts[at, POST_TIME], posts[at, POST_NUMBER], posts[at, POST_SEM] = time, number, sem
+    posts[at, POST_COUNT], posts[at, POST_PC] = count, pc
+
+
+@jit
+def _drop_first(posts: I64, g: I64) -> None:
+    """Take the first signal out of the heap."""
+    g[POSTS] -= 1
+    size = g[POSTS]
+    time, number = posts[size, POST_TIME], posts[size, POST_NUMBER]
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= size:
+            break
+        if below + 1 < size and _before(posts, below + 1, posts[below, POST_TIME], posts[below, POST_NUMBER]):
+            below += 1
+        if not _before(posts, below, time, number):
+            break
+        posts[at] = posts[below]
+        at = below
+    posts[at] = posts[size]
+
+
+@jit
+def _before(posts: I64, at: int, time: int, number: int) -> bool:
+    own = posts[at, POST_TIME]
+    return own < time or (own == time and posts[at, POST_NUMBER] < number)
+
+
+@jit
+def _note(log: I64, g: I64, kind: int, a: int, b: int, c: int, d: int) -> None:
+    at = g[LOGGED]
+    log[at, 0], log[at, 1], log[at, 2], log[at, 3], log[at, 4] = kind, a, b, c, d
+    g[LOGGED] = at + 1
