@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,8 @@ import onnx.inliner
 from onnx import helper, numpy_helper
 
 from h2learn.backends.h2learn.errors import H2LearnError
+
+_BAD_NODE = re.compile(r"[Nn]ame: (.*) OpType: (\w*)")
 
 Array = npt.NDArray[np.generic]
 Dimension = int | str | None
@@ -147,10 +150,18 @@ def read_graph(path: str | PathLike[str]) -> Graph:
         versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
         graph = _graph(model.graph, versions[0] if versions else 0)
     except Exception as error:  # the checker and the tensor readers raise many types for damaged fields
-        raise H2LearnError(f"expected a valid ONNX model, found: {_first_line(error)}", location=file) from None
+        raise H2LearnError(f"expected a valid ONNX model, found {_place(error)}", location=file) from None
     if not 7 <= graph.opset <= 30:
         raise H2LearnError(f"expected operator set 7 to 30 of ONNX, found {graph.opset}", location=file)
     return graph
+
+
+def _place(error: Exception) -> str:
+    """Return what is wrong, after the node it is in where the checker says so."""
+    found = _BAD_NODE.findall(str(error))
+    what = _first_line(error).removesuffix(" of node:")
+    named = [f"{name or 'without name'} ({op or 'no operator'})" for name, op in found]
+    return f"in node {named[-1]}: {what}" if named else what
 
 
 def _first_line(error: Exception) -> str:
@@ -159,7 +170,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _graph(proto: onnx.GraphProto, opset: int) -> Graph:
-    initializers = {t.name: Constant(numpy_helper.to_array(t), t.name) for t in proto.initializer}
+    initializers = {t.name: Constant(_tensor(t, f"tensor {t.name}"), t.name) for t in proto.initializer}
     if proto.sparse_initializer:
         raise ValueError("sparse initializers are not supported")
     inputs = tuple(_input(value) for value in proto.input if value.name not in initializers)
@@ -182,18 +193,28 @@ def _dimension(dimension: onnx.TensorShapeProto.Dimension) -> Dimension:
 
 def _node(node: onnx.NodeProto, opset: int) -> GraphNode:
     op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-    attributes = {a.name: _attribute(a, opset) for a in node.attribute}
+    label = f"node {node.name or ', '.join(node.output)} ({op})"
+    attributes = {a.name: _attribute(a, opset, f"{label}, attribute {a.name}") for a in node.attribute}
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
     return GraphNode(op, node.name, tuple(node.input), tuple(node.output), attributes, _scope(scopes))
 
 
-def _attribute(attribute: onnx.AttributeProto, opset: int) -> object:
+def _attribute(attribute: onnx.AttributeProto, opset: int, place: str) -> object:
     if attribute.type == onnx.AttributeProto.GRAPH:
         return _graph(attribute.g, opset)
     if attribute.type == onnx.AttributeProto.TENSOR:
-        return numpy_helper.to_array(attribute.t)
+        return _tensor(attribute.t, place)
     value: object = helper.get_attribute_value(attribute)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _tensor(tensor: onnx.TensorProto, place: str) -> Array:
+    try:
+        return numpy_helper.to_array(tensor)
+    except KeyError:
+        raise ValueError(f"in {place}: unknown data_type {tensor.data_type}") from None
+    except Exception as error:  # any type, for damaged shapes and data
+        raise ValueError(f"in {place}: {_first_line(error)}") from None
 
 
 def _scope(scopes: str) -> str:

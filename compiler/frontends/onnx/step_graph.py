@@ -89,13 +89,10 @@ class StepGraph:
         between = self.descendants(root) & self.ancestors([result])
         nodes = tuple(n for n in self.graph.nodes if between.intersection(n.outputs) and root not in n.outputs)
         like = values[root]
-        padded = np.resize(x, (-(-x.size // like.size), *like.shape)).astype(like.dtype)
-        found = []
-        for part in padded:
-            known = {name: Constant(value) for name, value in values.items()} | {root: Constant(part)}
-            [value] = _evaluate(Graph((), (result,), {}, nodes, self.graph.opset), known)
-            found.append(np.broadcast_to(value, like.shape).ravel())
-        return np.concatenate(found)[: x.size].astype(np.float64)
+        points = np.resize(x, (-(-x.size // like.size), *like.shape)).astype(like.dtype)
+        known = {name: Constant(value) for name, value in values.items()} | {root: Constant(points)}
+        [found] = _evaluate(Graph((), (result,), {}, nodes, self.graph.opset), known)
+        return np.broadcast_to(found, points.shape).ravel()[: x.size].astype(np.float64)
 
     def linear_terms(self, name: str, values: Mapping[str, Array]) -> dict[str, float]:
         """Return the terms that ``name`` is a sum of, and how often each counts; only numbers multiply."""

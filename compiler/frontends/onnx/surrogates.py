@@ -15,8 +15,8 @@ from .values import RefusalError
 
 REACH = 64.0
 """Potentials beyond this are not looked at."""
-GRID = 8192
-BISECTIONS = 40
+GRID = 4096
+REFINEMENTS = 3
 
 _ARITHMETIC = "Add Sub Mul Div Neg Abs Sign Pow Sqrt Exp Log Erf Reciprocal Sigmoid Tanh Relu Clip Max Min"
 _LOGIC = "Greater GreaterOrEqual Less LessOrEqual Equal Not And Or Xor Where Cast CastLike Identity"
@@ -124,12 +124,10 @@ def _fit(function: Function) -> Window | None:
 
 def _edge(function: Function, outside: float, inside: float) -> float:
     """Return where the function becomes 0."""
-    for _ in range(BISECTIONS):
-        middle = (outside + inside) / 2
-        if function(np.array([middle]))[0] > 0:
-            inside = middle
-        else:
-            outside = middle
+    for _ in range(REFINEMENTS):
+        x = np.linspace(outside, inside, GRID)
+        first = int(np.argmax(function(x) > 0))
+        outside, inside = float(x[first - 1]), float(x[first])
     return (outside + inside) / 2
 
 

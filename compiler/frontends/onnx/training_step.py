@@ -162,16 +162,16 @@ def _target(rng: np.random.Generator, entry: GraphInput, shape: tuple[int, ...])
 
 
 def _find_loss(step: StepGraph, trials: Sequence[_Trial]) -> tuple[str, str]:
-    """Return the loss by name, and the tensor that it reads: the first one of which the loss is that function."""
-    behind_target = step.descendants(step.roles.target)
-    behind_data = step.descendants(step.roles.data)
-    for node in step.graph.nodes:
-        for name in node.outputs:
-            if name not in step.forward or name in behind_target or name not in behind_data:
-                continue
-            for kind in LOSSES:
-                if all(_is_loss(kind, trial, trial.values[name], step.roles.loss) for trial in trials):
-                    return kind, name
+    """Return the loss by name, and the tensor that it reads.
+
+    That is the first one of which the loss is that function, or the last one that holds the same numbers.
+    """
+    behind = step.descendants(step.roles.data) & step.forward - step.descendants(step.roles.target)
+    names = [name for node in step.graph.nodes for name in node.outputs if name in behind]
+    for kind, name in itertools.product(LOSSES, names):
+        if all(_is_loss(kind, trial, trial.values[name], step.roles.loss) for trial in trials):
+            same = [n for n in names if all(np.array_equal(t.values[n], t.values[name]) for t in trials)]
+            return kind, same[-1]
     raise RefusalError(f"{step.roles.loss} is no loss that is known", f"known losses: {', '.join(LOSSES)}")
 
 
