@@ -16,6 +16,7 @@ import numpy.typing as npt
 from xdsl.ir import Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.neuron import drive
 from h2learn.backends.reference.training import RunScalars
 from h2learn.dialects.common import Array, get_io, source_of
 from h2learn.dialects.spike import ops as spike
@@ -46,7 +47,7 @@ def calibrate(
 
     def before(op: Operation, operands: Sequence[Array]) -> None:
         if isinstance(op, spike.LifOp):
-            thresholds.append(scale * _excitation(op, operands[0], percentile))
+            thresholds.append(scale * _excitation(op, drive(operands[0].astype(np.float64), neuron_of(op)), percentile))
             _set_threshold(op, thresholds[-1])
 
     interpret(sized.module, _arguments(model, sized, inputs, samples), before=before)

@@ -22,8 +22,6 @@ IO_ATTRIBUTE = "h2learn.io"
 PRECISION_ATTRIBUTE = "h2learn.precision"
 GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
 """Training programs: the float64 factor that results with role ``gradient`` carry (the loss scale)."""
-POTENTIAL_SCALE_ATTRIBUTE = "h2learn.potential_scale"
-"""On ``spike.lif`` of an imported model: the float64 factor from the potentials of the file to those of the op."""
 
 ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
 RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")

@@ -12,7 +12,6 @@ from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.dialects.common import (
     GRADIENT_SCALE_ATTRIBUTE,
-    POTENTIAL_SCALE_ATTRIBUTE,
     IoEntry,
     get_io,
     precision,
@@ -136,7 +135,7 @@ def _set_surrogates(block: Block, spec: Train) -> None:
     for op in block.walk():
         if isinstance(op, spike.LifOp):
             neuron = neuron_of(op)
-            chosen = spec.surrogate.apply(neuron, _potential_scale(op)) if spec.surrogate else neuron
+            chosen = spec.surrogate.apply(neuron) if spec.surrogate else neuron
             detached = replace(chosen, detach_reset=neuron.detach_reset or spec.detach_reset)
             op.properties.update(neuron_properties(detached))
 
@@ -158,11 +157,6 @@ def _use_batch_statistics(block: Block, scalars: SSAValue) -> dict[SSAValue, SSA
             op.result.replace_all_uses_with(norm.result)
             block.erase_op(op)
     return new
-
-
-def _potential_scale(op: spike.LifOp) -> float:
-    scale = op.attributes.get(POTENTIAL_SCALE_ATTRIBUTE)
-    return float(scale.value.data) if isinstance(scale, builtin.FloatAttr) else 1.0
 
 
 def _logits(block: Block, outputs: Sequence[SSAValue]) -> SSAValue:

@@ -100,10 +100,9 @@ class Surrogate:
             if not (math.isfinite(value) and value > 0):
                 raise H2LearnError(f"expected a positive surrogate {name}, found {value}")
 
-    def apply(self, neuron: Neuron, potential_scale: float = 1.0) -> Neuron:
-        """Return ``neuron`` with this surrogate; the neuron counts potentials ``potential_scale`` times as large."""
-        width, height = self.half_width * potential_scale, self.height / potential_scale
-        return replace(neuron, surrogate=self.kind, width=width, height=height)
+    def apply(self, neuron: Neuron) -> Neuron:
+        """Return ``neuron`` with this surrogate."""
+        return replace(neuron, surrogate=self.kind, width=self.half_width, height=self.height)
 
 
 @dataclass(frozen=True)

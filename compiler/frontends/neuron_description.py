@@ -3,141 +3,70 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import numpy.typing as npt
-from xdsl.ir import Operation
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
-from h2learn.backends.reference.neuron import COMPARES, Neuron
-from h2learn.dialects.common import POTENTIAL_SCALE_ATTRIBUTE
-from h2learn.dialects.spike.base import number
+from h2learn.backends.reference.neuron import COMPARES, RESETS, Neuron
 
 from .builder import NetworkBuilder, Signal
 
 Values = tuple[float, ...]
-RESETS = ("hard", "soft", "soft_delayed", "none")
+CONSTANTS = ("alpha", "gain", "theta", "v_reset", "v_leak", "initial", "beta")
 
 
 @dataclass(frozen=True)
-class NeuronDescription:
-    """A neuron as its framework computes it; every constant is one number, or one per channel.
+class NeuronDescription(Neuron):
+    """A neuron as its framework computes it, which may never fire (a leaky integrator)."""
 
-    With the input current x[t], ``r[t]`` the potential after the reset of step t and ``r[-1] = initial``::
-
-        u[t] = v_leak + alpha * (r[t-1] - v_leak) + gain * x[t]
-        s[t] = u[t] > theta                      (compare "ge": u[t] >= theta; not fires: never)
-        r[t] = s[t] ? v_reset : u[t]             (reset "hard")
-        r[t] = u[t] - theta * s[t]               (reset "soft")
-        r[t] = u[t]                              (reset "none")
-
-    Reset "soft_delayed" takes the threshold off one step later, not decayed: ``u[t] -= theta * s[t-1]``.
-    """
-
-    alpha: Values = (0.5,)
-    gain: Values = (1.0,)
-    theta: Values = (1.0,)
-    v_reset: Values = (0.0,)
-    v_leak: Values = (0.0,)
-    initial: Values = (0.0,)
-    reset: str = "hard"
-    compare: str = "gt"
     fires: bool = True
 
 
-@dataclass(frozen=True)
-class SpikeNeuron:
-    """A neuron of the ``spike`` level.
+def spike_neuron(d: NeuronDescription) -> Neuron:
+    """Return the neuron of the ``spike`` level; raises H2LearnError with the reason when there is none.
 
-    Its potential is ``potential_scale * (u - offset)`` of the framework's u, and its currents are the framework's x
-    times ``input_factor``, which the weights before it have to take in. ``neuron`` has the surrogate of the defaults in
-    the framework's units. ``notes`` say what is not exact.
+    Without decay a delayed reset is an immediate one. With decay only snnTorch has it, and never differentiates it.
     """
-
-    neuron: Neuron
-    fires: bool
-    input_factor: Values = (1.0,)
-    potential_scale: float = 1.0
-    notes: tuple[str, ...] = ()
-
-
-def spike_neuron(description: NeuronDescription) -> SpikeNeuron:
-    """Return how the ``spike`` level computes a neuron; raises H2LearnError with the reason when it cannot."""
-    d = description
-    _check(d)
-    reset = "soft" if d.reset == "soft_delayed" and set(d.alpha) == {1.0} else d.reset
-    if d.fires and reset == "soft_delayed":
-        raise H2LearnError(
-            "reset soft-delayed is not supported yet: the threshold is taken off one step later and not decayed"
-        )
-    offset = _offset(d, reset)
-    if not d.fires:
-        return SpikeNeuron(Neuron(alpha=_short(d.alpha)), False, _short(d.gain))
-    factor = _short(d.gain)
-    scale = 1.0
-    if len(factor) == 1 and factor[0] > 0:
-        scale, factor = 1.0 / factor[0], (1.0,)
-    theta, v_reset = (_short(scale * (np.asarray(values) - offset)) for values in (d.theta, d.v_reset))
-    default = Neuron()
-    neuron = Neuron(
-        alpha=_short(d.alpha),
-        theta=theta,
-        v_reset=v_reset if reset == "hard" else (0.0,),
-        reset=reset,
-        compare=d.compare,
-        width=default.width * scale,
-        height=default.height / scale,
-    )
-    notes = () if is_power_of_two(scale) else (f"potentials are counted in units of {1 / scale:g}, rounded",)
-    return SpikeNeuron(neuron, True, factor, scale, notes)
-
-
-def add_neuron(builder: NetworkBuilder, x: Signal, form: SpikeNeuron, location: Location, name: str) -> Signal:
-    """Add a neuron to a network and return its spikes, or its potentials when it never fires."""
-    if not form.fires:
-        return builder.li(x, form.neuron, location, name)
-    spikes = builder.lif(x, form.neuron, location, name)
-    op = spikes.value.owner
-    if form.potential_scale != 1.0 and isinstance(op, Operation):
-        op.attributes[POTENTIAL_SCALE_ATTRIBUTE] = number(form.potential_scale)
-    return spikes
-
-
-def is_power_of_two(value: float) -> bool:
-    """Return whether multiplying by ``value`` never rounds (short of overflow)."""
-    return value > 0 and math.frexp(value)[0] == 0.5
-
-
-def _check(d: NeuronDescription) -> None:
     if d.reset not in RESETS or d.compare not in COMPARES:
         raise H2LearnError(
             f"expected reset {', '.join(RESETS)} and compare {', '.join(COMPARES)}, found {d.reset}, {d.compare}"
         )
-    constants = {"alpha": d.alpha, "gain": d.gain, "theta": d.theta, "v_reset": d.v_reset, "v_leak": d.v_leak}
-    for name, values in {**constants, "initial": d.initial}.items():
+    for name in CONSTANTS:
+        values = getattr(d, name)
         if not all(math.isfinite(float(np.float32(value))) for value in values):
             raise H2LearnError(f"expected finite float32 numbers as {name}, found {values[0]:g}")
     if 0.0 in d.gain:
         raise H2LearnError("expected a neuron that its input reaches, found a gain of 0")
+    neuron = Neuron(**{field.name: getattr(d, field.name) for field in fields(Neuron)})
+    if not d.fires:
+        return replace(neuron, reset="none")
+    if d.reset != "soft_delayed":
+        return neuron
+    return replace(neuron, reset="soft") if set(d.alpha) == {1.0} else replace(neuron, detach_reset=True)
 
 
-def _offset(d: NeuronDescription, reset: str) -> npt.NDArray[np.float64]:
-    """Return the potential that the ``spike`` level, where every neuron starts at 0 and decays to 0, calls 0."""
-    alpha, leak, initial = np.broadcast_arrays(
-        *(np.asarray(v, dtype=np.float64) for v in (d.alpha, d.v_leak, d.initial))
-    )
-    stays = alpha == 1.0
-    if not np.all(stays | (leak == initial)):
-        raise H2LearnError("a neuron that starts away from the potential it decays to is not supported yet")
-    if not d.fires and initial.any():
-        raise H2LearnError("an integrator that starts away from 0 is not supported yet: its potential is the output")
-    if d.fires and reset == "soft" and initial.any():
-        raise H2LearnError("reset soft is not supported yet for a neuron that starts away from 0")
-    return initial
+def add_neuron(builder: NetworkBuilder, x: Signal, d: NeuronDescription, location: Location, name: str) -> Signal:
+    """Add a neuron to a network and return its spikes, or its potentials when it never fires."""
+    add = builder.lif if d.fires else builder.li
+    return add(x, spike_neuron(d), location, name)
 
 
-def _short(values: npt.ArrayLike) -> Values:
-    """Return one number when all are the same."""
-    numbers = tuple(float(v) for v in np.ravel(np.asarray(values, dtype=np.float64)))
-    return numbers[:1] if len(set(numbers)) == 1 else numbers
+def summary(d: NeuronDescription) -> str:
+    """Return the numbers of the equation in a line; what does nothing is left out."""
+    parts = [f"alpha {_range(d.alpha)}"]
+    parts += [f"gain {_range(d.gain)}"] if set(d.gain) != {1.0} else []
+    parts += [f"leak to {_range(d.v_leak)}"] if any(d.v_leak) else []
+    if d.synapse != "none":
+        parts.append(f"synaptic current with decay {_range(d.beta)}{', a step later' * (d.synapse == 'delayed')}")
+    if not d.fires:
+        return f"leaky integrator, {', '.join(parts)}, starts at {_range(d.initial)}"
+    parts += [f"theta {_range(d.theta)}", f"reset {d.reset.replace('_', '-')}"]
+    if d.reset == "hard":
+        parts[-1] += f" to {_range(d.v_reset)}"
+    sign = ">" if d.compare == "gt" else ">="
+    return f"{', '.join(parts)}, spikes at u {sign} theta, starts at {_range(d.initial)}"
+
+
+def _range(values: Values) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g} by channel"

@@ -29,6 +29,19 @@ def lif(shape: tuple[int, ...], tau: float = 2e-4, r: float = 2.0, **constants: 
     return nir.LIF(np.full(shape, tau), np.full(shape, r), **{k: np.full(shape, v) for k, v in values.items()})
 
 
+def cuba(shape: tuple[int, ...], **constants: float) -> Any:
+    values = {
+        "tau_syn": 4e-4,
+        "tau_mem": 2e-4,
+        "r": 2.0,
+        "v_leak": 0.0,
+        "v_threshold": 1.0,
+        "v_reset": 0.0,
+        "w_in": 1.0,
+    }
+    return nir.CubaLIF(**{name: np.full(shape, value) for name, value in {**values, **constants}.items()})
+
+
 def write(path: Path, graph: Any) -> str:
     nir.write(str(path), graph)
     return str(path)

@@ -75,7 +75,7 @@ def test_constants_per_channel_and_integrators(soft: bool) -> None:
     graph = graphs.chain(start, ("a", first), ("n", cell), ("b", second), ("m", count), end)
     model = h2learn.from_nir(graph, time_steps=T, reset="soft" if soft else "hard")
     np.testing.assert_array_equal(run(model, x), expected)
-    assert any(note.startswith("a.weight holds the file's values times") for note in model.notes)
+    np.testing.assert_array_equal(model.parameters["a.weight"], first.weight)
 
 
 def test_the_exponential_rule_is_exact_for_constant_currents() -> None:
@@ -166,9 +166,15 @@ def test_what_was_assumed_is_said() -> None:
     start, end = graphs.ports((4,), (6,))
     graph = graphs.chain(start, ("a", graphs.affine(1, 6, 4)), ("n", graphs.lif((6,), r=0.3)), end)
     said = "\n".join(h2learn.from_nir(graph).notes)
-    for part in ("0.0001 s", "forward-euler", "reset hard", "16 time steps", "u > threshold", "n (LIF): decay 0.5"):
+    for part in (
+        "0.0001 s",
+        "forward-euler",
+        "reset hard",
+        "16 time steps",
+        "u > threshold",
+        "n (LIF): alpha 0.5, gain 0.15",
+    ):
         assert part in said
-    assert "approximated by rounding" in said
     given = h2learn.from_nir(graph, dt=1e-4, reset="hard", discretisation="forward-euler", time_steps=2).notes
     assert given[0] == "assumed spikes at u > threshold (the file does not say)"
 
@@ -181,9 +187,9 @@ def refusal(*nodes: tuple[str, Any], **options: Any) -> str:
 
 def test_all_refusals_come_at_once() -> None:
     start, end = graphs.ports((4,), (4,))
-    cuba = nir.CubaLIF(*(np.ones(4) for _ in range(5)), np.zeros(4))
-    text = refusal(start, ("c", cuba), ("t", nir.Threshold(np.ones(4))), end)
-    for part in ("2 things", "node c (CubaLIF)", "node t (Threshold)"):
+    conv = nir.Conv1d(9, np.ones((4, 4, 3)), 1, 0, 1, 1, np.zeros(4))
+    text = refusal(start, ("c", conv), ("s", nir.Scale(np.ones(4))), ("d", conv), end)
+    for part in ("2 things", "node c (Conv1d), field type", "node d (Conv1d)"):
         assert part in text
 
 
@@ -207,7 +213,7 @@ def test_loops_branches_and_loose_ends_are_refused() -> None:
         (graphs.lif((6,), tau=1e-6), "field tau: forward Euler needs"),
         (graphs.lif((6,), r=0.0), "gain of 0"),
         (graphs.lif((6,), v_threshold=float("nan")), "field v_threshold: expected finite"),
-        (nir.LI(np.full(6, 1e-3), np.ones(6), np.ones(6)), "starts away from 0"),
+        (graphs.cuba((6,), tau_syn=1e-6), "field tau_syn: forward Euler needs"),
         (graphs.affine(1, 6, 5), "field weight: expected weights for 6 inputs, found 5"),
         (nir.Scale(np.ones(7)), "field scale: expected shape"),
     ],
@@ -217,10 +223,67 @@ def test_fields_that_do_not_fit_are_named(node: Any, words: str) -> None:
     assert words in refusal(start, ("a", graphs.affine(1, 6, 4)), ("n", node), end)
 
 
-def test_snntorch_subtract_is_not_taken_for_another_reset() -> None:
+def test_snntorch_subtract_takes_the_threshold_off_one_step_later() -> None:
     start, end = graphs.ports((4,), (6,))
-    text = refusal(start, ("a", graphs.affine(1, 6, 4)), ("n", graphs.lif((6,))), end, producer="snntorch")
-    assert "node n (LIF)" in text and "soft-delayed is not supported yet" in text
+    layer, cell = graphs.affine(1, 6, 4, 2.0), graphs.lif((6,), tau=1e-3, r=10.0, v_threshold=0.8)
+    x = inputs(12, 4)
+    u, s, expected = np.zeros((N, 6)), np.zeros((N, 6)), []
+    for current in x @ layer.weight.T.astype(np.float64) + layer.bias:
+        u = 0.9 * u + current - 0.8 * s
+        s = u > 0.8
+        expected.append(s)
+    model = h2learn.from_nir(graphs.chain(start, ("a", layer), ("n", cell), end), time_steps=T, producer="snntorch")
+    np.testing.assert_array_equal(run(model, x), expected)
+    assert 0 < np.mean(expected) < 1
+
+
+@pytest.mark.parametrize("discretisation", ["forward-euler", "exponential"])
+def test_synaptic_currents(discretisation: str) -> None:
+    dt, tau_syn, tau_mem = 1e-4, 4e-4, 1e-3
+    constants = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": 3.0, "v_leak": 0.1, "w_in": 1.5, "v_threshold": 0.9}
+    first, second = graphs.affine(1, 6, 4, 3.0), graphs.affine(2, 5, 6, 3.0)
+    last = nir.CubaLI(*(np.full(5, constants[name]) for name in ("tau_syn", "tau_mem", "r", "v_leak", "w_in")))
+    start, end = graphs.ports((4,), (5,))
+    graph = graphs.chain(start, ("a", first), ("n", graphs.cuba((6,), **constants)), ("b", second), ("m", last), end)
+    euler = discretisation == "forward-euler"
+    beta, alpha = (1 - dt / tau if euler else np.exp(-dt / tau) for tau in (tau_syn, tau_mem))
+
+    def potentials(currents: np.ndarray, fires: bool) -> tuple[np.ndarray, np.ndarray]:
+        i, v, spikes, seen = 0.0, np.full(currents.shape[1:], 0.1), [], []
+        for current in currents:
+            i = beta * i + (1 - beta) * 1.5 * current
+            u = 0.1 + alpha * (v - 0.1) + (1 - alpha) * 3.0 * i
+            s = (u > 0.9) & fires
+            v = np.where(s, 0.0, u)
+            spikes.append(s)
+            seen.append(u)
+        return np.array(spikes), np.array(seen)
+
+    x = inputs(13, 4)
+    spikes, u = potentials(x @ first.weight.T.astype(np.float64) + first.bias, True)
+    expected = potentials(spikes @ second.weight.T.astype(np.float64) + second.bias, False)[1]
+    assert np.abs(u - 0.9).min() > 1e-5 and 0 < spikes.mean() < 1
+    model = h2learn.from_nir(graph, time_steps=T, dt=dt, discretisation=discretisation)
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_threshold_has_no_memory() -> None:
+    start, end = graphs.ports((4,), (6,))
+    layer, level = graphs.affine(1, 6, 4, 2.0), np.linspace(0.1, 0.6, 6)
+    model = h2learn.from_nir(graphs.chain(start, ("a", layer), ("t", nir.Threshold(level)), end), time_steps=T)
+    x = inputs(14, 4)
+    np.testing.assert_array_equal(run(model, x), x @ layer.weight.T.astype(np.float64) + layer.bias > level)
+
+
+def test_integrators_may_leak_to_any_potential() -> None:
+    start, end = graphs.ports((4,), (6,))
+    layer, cell = graphs.affine(1, 6, 4), nir.LI(np.full(6, 1e-3), np.full(6, 2.0), np.linspace(-0.5, 0.5, 6))
+    model = h2learn.from_nir(graphs.chain(start, ("a", layer), ("n", cell), end), time_steps=T)
+    x, v, expected = inputs(15, 4), cell.v_leak, []
+    for current in x @ layer.weight.T.astype(np.float64) + layer.bias:
+        v = v + 0.1 * ((cell.v_leak - v) + 2.0 * current)
+        expected.append(v)
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

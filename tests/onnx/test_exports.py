@@ -230,9 +230,10 @@ def test_spellings_of_a_neuron(tmp_path, fires, leak, reset, spelling):
     first = neuron_ops(model)[0]
     assert first.reset.data == reset
     assert first.compare.data == ("gt" if fires in STRICT else "ge")
-    scale = 2.0 if fires == "scaled" else 1.0
-    np.testing.assert_allclose(np.array(first.alpha.get_values()), 0.75, rtol=1e-6)
-    np.testing.assert_allclose(np.array(first.theta.get_values()) * scale, 2.0 * scale, rtol=1e-6)
+    np.testing.assert_allclose(first.alpha.get_values(), [0.75], rtol=1e-6)
+    gain = 0.5 if fires == "scaled" else 1.0
+    np.testing.assert_allclose(first.gain.get_values(), [gain], rtol=1e-6)
+    np.testing.assert_allclose(first.theta.get_values(), [2.0 * gain], rtol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 9])
@@ -289,8 +290,80 @@ def test_a_gain_and_no_decay(tmp_path):
     model = check(Gain(), spikes_over_time(), tmp_path / "net.onnx")
     first, second = neuron_ops(model)
     assert (first.reset.data, second.reset.data) == ("hard", "soft")
-    np.testing.assert_allclose(first.theta.get_values(), [0.8], rtol=1e-6)
+    np.testing.assert_allclose((first.gain.get_values(), first.theta.get_values()), [[0.5], [0.4]], rtol=1e-6)
     np.testing.assert_allclose(second.alpha.get_values(), [1.0])
+
+
+def leak_to(x, v, i, s):
+    u = v + (x - (v - 0.2)) / 2
+    s = (u >= 0.7).float()
+    return u, (1 - s) * u + 0.1 * s, i, s
+
+
+def delayed_reset(x, v, i, s):
+    u = 0.8 * v + x - s * 1.2
+    return u, u, i, (u > 1.2).float()
+
+
+def synapse(x, v, i, s):
+    i = 0.6 * i + x
+    u = 0.9 * v + 0.5 * i
+    s = (u > 1.0).float()
+    return u, u * (1 - s), i, s
+
+
+def synapse_soft(x, v, i, s):
+    i = i + x
+    u = 0.75 * v + 0.25 * i
+    s = (u > 1.0).float()
+    return u, u - 1.0 * s, i * 0.9, s
+
+
+def synapse_delayed(x, v, i, s):
+    i = 0.3 * i + x
+    u = 0.9 * v + i - s
+    return u, u, i, (u > 1.0).float()
+
+
+class Driven(Net):
+    """Two layers of a cell with potential, synaptic current and last spike, which start at ``start``, 0 and 0."""
+
+    def __init__(self, cell, start=0.0, shown=False):
+        super().__init__()
+        self.cell, self.start, self.shown = cell, start, shown
+
+    def forward(self, x):
+        zeros = [torch.zeros(x.shape[1], n) for n in (7, 4)]
+        (v, i, s), (w, j, y) = ((z + self.start, z, z) for z in zeros)
+        spikes, potentials = [], []
+        for t in range(x.shape[0]):
+            _, v, i, s = self.cell(self.f1(x[t]), v, i, s)
+            u, w, j, y = self.cell(self.f2(s), w, j, y)
+            spikes.append(y)
+            potentials.append(u)
+        return (torch.stack(potentials), torch.stack(spikes)) if self.shown else torch.stack(spikes)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize("steps", [3, 7])
+@pytest.mark.parametrize(
+    ("cell", "start", "reset", "driven"),
+    [
+        (leak_to, 0.2, "hard", "none"),
+        (leak_to, 0.0, "hard", "none"),
+        (delayed_reset, 0.0, "soft_delayed", "none"),
+        (delayed_reset, 0.4, "soft_delayed", "none"),
+        (synapse, 0.0, "hard", "immediate"),
+        (synapse_soft, 0.0, "soft", "immediate"),
+        (synapse_delayed, 0.0, "soft_delayed", "immediate"),
+    ],
+)
+def test_how_currents_act(tmp_path, cell, start, reset, driven, steps, shown):
+    net = Driven(cell, start, shown)
+    names = ("potentials", "spikes") if shown else ("output",)
+    model = check(net, spikes_over_time(shape=(steps, 2, 6)) * 2, tmp_path / "net.onnx", names=names)
+    for op in neuron_ops(model):
+        assert op.reset.data == reset and op.synapse.data == driven
 
 
 def test_activations_become_neurons(tmp_path):
@@ -385,8 +458,6 @@ class Odd(Net):
 
     def forward(self, x):
         v1, v2, s, collected = torch.zeros(x.shape[1], 7), torch.zeros(x.shape[1], 4), torch.zeros(x.shape[1], 7), []
-        if self.what == "initial state":
-            v1 = v1 + 0.3
         for t in range(x.shape[0]):
             h = self.f1(x[0 if self.what == "wrong step" and t == 2 else t])
             if self.what == "recurrent potentials":
@@ -410,12 +481,11 @@ class Odd(Net):
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("initial state", "starts away"),
         ("wrong step", "does not use its own step|different numbers of currents"),
         ("recurrent potentials", "something else than its spikes"),
         ("other weights", "has other weights|has another operation|an operation"),
         ("two thresholds", "second threshold|compares"),
-        ("other threshold", "starts away|differs|constant drive"),
+        ("other threshold", "differs|constant part"),
         ("other decay", "does not decay by one factor"),
         ("tanh", "not piecewise linear"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
@@ -47,6 +48,33 @@ def test_outputs_equal_the_stored_ones(stem, options):
     found = run(model, x, batch=x.shape[1])
     np.testing.assert_array_equal(found, stored["out_0"])
     assert found.any() and not found.all()
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "mlp_snntorch_synaptic_cuba_T4_dynamo",
+        "mlp_norse_lifcell_licell_T4_legacy",
+        "conv_snntorch_tutorial_bn_maxpool_inithidden_learnbeta_T4_legacy",
+    ],
+)
+def test_neurons_of_every_kind_give_the_stored_outputs(stem):
+    stored = reference(f"{stem}_io")
+    model = h2learn.load_model(SHARED / f"{stem}.onnx")
+    x = next(value for name, value in stored.items() if name.startswith("in_"))
+    (source,), (output,) = model.inputs, model.outputs
+    program = h2learn.compile(model)
+    np.testing.assert_allclose(program.run({source: x}).outputs[output], stored["out_0"], rtol=1e-5, atol=1e-6)
+    louder = 4 * x
+    (expected,) = ReferenceEvaluator(str(SHARED / f"{stem}.onnx")).run(None, {source: louder})
+    assert np.ptp(expected) > 0 or stem.startswith("conv"), "only the last layer of the tutorial network is silent"
+    np.testing.assert_allclose(program.run({source: louder}).outputs[output], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_reset_of_one_step_later_gives_the_stored_outputs():
+    stored = reference("mlp_snntorch_subtract_T4_B2_reference")
+    model = h2learn.load_model(SHARED / "mlp_snntorch_atan_subtract_T4_dynamo.onnx")
+    np.testing.assert_array_equal(run(model, stored["input"]), stored["output"])
 
 
 def test_a_single_step_runs_over_time():

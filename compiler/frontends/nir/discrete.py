@@ -4,6 +4,9 @@ With the time step dt, forward Euler of ``tau dv/dt = (v_leak - v) + r i`` gives
 ``r dt/tau``; its exact solution for a current that is constant within a step ``alpha = exp(-dt/tau)`` and the gain
 ``r (1 - alpha)``. The integrator ``dv/dt = r i`` gives 1 and ``r dt`` under both.
 
+A synaptic current ``tau_syn di/dt = -i + w_in s`` gets its decay and the factor ``w_in dt/tau_syn`` (or ``w_in (1 -
+beta)``) in the same way; the membrane sees the current of the same step, as in snnTorch and Norse.
+
 Files hold rounded numbers: ``tau = dt / (1 - beta)`` in float32 gives the beta back only to some digits. So when a
 decimal number of up to four digits lies within that rounding, it is taken as the decay, or as the gain.
 """
@@ -21,8 +24,11 @@ from .options import Preset
 from .record import MAX_SIZE, Real, Record
 
 INTEGRATORS = ("I", "IF")
-NEURONS = ("I", "IF", "LI", "LIF")
-_FIRING = ("IF", "LIF")
+SYNAPTIC = ("CubaLI", "CubaLIF")
+NEURONS = ("I", "IF", "LI", "LIF", "Threshold", *SYNAPTIC)
+_FIRING = ("IF", "LIF", "CubaLIF", "Threshold")
+_DEFAULTS = {"v_reset": 0.0, "w_in": 1.0}
+"""Constants that files may leave out, as older versions of NIR did not have them."""
 _ROUNDING = 2.0**-51
 
 
@@ -39,27 +45,27 @@ def describe(record: Record, shape: tuple[int, ...], rule: Preset, *, starts_at_
 
     Raises H2LearnError that names the field when its values make no neuron of the machine.
     """
+    if record.kind == "Threshold":
+        theta = _per_channel(record, "threshold", shape).values
+        return NeuronDescription(alpha=(0.0,), theta=theta, reset="none", compare=rule.compare)
     leaky = record.kind not in INTEGRATORS
     fires = record.kind in _FIRING
-    tau = _per_channel(record, "tau", shape) if leaky else _Constant((math.inf,))
-    if min(tau.values) <= 0:
-        raise record.error(f"expected a positive time constant, found {min(tau.values):g}", "tau")
-    if rule.discretisation == "forward-euler" and min(tau.values) < rule.dt * (1 - 1e-6):
-        raise record.error(
-            f"forward Euler needs a time step up to tau, found dt {rule.dt:g} and tau {min(tau.values):g}",
-            "tau",
-            hint="give the dt of the exporter (norse: 1e-6), or discretisation exponential",
-        )
-    r = _per_channel(record, "r", shape)
-    alpha, gain = _decay_and_gain(tau, r, rule)
+    synaptic = record.kind in SYNAPTIC
+    tau = _time_constant(record, "tau_mem" if synaptic else "tau", shape, rule) if leaky else _Constant((math.inf,))
+    alpha, gain = _decay_and_gain(tau, _per_channel(record, "r", shape), rule)
     neuron = NeuronDescription(alpha=alpha, gain=gain, reset=rule.reset.replace("-", "_"), compare=rule.compare)
+    if synaptic:
+        tau_syn = _time_constant(record, "tau_syn", shape, rule)
+        beta, factor = _decay_and_gain(tau_syn, _per_channel(record, "w_in", shape), rule)
+        whole = tuple((np.asarray(gain) * np.asarray(factor)).tolist())
+        neuron = replace(neuron, synapse="immediate", beta=beta, gain=whole)
     if leaky:
         leak = _per_channel(record, "v_leak", shape).values
         neuron = replace(neuron, v_leak=leak, initial=leak)
     if not fires:
         return replace(neuron, fires=False, reset="none")
     theta = _per_channel(record, "v_threshold", shape).values
-    v_reset = _per_channel(record, "v_reset", shape).values if record.has("v_reset") else (0.0,)
+    v_reset = _per_channel(record, "v_reset", shape).values
     initial = v_reset if starts_at_reset and not leaky else neuron.initial
     return replace(neuron, theta=theta, v_reset=v_reset, initial=initial)
 
@@ -81,6 +87,19 @@ def short_decimal(value: float, low: float, high: float) -> float:
         if low <= candidate <= high:
             return candidate
     return value
+
+
+def _time_constant(record: Record, field: str, shape: tuple[int, ...], rule: Preset) -> _Constant:
+    tau = _per_channel(record, field, shape)
+    if min(tau.values) <= 0:
+        raise record.error(f"expected a positive time constant, found {min(tau.values):g}", field)
+    if rule.discretisation == "forward-euler" and min(tau.values) < rule.dt * (1 - 1e-6):
+        raise record.error(
+            f"forward Euler needs a time step up to {field}, found dt {rule.dt:g} and {min(tau.values):g}",
+            field,
+            hint="give the dt of the exporter (norse: 1e-6), or discretisation exponential",
+        )
+    return tau
 
 
 def _decay_and_gain(tau: _Constant, r: _Constant, rule: Preset) -> tuple[Values, Values]:
@@ -111,6 +130,8 @@ def _short_near(value: float, error: float) -> float:
 
 def _per_channel(record: Record, field: str, shape: tuple[int, ...]) -> _Constant:
     """Return a constant of a neuron; fields in float32 are taken to be right to 2**-23."""
+    if field in _DEFAULTS and not record.has(field):
+        return _Constant((_DEFAULTS[field],))
     values = record.real(field)
     single = np.array_equal(values.astype(np.float32).astype(np.float64), values.astype(np.float64))
     return _Constant(_channel_values(record, field, values, shape), 2.0**-23 if single else 0.0)
@@ -144,13 +165,23 @@ def aligned_with(record: Record, field: str, values: Real, shape: tuple[int, ...
 
 
 def constant_fields(record: Record) -> tuple[str, ...]:
-    """Return the names of a neuron's constants; only ``v_reset`` may be missing in a file."""
-    leaky = () if record.kind in INTEGRATORS else ("tau", "v_leak")
-    return ("r", *leaky, *(("v_threshold", "v_reset") if record.kind in _FIRING else ()))
+    """Return the names of a neuron's constants."""
+    if record.kind == "Threshold":
+        return ("threshold",)
+    if record.kind in SYNAPTIC:
+        own: tuple[str, ...] = ("tau_syn", "tau_mem", "r", "v_leak", "w_in")
+    else:
+        own = ("r",) if record.kind in INTEGRATORS else ("r", "tau", "v_leak")
+    return (*own, *(("v_threshold", "v_reset") if record.kind in _FIRING else ()))
+
+
+def default_of(field: str) -> float:
+    """Return the value of a constant that a file leaves out."""
+    return _DEFAULTS[field]
 
 
 def check_fields(record: Record) -> None:
     """Raise H2LearnError when a constant of a neuron is missing or holds no finite numbers, whatever its shape."""
     for field in constant_fields(record):
-        if field != "v_reset" or record.has(field):
+        if field not in _DEFAULTS or record.has(field):
             record.real(field)

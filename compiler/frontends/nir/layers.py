@@ -92,9 +92,6 @@ Layer: TypeAlias = Port | Conv | Linear | Pool | Flatten | Scale | Delay | Cell
 
 NOT_YET = {
     "Conv1d": "convolution over one dimension is not supported yet",
-    "Threshold": "a threshold without a membrane potential is not supported yet",
-    "CubaLIF": "neurons with a synaptic current are not supported yet",
-    "CubaLI": "neurons with a synaptic current are not supported yet",
 }
 
 

@@ -112,7 +112,7 @@ def _add(builder: NetworkBuilder, x: Signal, step: Step) -> Signal:
 
 def _neurons(builder: NetworkBuilder, x: Signal, step: Neurons) -> Signal:
     def neurons(current: Signal) -> Signal:
-        return add_neuron(builder, current, step.form, step.record.location, step.record.name)
+        return add_neuron(builder, current, step.description, step.record.location, step.record.name)
 
     back = step.feedback
     if back is None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .discrete import aligned_with, constant_fields
+from .discrete import aligned_with, constant_fields, default_of
 from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pool, Port, Scale
 from .plan import Plan, Shape
 from .record import Record
@@ -101,6 +101,6 @@ def _fields(layer: Layer, shape: Shape) -> dict[str, object]:
 
 def _constant(layer: Cell, field: str, shape: Shape) -> Array:
     if not layer.record.has(field):
-        return np.zeros(shape, dtype=layer.record.real("r").dtype)
+        return np.full(shape, default_of(field), dtype=layer.record.real("r").dtype)
     values = layer.record.real(field)
     return np.broadcast_to(aligned_with(layer.record, field, values, shape), shape).astype(values.dtype)

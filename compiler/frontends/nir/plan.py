@@ -1,7 +1,7 @@
 """Shapes of a chain of layers, and what the ``spike`` level has no layer for taken into the weights.
 
-A factor on a signal (``Scale``, the area of ``SumPool2d``) travels on until a layer takes it into its weights, or a
-neuron into its gain. A gain that the neuron cannot take in goes into the weights before it.
+A factor on a signal (``Scale``, the area of ``SumPool2d``) travels on until a layer takes it into its weights, a neuron
+into its gain, or the output is reached: then the weights before it take it in.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
 
-from ..neuron_description import NeuronDescription, SpikeNeuron, is_power_of_two, spike_neuron
-from .discrete import aligned_with, delay_steps, describe
+from ..neuron_description import NeuronDescription, spike_neuron, summary
+from .discrete import aligned_with, constant_fields, delay_steps, describe
 from .graph import Problems
 from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pool, Port, Scale
 from .options import NirOptions
@@ -53,11 +53,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Neurons:
-    """Neurons of a shape: what the file says, how the machine computes it, and the weights of their feedback."""
+    """Neurons as the discretised node says, and the weights of their feedback."""
 
     record: Record
     description: NeuronDescription
-    form: SpikeNeuron
     feedback: Linear | None = None
 
 
@@ -252,25 +251,24 @@ class _Walk:
         gain = np.asarray(described.gain) * self._channels()
         described = replace(described, gain=tuple(float(g) for g in np.ravel(gain)))
         try:
-            form = spike_neuron(described)
+            spike_neuron(described)
         except H2LearnError as error:
             raise record.error(error.message, "type", error.hint) from error
-        factor = np.asarray(form.input_factor)
-        exact = self._give_back(record, factor) and is_power_of_two(form.potential_scale)
-        self.notes.append(f"{record.name} ({record.kind}): {_summary(described)}: {_exactness(exact)}")
-        self.before, self.factor = None, np.ones(())
+        self.notes.append(f"{record.name} ({record.kind}): {summary(described)}")
         if layer.feedback is not None:
-            self._feed_back(layer.feedback, form, factor)
-        step = Neurons(record, described, form, layer.feedback)
-        self._step(step, self.shape, "spikes" if form.fires else "potentials")
+            self._feed_back(layer.feedback, described)
+        self.before, self.factor = None, np.ones(())
+        step = Neurons(record, described, layer.feedback)
+        self._step(step, self.shape, "spikes" if described.fires else "potentials")
 
-    def _feed_back(self, weights: Linear, form: SpikeNeuron, factor: Factor) -> None:
+    def _feed_back(self, weights: Linear, neuron: NeuronDescription) -> None:
+        """Take feedback; a factor that the gain has taken in is not that of the feedback, whose weights undo it."""
         record, shape = weights.record, weights.weight.shape
         if len(self.shape) != 1 or shape != (self.shape[0], self.shape[0]):
             raise record.error(f"expected weights from {list(self.shape)} to themselves, found {list(shape)}", "weight")
-        if not form.fires:
+        if not neuron.fires:
             raise record.error("feedback of potentials is not supported yet", "edges")
-        self.weights.append(_Weights(weights, np.ones(()), factor))
+        self.weights.append(_Weights(weights, np.ones(()), 1 / self._channels()))
 
     def _output(self, layer: Port) -> None:
         if not self.steps:
@@ -281,17 +279,13 @@ class _Walk:
         self._store(layer.record)
         self._step(Output(layer.record), self.shape, self.signal)
 
-    def _give_back(self, record: Record, factor: Factor) -> bool:
-        """Take a factor, one or one per channel, into the weights before; return whether nothing is rounded."""
+    def _give_back(self, record: Record, factor: Factor) -> None:
+        """Take a factor, one or one per channel, into the weights before."""
         if (factor == 1).all():
-            return True
+            return
         if self.before is None:
-            raise record.error("expected a layer with weights before it that takes in its gain, found none", "type")
-        channels = self.before.layer.weight.shape[0]
-        if factor.size not in (1, channels):
-            raise record.error(f"expected 1 or {channels} values of the gain, found {factor.size}", "r")
+            raise record.error("expected a layer with weights before it that takes in the scale, found none", "type")
         self.before.outputs = self.before.outputs * factor
-        return all(is_power_of_two(abs(f)) for f in factor.ravel().tolist())
 
     def _channels(self) -> Factor:
         """Return the signal's factor as one number or one per channel; raises H2LearnError when it is neither."""
@@ -331,8 +325,8 @@ def _input_shape(start: Port, layers: Sequence[Layer]) -> Shape:
         rank = 3
     elif isinstance(first, Linear):
         rank = 1
-    elif isinstance(first, Cell) and first.record.real("r").size > 1:
-        rank = max(1, min(first.record.real("r").ndim, rank))
+    elif isinstance(first, Cell) and first.record.real(_shaping(first)).size > 1:
+        rank = max(1, min(first.record.real(_shaping(first)).ndim, rank))
     short = shape
     while len(short) > rank and short[0] == 1:
         short = short[1:]
@@ -342,21 +336,16 @@ def _input_shape(start: Port, layers: Sequence[Layer]) -> Shape:
     return short
 
 
+def _shaping(cell: Cell) -> str:
+    """Return the field whose shape is that of the neurons."""
+    return constant_fields(cell.record)[0]
+
+
 def _without_ones(shape: Shape) -> Shape:
     found = tuple(shape)
     while len(found) > 1 and found[0] == 1:
         found = found[1:]
     return found
-
-
-def _summary(d: NeuronDescription) -> str:
-    parts = [f"decay {_range(d.alpha)}", f"gain {_range(d.gain)}"]
-    if d.fires:
-        reset = f"hard to {_range(d.v_reset)}" if d.reset == "hard" else d.reset.replace("_", "-")
-        parts += [f"threshold {_range(d.theta)}", f"reset {reset}"]
-    if any(d.initial):
-        parts.append(f"starts at {_range(d.initial)}")
-    return ", ".join(parts)
 
 
 def _range(values: Sequence[Any]) -> str:

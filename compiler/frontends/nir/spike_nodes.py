@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from xdsl.dialects import builtin, func
+from xdsl.dialects import func
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.model import Model
-from h2learn.dialects.common import POTENTIAL_SCALE_ATTRIBUTE, IoEntry, get_io, source_of
+from h2learn.dialects.common import IoEntry, get_io, source_of
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import float_values, int_values, neuron_of, tensor_type
+from h2learn.dialects.spike.base import int_values, integrator_of, neuron_of, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 
 from .nodes import Node, conv, flatten, pool, port
@@ -90,8 +91,7 @@ class _Exporter:
             case spike.ScanOp():
                 self._feedback(op)
             case spike.LiOp():
-                alphas = float_values(op.properties, "alpha")
-                self._add(_hint(op, "li"), *self._leaky(op, alphas, 1.0, {}, ("I", "LI")))
+                self._neuron(op, integrator_of(op), {}, ("I", "LI", "CubaLI"))
             case _:
                 raise self._refusal(op, f"NIR has no node for {op.name}")
         return op.results[0]
@@ -126,39 +126,46 @@ class _Exporter:
         self._add("pool", kinds[op.kind.data], pool(*window))
 
     def _lif(self, op: spike.LifOp) -> None:
-        neuron, attribute = neuron_of(op), op.attributes.get(POTENTIAL_SCALE_ATTRIBUTE)
-        scale = float(attribute.value.data) if isinstance(attribute, builtin.FloatAttr) else 1.0
-        thresholds = {"v_threshold": np.asarray(neuron.theta) / scale, "v_reset": np.asarray(neuron.v_reset) / scale}
-        name = _hint(op, "lif")
-        self._add(name, *self._leaky(op, neuron.alpha, scale, thresholds, ("IF", "LIF")))
-        self._remember(f"{name}: reset {neuron.reset}", neuron.reset != "hard")
+        neuron = neuron_of(op)
+        thresholds = {"v_threshold": np.asarray(neuron.theta), "v_reset": np.asarray(neuron.v_reset)}
+        name = self._neuron(op, neuron, thresholds, ("IF", "LIF", "CubaLIF"))
+        self._remember(f"{name}: reset {neuron.reset.replace('_', '-')}", neuron.reset != "hard")
         self._remember(f"{name}: spikes at u >= threshold", neuron.compare == "ge")
 
-    def _leaky(
+    def _neuron(
         self,
         op: Operation,
-        alphas: Sequence[float],
-        scale: float,
+        neuron: Neuron,
         thresholds: Mapping[str, npt.NDArray[np.float64]],
-        kinds: tuple[str, str],
-    ) -> tuple[str, dict[str, object]]:
-        """Return kind and fields of a neuron; ``kinds``: without a leak, and with one."""
-        alpha = np.asarray(alphas)
+        kinds: tuple[str, str, str],
+    ) -> str:
+        """Add the node of a neuron and return its name; ``kinds``: without a leak, with one, with a synapse as well."""
+        alpha, gain, beta = (np.asarray(values) for values in (neuron.alpha, neuron.gain, neuron.beta))
         if (alpha < 0).any() or (alpha > 1).any() or ((alpha == 1).any() and not (alpha == 1).all()):
             raise self._refusal(op, f"NIR has no neuron with decays {alpha.min():g} to {alpha.max():g}")
-        shape = _sample(op.results[0])
-        if (alpha == 1).all():
-            constants = {"r": np.asarray(1 / (self.dt * scale)), **thresholds}
+        leaky, synaptic = bool((alpha != 1).all()), neuron.synapse != "none"
+        if synaptic and (neuron.synapse == "delayed" or not leaky or (beta < 0).any() or (beta >= 1).any()):
+            raise self._refusal(op, "NIR has no neuron with such a synaptic current")
+        if not leaky:
+            constants = {"r": gain / self.dt}
         else:
             tau = self.dt / (1 - alpha)
-            constants = {"tau": tau, "r": tau / (self.dt * scale), "v_leak": np.zeros(1), **thresholds}
-        return kinds[int((alpha != 1).all())], {name: _spread(v, shape) for name, v in constants.items()}
+            constants = {"tau": tau, "r": gain * tau / self.dt, "v_leak": np.asarray(neuron.v_leak)}
+        if synaptic:
+            tau_syn = self.dt / (1 - beta)
+            constants |= {"tau_mem": constants.pop("tau"), "tau_syn": tau_syn, "w_in": tau_syn / self.dt}
+        shape = _sample(op.results[0])
+        fields = {name: _spread(v, shape) for name, v in {**constants, **thresholds}.items()}
+        name = self._add(_hint(op, kinds[0].lower()), kinds[2 if synaptic else int(leaky)], fields)
+        start = neuron.v_leak if leaky else (0.0,)
+        self._remember(f"{name}: initial potentials {_range(neuron.initial)}", neuron.initial != start)
+        return name
 
     def _parameter(self, value: SSAValue) -> str:
         assert isinstance(value, BlockArgument)
         return self.entries[value.index].name
 
-    def _add(self, name: str, kind: str, fields: Mapping[str, object], *, feedback: bool = False) -> None:
+    def _add(self, name: str, kind: str, fields: Mapping[str, object], *, feedback: bool = False) -> str:
         base = name.replace("/", ".")
         unique, count = base, 1
         while unique in self.taken:
@@ -166,6 +173,7 @@ class _Exporter:
             unique = f"{base}_{count}"
         self.taken.add(unique)
         self.nodes.append(Node(unique, kind, fields, feedback))
+        return unique
 
     def _remember(self, what: str, true: bool) -> None:
         if true:
@@ -186,6 +194,11 @@ def _spread(values: npt.NDArray[np.float64], shape: Shape) -> npt.NDArray[np.flo
     """Return one number, or one per channel, at every neuron."""
     flat = np.ravel(values)
     return np.broadcast_to(flat.reshape(-1, *(1,) * (len(shape) - 1)), shape).copy()
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _hint(op: Operation, default: str) -> str:

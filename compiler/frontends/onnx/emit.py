@@ -11,13 +11,7 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
-from h2learn.compiler.frontends.neuron_description import (
-    NeuronDescription,
-    SpikeNeuron,
-    add_neuron,
-    is_power_of_two,
-    spike_neuron,
-)
+from h2learn.compiler.frontends.neuron_description import NeuronDescription, add_neuron, spike_neuron, summary
 from h2learn.compiler.model import Network
 
 from .graph import Constant
@@ -65,7 +59,7 @@ class Plan:
     outputs: list[Output]
     parameters: dict[str, Floats] = field(default_factory=dict)
     names: dict[Layer, Parameters] = field(default_factory=dict)
-    neurons: dict[Layer, SpikeNeuron] = field(default_factory=dict)
+    neurons: dict[Layer, NeuronDescription] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     given: frozenset[str] = frozenset()
     """Parameters that are inputs of the file's graph: their names are the file's, whatever they look like."""
@@ -74,7 +68,7 @@ class Plan:
         """Return the network for ``batch`` samples; raises H2LearnError."""
         builder = NetworkBuilder(batch)
         signals: dict[Layer, Signal] = {}
-        neurons: dict[tuple[Layer, SpikeNeuron, Layer | None], Signal] = {}
+        neurons: dict[tuple[Layer, NeuronDescription, Layer | None], Signal] = {}
         for layer in self.layers:
             inputs = [signals[i] for i in layer.inputs]
             if layer.kind == "neuron":
@@ -93,7 +87,7 @@ class Plan:
         builder: NetworkBuilder,
         layer: Layer,
         x: Signal,
-        known: dict[tuple[Layer, SpikeNeuron, Layer | None], Signal],
+        known: dict[tuple[Layer, NeuronDescription, Layer | None], Signal],
     ) -> Signal:
         """Return spikes or potentials of a neuron; both of the same neuron come from one operation."""
         form = self.neurons[layer]
@@ -104,7 +98,7 @@ class Plan:
         wants_potentials = form.fires and layer.neuron.output == "potentials"
         return builder.potentials(known[key]) if wants_potentials else known[key]
 
-    def _cell(self, builder: NetworkBuilder, layer: Layer, x: Signal, form: SpikeNeuron, name: str) -> Signal:
+    def _cell(self, builder: NetworkBuilder, layer: Layer, x: Signal, form: NeuronDescription, name: str) -> Signal:
         def neurons(current: Signal) -> Signal:
             return add_neuron(builder, current, form, self.location(layer), name)
 
@@ -137,24 +131,6 @@ def prepare(plan: Plan, refuse: Callable[[str, str, str, str], None]) -> None:
         except RefusalError as error:
             name, operator = split_source(layer.node.source)
             refuse(name, operator, str(error), error.hint)
-
-
-def summary(neuron: NeuronDescription) -> str:
-    """Return the equation's numbers in a line."""
-    parts = [f"alpha {_numbers(neuron.alpha)}"]
-    if neuron.gain != (1.0,):
-        parts.append(f"gain {_numbers(neuron.gain)}")
-    if not neuron.fires:
-        return f"leaky integrator, {', '.join(parts)}, starts at 0"
-    parts += [f"theta {_numbers(neuron.theta)}", f"reset {neuron.reset}"]
-    if neuron.reset == "hard":
-        parts[-1] += f" to {_numbers(neuron.v_reset)}"
-    sign = ">" if neuron.compare == "gt" else ">="
-    return f"{', '.join(parts)}, spikes at u {sign} theta, starts at {_numbers(neuron.initial)}"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g} by channel"
 
 
 def _nothing(plan: Plan, layer: Layer) -> None:
@@ -249,27 +225,18 @@ def _prepare_neuron(plan: Plan, layer: Layer) -> None:
     if layer.feedback is not None and layer.feedback not in plan.names:
         _prepare_synapse(plan, layer.feedback)
     try:
-        form = spike_neuron(found.neuron)
+        spike_neuron(found.neuron)
     except H2LearnError as error:
         raise RefusalError(f"{error.message} (found {summary(found.neuron)})", error.hint) from None
-    if set(form.input_factor) != {1.0}:
-        raise RefusalError(f"an input that the neuron scales is not supported yet (found {summary(found.neuron)})")
-    if found.output == "potentials" and form.potential_scale != 1.0:
-        raise RefusalError("potentials of a neuron with a gain are no output yet", "put out its spikes")
-    plan.neurons[layer] = _with_surrogate(form, found)
-    status = (
-        "assumed" if found.assumed else "exact" if is_power_of_two(form.potential_scale) else "exact up to rounding"
-    )
-    plan.notes.append(f"{layer.name}: {status}: {summary(found.neuron)}")
-    plan.notes.extend(f"{layer.name}: {note}" for note in form.notes)
+    plan.neurons[layer] = _with_surrogate(found)
+    plan.notes.append(f"{layer.name}: {'assumed' if found.assumed else 'exact'}: {summary(found.neuron)}")
 
 
-def _with_surrogate(form: SpikeNeuron, found: Recognised) -> SpikeNeuron:
+def _with_surrogate(found: Recognised) -> NeuronDescription:
     if found.surrogate is None:
-        return form
+        return found.neuron
     kind, width = found.surrogate
-    scale = form.potential_scale
-    return replace(form, neuron=replace(form.neuron, surrogate=kind, width=width * scale, height=1.0 / scale))
+    return replace(found.neuron, surrogate=kind, width=width, height=1.0)
 
 
 def _prepare_readout(plan: Plan, layer: Layer) -> None:

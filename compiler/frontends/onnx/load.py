@@ -29,7 +29,10 @@ from .training_step import load_step
 from .values import RefusalError, Refused, Series, Value, series
 
 RESETS = ("hard", "soft", "soft-delayed")
-NEURONS = {"lif": NeuronDescription(), "if": NeuronDescription(alpha=(1.0,), reset="soft")}
+NEURONS = {
+    "lif": NeuronDescription(compare="gt"),
+    "if": NeuronDescription(alpha=(1.0,), reset="soft", compare="gt"),
+}
 UNKNOWN_BATCH = 2
 MAX_PAIRINGS = 24
 SHOWN_NODES = 8

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from h2learn.compiler.frontends.neuron_description import NeuronDescription
+from h2learn.compiler.frontends.neuron_description import NeuronDescription, summary
 
 from .forms import ABOVE, BELOW, EQUAL, Closure, Feedback, Form, NotAffineError
 from .steps import StepNode
@@ -20,6 +20,8 @@ Channels = npt.NDArray[np.float64]
 EXHAUSTIVE_STEPS = 6
 RANDOM_PATTERNS = 24
 TOLERANCE = 1e-5
+NO_SYNAPSE = 1e-9
+"""Numbers this small come from rounding."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,23 @@ def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback:
 
 @dataclass(frozen=True)
 class _Constants:
-    """The numbers of a neuron, per channel; potentials count from the one it decays to."""
+    """The numbers of a neuron, per channel; ``synapse``: the current decays by ``beta`` on its way."""
 
     alpha: Channels
+    beta: Channels
+    synapse: bool
     gain: Channels
     theta: Channels
     v_reset: Channels
+    v_leak: Channels
+    initial: Channels
     reset: str
     fires: bool
+
+    def shifted(self, by: Channels) -> _Constants:
+        """Return the same neuron with its potentials counted from another one."""
+        names = ("theta", "v_reset", "v_leak", "initial") if self.fires else ("v_leak", "initial")
+        return replace(self, **{name: getattr(self, name) + by for name in names})
 
 
 class _Recogniser:
@@ -71,91 +82,133 @@ class _Recogniser:
         if steps != list(range(len(steps))) or len(steps) > self.count:
             raise RefusalError("its thresholds are not one per time step")
         fires = bool(steps)
-        constants = self._constants(fires)
         compare = self._compare() if fires else "ge"
-        output = self._check(constants, compare)
-        neuron = NeuronDescription(
-            alpha=_values(constants.alpha),
-            gain=_values(constants.gain),
-            theta=_values(constants.theta) if fires else (1.0,),
-            v_reset=_values(constants.v_reset),
-            reset=constants.reset,
-            compare=compare,
-            fires=fires,
-        )
-        return Recognised(neuron, output, self._surrogate())
+        silent = self._responses({})
+        refused: RefusalError | None = None
+        for alpha, beta, synapse in self._decays(silent):
+            try:
+                constants = self._constants(silent, alpha, beta, synapse, fires)
+                output = self._check(constants, compare)
+            except RefusalError as error:
+                refused = refused or error
+                continue
+            return Recognised(_description(constants, compare), output, self._surrogate())
+        assert refused is not None
+        raise refused
 
     def _run(self, spikes: dict[int, int]) -> tuple[list[Form], dict[int, Form]]:
         return self.closure.run([spikes.get(t, BELOW) for t in range(self.count)])
 
-    def _responses(self, spikes: dict[int, int], theta: Channels | None = None) -> list[Form]:
+    def _responses(self, spikes: dict[int, int]) -> list[Form]:
         """Return the potential minus the threshold of every step, as compared or (after the last spike) as put out."""
         outputs, decisions = self._run(spikes)
-        threshold = -decisions[0][-1] if theta is None and decisions else theta
+        threshold = outputs[0][-1] - decisions[0][-1] if decisions else np.zeros(1)
         result = []
         for step, output in enumerate(outputs):
             form = decisions.get(step)
             if form is None:
                 form = output.copy()
-                form[-1] = form[-1] - (0.0 if threshold is None else threshold)
+                form[-1] = form[-1] - threshold
             result.append(form)
         return result
 
     def _row(self, step: int) -> int:
         return 0 if self.static else step
 
-    def _constants(self, fires: bool) -> _Constants:
-        """Read the numbers off the responses without a spike and after one."""
-        silent = self._responses({})
-        first = silent[0]
-        gain = first[0]
+    def _decays(self, silent: Sequence[Form]) -> Iterator[tuple[Channels, Channels, bool]]:
+        """Yield what the decays of potential and synaptic current may be; they are the same for silent neurons.
+
+        The response to a current is ``gain * (1, a + b, a*a + a*b + b*b, ...)`` for decays a and b.
+        """
+        gain = silent[0][0]
         if not np.all(gain):
             raise RefusalError(
                 "the current of a step acts in a later step only", "synaptic delays are not supported yet"
             )
-        if np.any(first[1:-1]):
+        if np.any(silent[0][1:-1]):
             raise RefusalError("its first step depends on a later one")
-        alpha = np.zeros_like(gain)
-        if self.count > 1:
-            alpha = silent[1][0] / gain - (1.0 if self.static else 0.0)
-        theta = -first[-1] if fires else np.zeros_like(gain)
-        constants = _Constants(alpha, gain, theta, np.zeros_like(gain), "none", fires)
+        rows = [form[0] / gain for form in silent[:3]]
+        if self.static:
+            rows = [rows[0], *(later - earlier for earlier, later in itertools.pairwise(rows))]
+        total = rows[1] if self.count > 1 else np.zeros_like(gain)
+        product = total * total - rows[2] if self.count > 2 else np.zeros_like(gain)
+        if np.all(np.abs(product) <= NO_SYNAPSE * np.maximum(1.0, total * total)):
+            yield total, np.zeros_like(total), False
+            return
+        spread = total * total - 4 * product
+        if np.any(spread < -NO_SYNAPSE):
+            raise RefusalError("the response to a current oscillates")
+        root = np.sqrt(np.maximum(spread, 0.0))
+        yield (total + root) / 2, (total - root) / 2, True
+        yield (total - root) / 2, (total + root) / 2, True
+
+    def _constants(
+        self, silent: Sequence[Form], alpha: Channels, beta: Channels, synapse: bool, fires: bool
+    ) -> _Constants:
+        """Read the other numbers off the responses without a spike and after one."""
+        zero = np.zeros_like(alpha)
+        first, second = silent[0][-1], silent[min(1, self.count - 1)][-1]
+        fades = alpha - alpha * alpha
+        distance = np.where(np.abs(fades) > NO_SYNAPSE, (first - second) / np.where(fades == 0, 1.0, fades), zero)
+        distance = np.where(np.abs(distance) > NO_SYNAPSE * np.abs(silent[0][0]), distance, zero)
+        level = first - alpha * distance  # v_leak, less the threshold
+        theta, v_leak = (-level, zero) if fires else (zero, level)
+        constants = _Constants(
+            alpha, beta, synapse, silent[0][0], theta, zero, v_leak, v_leak + distance, "none", fires
+        )
         self._check_response(constants, silent)
-        return self._with_reset(constants, silent[1]) if fires and self.count > 1 else constants
+        if fires and self.count > 1:
+            constants = self._with_reset(constants, silent[1])
+        return constants.shifted(self._shift(constants))
 
     def _check_response(self, constants: _Constants, silent: Sequence[Form]) -> None:
+        theta = constants.theta if constants.fires else 0.0
         for step, (form, expected) in enumerate(zip(silent, self._predict(constants, ()), strict=True)):
             if not _close(form[:-1], expected[:-1]):
                 raise RefusalError(
-                    f"the response to a current does not decay by one factor (step {step}): "
-                    "a second state, a delay, or steps that differ"
+                    f"the response to a current does not decay by one factor, nor by two (step {step}): "
+                    "a third state, a delay, or steps that differ"
                 )
-            if not _close(form[-1], expected[-1] - constants.theta, np.abs(constants.gain)):
-                raise RefusalError("the potential starts away from the one it decays to, or has a constant drive")
+            if not _close(form[-1], expected[-1] - theta, np.abs(constants.gain)):
+                raise RefusalError(f"neither a leak nor an initial potential explains its constant part (step {step})")
 
     def _with_reset(self, c: _Constants, before: Form) -> _Constants:
         """Find the reset: what the spike of step 0 changes in step 1."""
-        after = self._responses({0: ABOVE}, c.theta)[1]
+        after = self._responses({0: ABOVE})[1]
         scale = np.maximum(np.abs(c.gain), np.abs(c.theta))
         kept = after[0] - (c.gain if self.static else 0.0)
         if not self.static and not _close(after[1], c.gain):
             raise RefusalError("a spike changes how the next current acts", "the reset may only change the potential")
         drop = before[-1] - after[-1]
-        if _close(kept, c.alpha * c.gain, scale):
-            if _close(drop, 0 * drop, scale):
-                return c
-            if _close(drop, c.alpha * c.theta, scale):
-                return _replace(c, "soft")
-            if _close(drop, c.theta, scale):
-                return _replace(c, "soft_delayed")
-            raise RefusalError(
-                f"the reset takes off {_short(drop)}, which is neither the threshold {_short(c.theta)} "
-                f"nor its decayed value {_short(c.alpha * c.theta)}"
-            )
-        if not _close(kept, 0 * kept, scale):
+        if _close(kept, (c.alpha + c.beta) * c.gain, scale):
+            return self._with_subtraction(c, drop, scale)
+        if not _close(kept, c.beta * c.gain, scale):
             raise RefusalError("the reset multiplies the potential by a number other than 0")
         alpha = np.where(c.alpha == 0, 1.0, c.alpha)
-        return _replace(c, "hard", (after[-1] + c.theta) / alpha * (c.alpha != 0))
+        v_reset = c.v_leak + (after[-1] + c.theta - c.v_leak) / alpha * (c.alpha != 0)
+        return replace(c, reset="hard", v_reset=v_reset)
+
+    def _with_subtraction(self, c: _Constants, drop: Channels, scale: Channels) -> _Constants:
+        """Tell the resets by what they take off; an amount other than the threshold says where potentials start."""
+        if _close(drop, 0 * drop, scale):
+            return c
+        if _close(drop, c.alpha * c.theta, scale):
+            return replace(c, reset="soft")
+        if _close(drop, c.theta, scale):
+            return replace(c, reset="soft_delayed")
+        if not np.all(c.alpha):
+            raise RefusalError(f"the reset of a neuron without memory takes off {_short(drop)}")
+        return replace(c, reset="soft").shifted(drop / c.alpha - c.theta)
+
+    def _shift(self, c: _Constants) -> Channels:
+        """Return what the outputs are more than the potentials found, where they are potentials."""
+        outputs, _ = self._run({})
+        expected = self._predict(c, (BELOW,) * self.count)
+        shift = outputs[0][-1] - expected[0][-1]
+        reset_by_threshold = c.reset in ("soft", "soft_delayed")
+        if not c.fires or reset_by_threshold or not _close(outputs[0][:-1], expected[0][:-1]):
+            return np.zeros_like(c.alpha)
+        return np.where(np.abs(shift) > TOLERANCE * np.abs(c.gain), shift, 0.0)
 
     def _compare(self) -> str:
         """Return what happens exactly at the threshold."""
@@ -197,12 +250,14 @@ class _Recogniser:
     def _predict(self, c: _Constants, pattern: Sequence[int]) -> list[Form]:
         """Return the potentials of the neuron for a pattern of spikes."""
         rows = self.closure.currents + 1
-        channels = max(a.size for a in (c.alpha, c.gain, c.theta, c.v_reset))
-        after, taken, result = np.zeros((rows, channels)), np.zeros(channels), []
+        channels = max(np.size(getattr(c, name)) for name in ("alpha", "gain", "theta", "v_reset", "v_leak", "initial"))
+        current, after, taken, result = np.zeros((rows, channels)), np.zeros((rows, channels)), np.zeros(channels), []
+        after[-1] = c.initial
         for step in range(self.count):
-            u = c.alpha * after
-            u[self._row(step)] += c.gain
-            u[-1] -= taken
+            current = c.beta * current
+            current[self._row(step)] += 1.0
+            u = c.alpha * after + c.gain * current
+            u[-1] += (1 - c.alpha) * c.v_leak - taken
             result.append(u)
             spike = bool(pattern) and pattern[step] == ABOVE
             after, taken = u.copy(), np.zeros(channels)
@@ -242,13 +297,23 @@ class _Recogniser:
 
 def describe(c: _Constants, compare: str) -> str:
     """Return the numbers of a neuron for a message."""
-    if not c.fires:
-        return f"(alpha {_short(c.alpha)}, gain {_short(c.gain)})"
-    return f"(alpha {_short(c.alpha)}, theta {_short(c.theta)}, reset {c.reset}, {compare})"
+    return f"({summary(_description(c, compare))})"
 
 
-def _replace(c: _Constants, reset: str, v_reset: Channels | None = None) -> _Constants:
-    return _Constants(c.alpha, c.gain, c.theta, c.v_reset if v_reset is None else v_reset, reset, c.fires)
+def _description(c: _Constants, compare: str) -> NeuronDescription:
+    return NeuronDescription(
+        alpha=_values(c.alpha),
+        gain=_values(c.gain),
+        theta=_values(c.theta) if c.fires else (1.0,),
+        v_reset=_values(c.v_reset),
+        v_leak=_values(c.v_leak),
+        initial=_values(c.initial),
+        synapse="immediate" if c.synapse else "none",
+        beta=_values(c.beta),
+        reset=c.reset,
+        compare=compare,
+        fires=c.fires,
+    )
 
 
 def _spike(like: Form, side: int) -> Form:
