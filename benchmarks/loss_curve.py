@@ -87,6 +87,10 @@ def loss_curve(
         for step in range(steps):
             picked = order[step * batch : (step + 1) * batch]
             x, label = data.x_train[picked], data.y_train[picked]
+            if description.encode is None:
+                x = np.ascontiguousarray(np.moveaxis(x, 1, 0))
+            if description.input.spikes:
+                x = (x != 0).astype(np.float32)
             parameters = session.parameters
             result = session.run({description.input.name: x, "label": label})
             assert result.loss is not None
@@ -151,8 +155,10 @@ def main(
     as_json: bool,
 ) -> None:
     """Compare the first losses with PyTorch's."""
-    shape = next(iter(h2learn.load_model(model).inputs.values())).shape[1:]
-    samples = (h2learn.load_digits() if data is None else h2learn.load_npz(data, shape)).limited(limit)
+    shape = next(iter(h2learn.load_model(model).inputs.values())).shape
+    over_time = read(Path(model).read_text(encoding="utf-8"), model).encode is None
+    sample = (shape[0], *shape[2:]) if over_time else shape[1:]
+    samples = (h2learn.load_digits() if data is None else h2learn.load_data(data, sample)).limited(limit)
     curves = []
     with click.progressbar(length=seeds * steps, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         for seed in range(seeds):

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 
 from h2learn.backends.reference.neuron import Neuron
-from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.autodiff.spec import SGD, Train
 from h2learn.compiler.frontends.dsl.reader import read
-from h2learn.compiler.frontends.dsl.syntax import Conv, Description, Flatten, Li, Lif, Linear, Pool, Readout
+from h2learn.compiler.frontends.dsl.syntax import Conv, Description, Flatten, Li, Lif, Linear, Pool, Readout, Recurrent
 
 Tensor = torch.Tensor
 Floats = npt.NDArray[np.float32]
@@ -44,11 +44,23 @@ class Spike(torch.autograd.Function):
         return inside * neuron.height, None
 
 
-def integrate_and_fire(currents: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
-    """Return spikes and membrane potentials of ``currents`` ``[T,N,...]``."""
-    spikes, potentials = [], []
+def integrate_and_fire(
+    currents: Tensor, neuron: Neuron, feedback: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return spikes and membrane potentials of ``currents`` ``[T,N,...]``.
+
+    ``feedback`` gives what the spikes of a step add to the current of the next one.
+    """
+    spikes: list[Tensor] = []
+    potentials = []
     rest: Tensor | None = None
-    for current in currents:
+    synapse = torch.zeros_like(currents[0])
+    for outside in currents:
+        before = spikes[-1] if spikes else torch.zeros_like(outside)
+        current = outside if feedback is None else outside + feedback(before)
+        if neuron.synapse != "none":
+            earlier, synapse = synapse, neuron.beta[0] * synapse + current
+            current = synapse if neuron.synapse == "immediate" else earlier
         u = current if rest is None else neuron.alpha[0] * rest + current
         s = Spike.apply(u, neuron)  # type: ignore[no-untyped-call]
         held = s.detach() if neuron.detach_reset else s
@@ -74,7 +86,9 @@ def integrate(currents: Tensor, decay: float) -> Tensor:
 
 @dataclass
 class TorchNetwork:
-    """A directly encoded network with its parameters and optimizer. ``recorded``: neuron layer -> (spikes, potentials).
+    """A network of frames over time or directly encoded images, with its parameters and optimizer.
+
+    ``recorded``: neuron layer -> (spikes, potentials).
 
     What depends on the constant input alone is computed once, not at every time step, as the compiled program does.
     """
@@ -84,10 +98,12 @@ class TorchNetwork:
     recorded: dict[str, tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        recipe = self.recipe
-        self.optimizer = torch.optim.SGD(
-            list(self.parameters.values()), lr=recipe.optimizer.lr, momentum=recipe.optimizer.momentum
-        )
+        chosen, parameters = self.recipe.optimizer, list(self.parameters.values())
+        self.optimizer: torch.optim.Optimizer
+        if isinstance(chosen, SGD):
+            self.optimizer = torch.optim.SGD(parameters, lr=chosen.lr, momentum=chosen.momentum)
+        else:
+            self.optimizer = torch.optim.Adam(parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps)
 
     @property
     def recipe(self) -> Train:
@@ -95,10 +111,10 @@ class TorchNetwork:
         return self.description.train or Train()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits ``[N,K]`` of images ``[N,C,H,W]`` or ``[N,F]``."""
-        value, over_time = x, False
+        """Return the logits ``[N,K]`` of images ``[N,C,H,W]`` or ``[N,F]``, or of frames with time in front."""
+        value, over_time = x, self.description.encode is None
         for layer in self.description.layers:
-            if isinstance(layer, Lif | Li) and not over_time:
+            if isinstance(layer, Lif | Li | Recurrent) and not over_time:
                 value, over_time = value.expand(self.description.time_steps, *value.shape), True
             if isinstance(layer, Conv):
                 weight, bias = self._weights(layer.name)
@@ -115,8 +131,12 @@ class TorchNetwork:
                 value, potentials = integrate_and_fire(value, self._neuron(layer))
                 if self.recorded is not None:
                     self.recorded[layer.name] = (value.detach(), potentials.detach())
+            elif isinstance(layer, Recurrent):
+                weight, bias = self._weights(layer.name)
+                feedback = partial(functional.linear, weight=weight, bias=bias)
+                value, _ = integrate_and_fire(value, self._neuron(layer), feedback)
             elif isinstance(layer, Li):
-                value = integrate(value, layer.decay)
+                value = integrate(value, layer.membrane.alpha[0])
             else:
                 value = _read_out(value, layer)
         return value
@@ -136,7 +156,7 @@ class TorchNetwork:
     def _weights(self, name: str) -> tuple[Tensor, Tensor | None]:
         return self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
 
-    def _neuron(self, layer: Lif) -> Neuron:
+    def _neuron(self, layer: Lif | Recurrent) -> Neuron:
         recipe = self.recipe
         neuron = layer.neuron if recipe.surrogate is None else recipe.surrogate.apply(layer.neuron)
         return replace(neuron, detach_reset=neuron.detach_reset or recipe.detach_reset)

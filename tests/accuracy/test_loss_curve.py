@@ -47,6 +47,30 @@ def test_soft_reset_triangular_window_and_average_pooling_follow_pytorch(tmp_pat
     assert max(medians(curves(path, count_flips=False))) <= 1e-3
 
 
+RECURRENT = """network spoken
+input frames: 1 x 8 x 8
+time steps: 6
+encode direct
+neuron: lif(decay 0.8, threshold 0.8, reset soft, synapse decay 0.5)
+flatten
+linear f1: 24 features
+recurrent r1: bias
+linear f2: 10 features
+li integrate: decay 0.8
+readout membrane mean
+train: loss cross_entropy, optimizer sgd(lr 0.05, momentum 0.9), surrogate rectangular(half_width 1.0)
+init: normal gain 1.5 seed 0
+"""
+
+
+def test_a_recurrent_layer_with_synaptic_currents_follows_pytorch(tmp_path):
+    path = tmp_path / "recurrent.snn"
+    path.write_text(RECURRENT, encoding="utf-8")
+    found = curves(path, count_flips=False)
+    assert max(medians(found)) <= 1e-3
+    assert found[0].expected[-1] != found[0].expected[0]
+
+
 def test_another_learning_rate_is_another_curve(tmp_path):
     (usual,) = curves(EXAMPLES / "digits.snn", count_flips=False)[:1]
     (other,) = curves(variant(tmp_path, rate=("lr 0.05", "lr 0.045")), count_flips=False)[:1]
