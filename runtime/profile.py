@@ -32,6 +32,8 @@ _PHASE_OF_STAGE = {
     "pool": "forward",
     "sum": "forward",
     "convert": "forward",
+    "embed": "forward",
+    "extract": "weights",
     "readout": "forward",
     "loss": "backward",
     "gradient": "backward",

@@ -22,7 +22,7 @@ _KINDS = {
     "spike.pool": POOL,
 }
 _RANK_OUTSIDE_TIME = {"spike.conv": 4, "spike.linear": 2, "spike.pool": 4}
-_FREE = {"spike.flatten", "spike.encode", "spike.repeat"}
+_FREE = {"spike.flatten", "spike.encode", "spike.repeat", "spike.embed"}
 """Views on a GPU: nothing is computed or copied (a repeated input is broadcast)."""
 
 
@@ -51,7 +51,7 @@ def layers_of(module: builtin.ModuleOp) -> list[LayerShape]:
     Raises H2LearnError when the module holds anything but ``spike`` ops before training.
     """
     block = main_block(module)
-    parameters = dict(zip(block.args, (entry.name for entry in get_io(module)), strict=False))
+    parameters: dict[SSAValue, str] = dict(zip(block.args, (e.name for e in get_io(module)), strict=False))
     steps = _time_steps(block)
     trained: set[SSAValue] = set()
     found: list[LayerShape] = []
@@ -69,7 +69,7 @@ def layers_of(module: builtin.ModuleOp) -> list[LayerShape]:
             continue
         short = op.name.removeprefix("spike.")
         counts[short] = counts.get(short, 0) + 1
-        name = parameters[op.operands[1]].rpartition(".")[0] if kind == SYNAPSE else ""
+        name = parameters[_weight(op)].rpartition(".")[0] if kind == SYNAPSE else ""
         found.append(_layer(op, kind, name or f"{short} {counts[short]}", steps, needs_gradient))
     return found
 
@@ -78,11 +78,17 @@ def _layer(op: Operation, kind: str, name: str, steps: int, needs_gradient: bool
     inputs, outputs = prod(_shape(op.operands[0])), prod(_shape(op.results[0]))
     macs = weights = 0
     if kind == SYNAPSE:
-        weight = _shape(op.operands[1])
+        weight = _shape(_weight(op))
         macs = outputs * prod(weight[:-1])
         weights = prod(weight) + sum(prod(_shape(bias)) for bias in op.operands[2:])
     calls = 1 if len(_shape(op.results[0])) == _RANK_OUTSIDE_TIME.get(op.name) else steps
     return LayerShape(name, kind, calls, inputs, outputs, macs, weights, needs_gradient)
+
+
+def _weight(op: Operation) -> SSAValue:
+    """Return the weights of a synapse as the model has them, grouped or dilated."""
+    owner = op.operands[1].owner
+    return owner.operands[0] if isinstance(owner, Operation) else op.operands[1]
 
 
 def _time_steps(block: Block) -> int:

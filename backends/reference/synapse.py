@@ -51,6 +51,34 @@ def conv_weight_gradient(
     return result
 
 
+def embed(weight: Real, dilation: Sequence[int], groups: int) -> Real:
+    """Return grouped or dilated weights ``[kh,kw,C/groups,K]`` as those of a plain convolution, zeros in between."""
+    kh, kw, inner, k = weight.shape
+    size = [(count - 1) * step + 1 for count, step in zip((kh, kw), dilation, strict=True)]
+    result = np.zeros((*size, inner * groups, k), dtype=weight.dtype)
+    for group, outputs in _groups(k, groups):
+        channels = slice(group * inner, (group + 1) * inner)
+        result[:: dilation[0], :: dilation[1], channels, outputs] = weight[..., outputs]
+    return result
+
+
+def extract(gradient: Real, dilation: Sequence[int], groups: int) -> Real:
+    """Return what :func:`embed` has put into plain weights: the gradient of grouped or dilated weights."""
+    kept = gradient[:: dilation[0], :: dilation[1]]
+    *kernel, channels, k = kept.shape
+    inner = channels // groups
+    result = np.empty((*kernel, inner, k), dtype=gradient.dtype)
+    for group, outputs in _groups(k, groups):
+        result[..., outputs] = kept[:, :, group * inner : (group + 1) * inner, outputs]
+    return result
+
+
+def _groups(k: int, groups: int) -> Iterator[tuple[int, slice]]:
+    """Yield each group with its output channels."""
+    size = k // groups
+    return ((group, slice(group * size, (group + 1) * size)) for group in range(groups))
+
+
 def linear(x: Real, weight: Real) -> Real:
     """Return features ``[...,K]`` of ``x`` ``[...,C]`` and weights ``[C,K]``."""
     return x @ weight

@@ -54,6 +54,12 @@ def _conv(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[
     )
 
 
+def _embed(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.EmbedOp)
+    dilation, groups = int_values(op.properties, "dilation", 2), int(op.groups.value.data)
+    return [tape.emit(sgrad.ExtractOp(_required(gradients), dilation, groups, location=op.location))]
+
+
 def _linear(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     gu = _required(gradients)
     x, weight = op.operands[:2]
@@ -144,6 +150,7 @@ def _required(gradients: Sequence[Gradient]) -> SSAValue:
 
 
 RULES: dict[type[Operation], Rule] = {
+    spike.EmbedOp: _embed,
     spike.ConvOp: _conv,
     spike.LinearOp: _linear,
     spike.FlattenOp: _flatten,

@@ -119,25 +119,36 @@ class NetworkBuilder:
         kernel: tuple[int, int],
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
         bias: bool = True,
         names: tuple[str, str] | None = None,
     ) -> Signal:
-        """Add a convolution with parameters ``name.weight`` ``[K,C,kh,kw]`` and ``name.bias`` ``[K]``.
+        """Add a convolution with parameters ``name.weight`` ``[K,C/groups,kh,kw]`` and ``name.bias`` ``[K]``.
 
         ``names`` are those of the two parameters, where they are others.
         """
         _expect_maps(x, f"conv {name}", location)
-        rows, columns, inner = x.shape[-3:]
-        if rows + 2 * padding[0] < kernel[0] or columns + 2 * padding[1] < kernel[1]:
+        rows, columns, channels_in = x.shape[-3:]
+        span = ((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1)
+        if rows + 2 * padding[0] < span[0] or columns + 2 * padding[1] < span[1]:
             raise H2LearnError(
-                f"expected an input of conv {name} of at least {kernel[0]} x {kernel[1]} after padding, "
+                f"expected an input of conv {name} of at least {span[0]} x {span[1]} after padding, "
                 f"found {rows + 2 * padding[0]} x {columns + 2 * padding[1]}",
                 location=location,
             )
+        if channels_in % groups or channels % groups:
+            raise H2LearnError(
+                f"expected channels of conv {name} that {groups} groups divide, found {channels_in} to {channels}",
+                location=location,
+            )
+        inner = channels_in // groups
         weight_name, bias_name = names or (f"{name}.weight", f"{name}.bias")
         weight = self._parameter(
             weight_name, (channels, inner, *kernel), (*kernel, inner, channels), (), (2, 3, 1, 0), location
         )
+        if groups > 1 or dilation != (1, 1):
+            weight = self._add(spike.EmbedOp(weight, dilation, groups, location=_mark(location)), location).value
         offset = self._bias(bias_name, channels, location) if bias else None
         result = spike.ConvOp(x.value, weight, offset, stride=stride, padding=padding, location=_mark(location))
         return self._add(result, location, name)

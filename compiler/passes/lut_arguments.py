@@ -14,6 +14,9 @@ from h2learn.dialects.spike.optimizers import UpdateOp
 
 from .lut_context import NoLoweringError, lifted
 
+WEIGHED = (spike.ConvOp, spike.LinearOp, spike.EmbedOp)
+"""Ops that read the weights of a layer."""
+
 
 def argument_type(argument: BlockArgument, role: str, dtype: str) -> Attribute:
     """Return the ``lut`` type of an argument; raises NoLoweringError when its uses need different formats.
@@ -32,16 +35,16 @@ def _parameter_type(parameter: SSAValue) -> Attribute:
     types = {
         tensor(_weight_shape(use.operation))
         for use in parameter.uses
-        if isinstance(use.operation, spike.ConvOp | spike.LinearOp) and use.operation.weight is parameter
+        if isinstance(use.operation, WEIGHED) and use.operation.weight is parameter
     }
     if len(types) > 1:
         raise NoLoweringError(f"expected one shape for shared weights, found {len(types)}")
     return types.pop() if types else parameter.type
 
 
-def _weight_shape(op: spike.ConvOp | spike.LinearOp) -> tuple[int, ...]:
+def _weight_shape(op: spike.ConvOp | spike.LinearOp | spike.EmbedOp) -> tuple[int, ...]:
     *_, channels, k = shape_of(op.weight.type)
-    if isinstance(op, spike.ConvOp):
+    if not isinstance(op, spike.LinearOp):
         kh, kw = shape_of(op.weight.type)[:2]
         return kh * kw, channels, k
     height, width, channels = _maps(op.x)

@@ -158,6 +158,14 @@ def _conv_weight(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     return _weight_gradient(context, op, window_of(op, int_values(op.properties, "kernel", 2)))
 
 
+def _extract(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.ExtractOp)
+    kernel, dilation = shape(op.result)[:2], int_values(op.properties, "dilation", 2)
+    extract = lut.ExtractOp(context.of(op.gradient), kernel, dilation, int(op.groups.value.data), op.location)
+    context.emit(extract)
+    return [extract.result]
+
+
 def _linear_weight(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LinearWeightOp)
     return _weight_gradient(context, op, ConvGeometry(pair(shape(context.values[op.x])[-3:-1])))
@@ -270,6 +278,7 @@ BACKWARD: dict[type[Operation], Lowering] = {
     sgrad.LinearInputOp: _linear_input,
     sgrad.UnflattenOp: _unflatten,
     sgrad.ConvWeightOp: _conv_weight,
+    sgrad.ExtractOp: _extract,
     sgrad.LinearWeightOp: _linear_weight,
     sgrad.BiasOp: _bias,
     sgrad.PoolOp: _pool,

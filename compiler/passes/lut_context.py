@@ -126,9 +126,9 @@ class LutContext:
         return self.formats[key]
 
     def weight(self, parameter: SSAValue) -> SSAValue:
-        """Return the weights as a convolution reads them: the parameter itself, or its fp16 copy."""
+        """Return the weights as a convolution reads them: the parameter itself, its fp16 copy, or what holds them."""
         master = self.values[parameter]
-        if self.dtype == "f32":
+        if self.dtype == "f32" or isinstance(parameter.owner, spike.EmbedOp):
             return master
         if master not in self.copies:
             cast = lut.CastOp(master, self.dtype, parameter_location(parameter))

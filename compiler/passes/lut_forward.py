@@ -65,6 +65,16 @@ def _flatten(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     return [context.values[op.x]]
 
 
+def _embed(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, spike.EmbedOp)
+    dilation = int_values(op.properties, "dilation", 2)
+    embed = lut.EmbedOp(
+        context.weight(op.weight), shape(op.weight)[:2], dilation, int(op.groups.value.data), op.location
+    )
+    context.emit(embed)
+    return [embed.result]
+
+
 def _conv(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.ConvOp)
     return _synapse(context, op, window_of(op, shape(op.weight)[:2]))
@@ -319,6 +329,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.EncodeOp: _encode,
     spike.RepeatOp: _repeat,
     spike.FlattenOp: _flatten,
+    spike.EmbedOp: _embed,
     spike.ConvOp: _conv,
     spike.LinearOp: _linear,
     spike.PoolOp: _pool,

@@ -140,6 +140,8 @@ STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
     lut.UnpoolOp: vector_stages.lower_unpool,
     lut.AddOp: vector_stages.lower_elementwise,
     lut.ConvertOp: vector_stages.lower_elementwise,
+    lut.EmbedOp: vector_stages.lower_sparse_weights,
+    lut.ExtractOp: vector_stages.lower_sparse_weights,
     lut.RngOp: vector_stages.lower_rng,
     lut.CastOp: _cast,
     lut.ReadoutOp: vector_stages.lower_readout,

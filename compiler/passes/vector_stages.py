@@ -341,6 +341,37 @@ def _image_view(ctx: TileContext, tensor: SSAValue, row: bool) -> SSAValue:
     return tensor if row or len(shape) > 3 else ctx.builder.view(tensor, _as_image(shape))
 
 
+def lower_sparse_weights(ctx: TileContext, op: lut.EmbedOp | lut.ExtractOp) -> None:
+    """Lower a move of grouped or dilated weights into plain ones, or of gradients out of them: transfers alone."""
+    embeds = isinstance(op, lut.EmbedOp)
+    source = op.w if isinstance(op, lut.EmbedOp) else op.g
+    _, inner, k = shape_of(source.type if embeds else op.result.type)
+    (kh, kw), (down, across), outputs = op.kernel, op.dilation, k // op.groups
+    b, label = ctx.builder, ctx.label("embed" if embeds else "extract", op)
+    tensors = (ctx.values[source], ctx.declare(op.result, f"{label}.result"))
+    form = ctx.form_of(op.result.type)[0]
+    capacity = ctx.machine.memory_bytes(memory_of(form)) // 2
+    rows = next(
+        size
+        for size in range(inner, 0, -1)
+        if inner % size == 0 and (SLOTS * size * row_bytes(form, outputs) <= capacity or size == 1)
+    )
+    with (
+        b.stage(label, op.location),
+        b.loop("ky", kh) as ky,
+        b.loop("kx", kw) as kx,
+        b.loop("group", op.groups) as group,
+        b.loop("c", inner // rows) as ic,
+    ):
+        sizes = (1, rows, outputs)
+        buffer = b.alloc("weights", memory_of(form), form, sizes)
+        place = ky * (down * ((kw - 1) * across + 1)) + kx * across
+        sparse: list[Start] = [ky * kw + kx, ic * rows, group * outputs]
+        plain: list[Start] = [place, group * inner + ic * rows, group * outputs]
+        b.load(tensors[0], buffer, sparse if embeds else plain, sizes)
+        b.store(tensors[1], buffer, plain if embeds else sparse, sizes)
+
+
 def lower_time_sum(ctx: TileContext, op: lut.TimeSumOp) -> None:
     """Lower the sum over time: all steps of a tile at once."""
     source = ctx.values[op.g]

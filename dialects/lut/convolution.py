@@ -130,6 +130,34 @@ def bias_gradient(gu: F32, reduce_block: Block) -> F32:
     return acc
 
 
+def embedded(w: F32, kernel: tuple[int, int], dilation: tuple[int, int], groups: int, shape: tuple[int, ...]) -> F32:
+    """Return plain weights of ``shape`` that hold grouped or dilated ones, zeros in between."""
+    result = np.zeros(shape, dtype=np.float32)
+    for tap, channels, outputs, place in _parts(w.shape, kernel, dilation, groups):
+        result[place, channels, outputs] = w[tap, :, outputs]
+    return result
+
+
+def extracted(g: F32, kernel: tuple[int, int], dilation: tuple[int, int], groups: int, shape: tuple[int, ...]) -> F32:
+    """Return the gradient of grouped or dilated weights of ``shape`` out of that of plain ones."""
+    result = np.zeros(shape, dtype=np.float32)
+    for tap, channels, outputs, place in _parts(shape, kernel, dilation, groups):
+        result[tap, :, outputs] = g[place, channels, outputs]
+    return result
+
+
+def _parts(
+    shape: tuple[int, ...], kernel: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> Iterator[tuple[int, slice, slice, int]]:
+    """Yield kernel place, plain input channels, output channels and plain kernel place of every part."""
+    _, inner, k = shape
+    width = (kernel[1] - 1) * dilation[1] + 1
+    for (ky, kx), group in product(product(range(kernel[0]), range(kernel[1])), range(groups)):
+        outputs = slice(group * k // groups, (group + 1) * k // groups)
+        place = ky * dilation[0] * width + kx * dilation[1]
+        yield ky * kernel[1] + kx, slice(group * inner, (group + 1) * inner), outputs, place
+
+
 def _images(x: Array) -> Array:
     return x.reshape(-1, *x.shape[-3:])
 

@@ -27,6 +27,8 @@ from .ops import (
     BiasGradOp,
     CastOp,
     ConvertOp,
+    EmbedOp,
+    ExtractOp,
     FeConvOp,
     GradOp,
     LifOp,
@@ -189,6 +191,14 @@ def _convert(op: ConvertOp, a: Real) -> Sequence[Array]:
     return [_formatted(a.astype(np.float32), op.result)]
 
 
+def _embed(op: EmbedOp, w: Real) -> Sequence[Array]:
+    return [convolution.embedded(w, op.kernel, op.dilation, op.groups, shape_of(op.result.type))]
+
+
+def _extract(op: ExtractOp, g: Real) -> Sequence[Array]:
+    return [convolution.extracted(g, op.kernel, op.dilation, op.groups, shape_of(op.result.type))]
+
+
 def _formatted(values: Real, target: SSAValue) -> Array:
     """Return float32 ``values`` as the format of ``target`` holds them."""
     rounded = round_to_storage(values, _dtype(target))
@@ -262,6 +272,8 @@ _RULES: dict[type[Operation], Rule] = {
     BeGradOp: _be_grad,
     AddOp: _add,
     ConvertOp: _convert,
+    EmbedOp: _embed,
+    ExtractOp: _extract,
     TimeSumOp: _time_sum,
     DelayOp: _delay,
     WuOp: _wu,

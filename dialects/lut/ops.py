@@ -757,6 +757,93 @@ class ConvertOp(LutOp):
         _expect_shape("result", self.result.type, _activation("operand", self.a.type))
 
 
+class SparseWeightsOp(LutOp, ABC):
+    """Weights of a grouped or dilated convolution inside those of a plain one; only moved, never computed with."""
+
+    kernel_attr = prop_def(DenseArrayBase[IntegerType], prop_name="kernel")
+    dilation_attr = prop_def(DenseArrayBase[IntegerType], prop_name="dilation")
+    groups_attr = prop_def(IntegerAttr[IntegerType], prop_name="groups")
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Kernel rows and columns of the grouped or dilated weights."""
+        return _pair(self.kernel_attr)
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Distance of kernel places in the plain weights."""
+        return _pair(self.dilation_attr)
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self.groups_attr.value.data
+
+    def verify_sizes(self, inner: Attribute, outer: Attribute) -> None:
+        """Check grouped or dilated weights against plain ones."""
+        taps, c, k = _weights(inner)
+        _verify_block("kernel, dilation and groups", *self.kernel, *self.dilation, self.groups)
+        _expect("kernel positions of the weights", taps, self.kernel[0] * self.kernel[1])
+        if k % self.groups:
+            raise VerifyException(f"expected output channels of {self.groups} groups of one size, found {k}")
+        _expect_shape("plain weights", outer, embedded((taps, c, k), self.kernel, self.dilation, self.groups))
+
+
+@irdl_op_definition
+class EmbedOp(SparseWeightsOp):
+    """Grouped or dilated weights ``[kh*kw,C/groups,K]`` as plain ones, zeros in between."""
+
+    name = "lut.embed"
+    ENGINE: ClassVar[str] = "VEC"
+    w = operand_def()
+    result = result_def()
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        w: SSAValue,
+        kernel: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        location: LocationAttr | None = None,
+    ) -> None:
+        shape = embedded(shape_of(w.type), kernel, dilation, groups)
+        type_ = StoreType(shape, w.type.dtype) if isinstance(w.type, StoreType) else tensor(shape)
+        properties = {"kernel": _ints(kernel), "dilation": _ints(dilation), "groups": _int(groups)}
+        self.construct([w], [type_], properties, location)
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        self.verify_sizes(self.w.type, self.result.type)
+
+
+@irdl_op_definition
+class ExtractOp(SparseWeightsOp):
+    """Gradient ``[kh*kw,C/groups,K]`` of grouped or dilated weights out of that of plain ones."""
+
+    name = "lut.extract"
+    ENGINE: ClassVar[str] = "VEC"
+    g = operand_def(TensorType)
+    result = result_def(TensorType)
+    assembly_format = _PLAIN
+
+    def __init__(
+        self,
+        g: SSAValue,
+        kernel: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        location: LocationAttr | None = None,
+    ) -> None:
+        _, c, k = shape_of(g.type)
+        properties = {"kernel": _ints(kernel), "dilation": _ints(dilation), "groups": _int(groups)}
+        self.construct([g], [tensor((kernel[0] * kernel[1], c // groups, k))], properties, location)
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        self.verify_sizes(self.result.type, self.g.type)
+
+
 @irdl_op_definition
 class TimeSumOp(LutOp):
     """Sum of gradients ``[T,N,H,W,K]`` over time, last step first, rounded to storage: ``[N,H,W,K]``."""
@@ -953,6 +1040,18 @@ class OptOp(LutOp):
 def convolved(shape: Sequence[int], geometry: ConvGeometry, k: int) -> Shape:
     """Return the output shape for an input ``[(T,)N,H,W,C]`` and ``k`` output channels."""
     return (*shape[:-3], *geometry.extent(shape[-3], shape[-2]), k)
+
+
+def embedded(shape: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], groups: int) -> Shape:
+    """Return the shape of plain weights that hold grouped or dilated ones of ``shape`` ``[kh*kw,C/groups,K]``."""
+    _, c, k = shape
+    taps = [(count - 1) * step + 1 for count, step in zip(kernel, dilation, strict=True)]
+    return taps[0] * taps[1], c * groups, k
+
+
+def _pair(attribute: DenseArrayBase[IntegerType]) -> tuple[int, int]:
+    first, second = attribute.get_values()
+    return first, second
 
 
 def _int(value: int) -> IntegerAttr[IntegerType]:

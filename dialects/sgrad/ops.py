@@ -272,6 +272,30 @@ class ConvWeightOp(WeightGradientOp):
 
 
 @irdl_op_definition
+class ExtractOp(UnaryOp):
+    """Adjoint of ``spike.embed``: the gradient ``[kh,kw,C/groups,K]`` of grouped or dilated weights."""
+
+    name = "sgrad.extract"
+
+    dilation = prop_def(DenseArrayBase)
+    groups = prop_def(IntegerAttr)
+
+    def __init__(self, gradient: SSAValue, dilation: Sequence[int], groups: int, *, location: LocationAttr) -> None:
+        super().__init__([gradient], {"dilation": ints(dilation), "groups": integer(groups)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Take every ``dilation``-th kernel place and divide the input channels."""
+        expect_element("gradient", operands[0], f32)
+        kh, kw, channels, k = expect_rank("gradient", operands[0], 4)
+        down, across = int_values(properties, "dilation", 2, 1)
+        groups = int_value(properties, "groups", 1)
+        if channels % groups or k % groups or (kh - 1) % down or (kw - 1) % across:
+            raise VerifyException(f"expected weights that spike.embed makes, found {operands[0]}")
+        return [real(((kh - 1) // down + 1, (kw - 1) // across + 1, channels // groups, k))]
+
+
+@irdl_op_definition
 class LinearInputOp(InputGradientOp):
     """Gradient ``[(T,)N,K]`` times the transposed weights ``[C,K]``, to ``[(T,)N,C]``."""
 
@@ -500,6 +524,7 @@ Sgrad = Dialect(
         LiOp,
         ConvInputOp,
         ConvWeightOp,
+        ExtractOp,
         LinearInputOp,
         LinearWeightOp,
         BiasOp,

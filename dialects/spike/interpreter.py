@@ -142,6 +142,14 @@ def _conv(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequenc
     return [result + bias[0] if bias else result]
 
 
+def _embed(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [synapse.embed(inputs[0], int_values(op.properties, "dilation", 2), int_value(op.properties, "groups", 1))]
+
+
+def _extract(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [synapse.extract(inputs[0], int_values(op.properties, "dilation", 2), int_value(op.properties, "groups", 1))]
+
+
 def _linear(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     x, weight, *bias = inputs
     result = synapse.linear(x.astype(real, copy=False), weight)
@@ -323,6 +331,7 @@ def _labelled(op: Operation, inputs: Sequence[Data]) -> tuple[Data, Data, int]:
 SEMANTICS: dict[type[Operation], Semantics] = {
     spike.EncodeOp: _encode,
     spike.RepeatOp: _repeat,
+    spike.EmbedOp: _embed,
     spike.ConvOp: _conv,
     spike.LinearOp: _linear,
     spike.FlattenOp: _reshape,
@@ -341,6 +350,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     sgrad.LiOp: _li_gradient,
     sgrad.ConvInputOp: _conv_input,
     sgrad.ConvWeightOp: _conv_weight,
+    sgrad.ExtractOp: _extract,
     sgrad.LinearInputOp: _linear_input,
     sgrad.LinearWeightOp: _linear_weight,
     sgrad.BiasOp: _bias_gradient,

@@ -183,6 +183,37 @@ class ConvOp(SynapseOp):
 
 
 @irdl_op_definition
+class EmbedOp(InferredOp):
+    """Weights ``[kh,kw,C/groups,K]`` of a grouped or dilated convolution as those of a plain one, zeros in between.
+
+    Output channels ``g*K/groups ..`` read input channels ``g*C/groups ..``; kernel places lie ``dilation`` apart.
+    """
+
+    name = "spike.embed"
+
+    weight = operand_def(TensorType)
+    result = result_def(TensorType)
+    dilation = prop_def(DenseArrayBase)
+    groups = prop_def(IntegerAttr)
+
+    assembly_format = "$weight attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, weight: SSAValue, dilation: Sequence[int], groups: int, *, location: LocationAttr) -> None:
+        super().__init__([weight], {"dilation": ints(dilation), "groups": integer(groups)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Widen the kernel and multiply the input channels."""
+        expect_element("weight", operands[0], f32)
+        kh, kw, inner, k = expect_rank("weight", operands[0], 4)
+        down, across = int_values(properties, "dilation", 2, 1)
+        groups = int_value(properties, "groups", 1)
+        if k % groups:
+            raise VerifyException(f"expected output channels of {groups} groups of one size, found {k}")
+        return [real(((kh - 1) * down + 1, (kw - 1) * across + 1, inner * groups, k))]
+
+
+@irdl_op_definition
 class LinearOp(SynapseOp):
     """Fully connected layer of ``[(T,)N,C]`` with weights ``[C,K]``."""
 
@@ -432,6 +463,7 @@ Spike = Dialect(
     [
         EncodeOp,
         RepeatOp,
+        EmbedOp,
         ConvOp,
         LinearOp,
         BatchNormOp,

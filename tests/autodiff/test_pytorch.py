@@ -115,6 +115,8 @@ def torch_run(model, train, x, label):
     for op in main_block(model.module).ops:
         if isinstance(op, func.ReturnOp):
             break
+        if isinstance(op, spike.EmbedOp):
+            continue
         value = values[op.operands[0]]
         if isinstance(op, spike.AddOp):
             value = value + values[op.rhs]
@@ -123,8 +125,10 @@ def torch_run(model, train, x, label):
         elif isinstance(op, spike.ConvOp):
             name = next(names)
             weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
-            stride, padding = op.stride.get_values(), op.padding.get_values()
-            value = over_time(lambda v, w=weight, b=bias, s=stride, p=padding: F.conv2d(v, w, b, s, p), value)
+            window = [op.stride.get_values(), op.padding.get_values()]
+            if isinstance(op.weight.owner, spike.EmbedOp):
+                window += [op.weight.owner.dilation.get_values(), op.weight.owner.groups.value.data]
+            value = over_time(lambda v, w=weight, b=bias, o=tuple(window): F.conv2d(v, w, b, *o), value)
         elif isinstance(op, spike.LinearOp):
             name = next(names)
             value = F.linear(value, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"))
@@ -174,6 +178,7 @@ BRANCHES = (
         "lif e",
     ],
     ["conv m from a: 4 channels, kernel 3 x 3, padding 1, no bias", "add: m, a", "lif e"],
+    ["conv m from a: 8 channels, kernel 2 x 3, padding 1, dilation 2 x 1, groups 4", "lif e"],
     ["conv m from a: 4 channels, kernel 1 x 1", "lif e", "add g: e, a", "conv h: 4 channels, kernel 1 x 1", "lif k"],
 )
 

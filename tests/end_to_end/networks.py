@@ -255,7 +255,23 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
     rows, columns = x.shape[-3:-1]
     channels, bias = int(rng.choice([3, 8, 12, 16])), bool(rng.integers(2))
     kernel = (min(kh, rows + 2 * ph), min(kw, columns + 2 * pw))
-    x = builder.conv(x, name, channels, HERE, kernel=kernel, stride=(sh, sw), padding=(ph, pw), bias=bias)
+    dilation, groups = (1, 1), 1
+    if rng.random() < 0.3:
+        dilation = tuple(rng.integers(1, 3, 2).tolist())
+        dilation = tuple(
+            step if (size - 1) * step + 1 <= there else 1
+            for size, step, there in zip(kernel, dilation, (rows + 2 * ph, columns + 2 * pw), strict=True)
+        )
+        groups = int(rng.choice([g for g in range(1, 17) if x.shape[-1] % g == 0 and channels % g == 0]))
+    x = builder.conv(
+        *(x, name, channels, HERE),
+        kernel=kernel,
+        stride=(sh, sw),
+        padding=(ph, pw),
+        dilation=(dilation[0], dilation[1]),
+        groups=groups,
+        bias=bias,
+    )
     x = x if dyadic else _normalised(builder, x, name, rng)
     x = _pooling(builder, x, rng)
     return _pooling(builder, builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE), rng)

@@ -58,6 +58,9 @@ def one_of_each():
     add(lut.BeConvOp(store, w, WINDOW, 8, onto=static.current))
     total = add(lut.AddOp(conv.current, static.current, conv.current.type))
     add(lut.AddOp(add(lut.ConvertOp(total.result, lut.StoreType(CURRENT.get_shape(), "f16"))).result, bias, CURRENT))
+    wide = add(lut.EmbedOp(w, (3, 3), (2, 1), 2)).result
+    add(lut.EmbedOp(add(lut.CastOp(w, "f16")).w, (3, 3), (1, 2), 1))
+    add(lut.ExtractOp(wide, (3, 3), (2, 1), 2))
     lif = add(lut.LifOp(conv.current, bias, NEURON, 4, "f16"))
     add(lut.LifOp(static.current, None, NEURON, 4, "f16"))
     li = add(LiOp(conv.current, bias, lut.Neuron((1e-5,), drive="synapse", gain=(2.0,), beta=(0.5, 0.25)), 4, "f16"))
@@ -214,6 +217,8 @@ def test_attributes_that_are_refused(make, message):
             lambda: lut.AddOp(value(SPIKES), value(SPIKES), SPIKES),
             "expected an fp32 tensor, stored values or gradients",
         ),
+        (lambda: lut.EmbedOp(value(WEIGHTS), (3, 2), (1, 1), 2), "kernel positions of the weights to be 6, found 9"),
+        (lambda: lut.EmbedOp(value(WEIGHTS), (3, 3), (1, 1), 4), "expected output channels of 4 groups"),
         (lambda: lut.ConvertOp(value(CURRENT), lut.StoreType((4, 2), "f16")), "shape of the result"),
         (
             lambda: NormSumsOp(

@@ -94,10 +94,10 @@ class Net(nn.Module):
 
 
 class ConvNet(nn.Module):
-    def __init__(self, pool, stride=1):
+    def __init__(self, pool, stride=1, **window):
         super().__init__()
         torch.manual_seed(2)
-        self.conv = nn.Conv2d(2, 4, 3, stride=stride, padding=1)
+        self.conv = nn.Conv2d(2, 4, 3, **{"stride": stride, "padding": 1} | window)
         pools = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2)}
         pools |= {"padded max": nn.MaxPool2d(3, 2, 1), "padded avg": nn.AvgPool2d(3, 2, 1)}
         self.pool = pools[pool]
@@ -393,6 +393,13 @@ def test_without_bias(tmp_path):
 @pytest.mark.parametrize("pool", ["avg", "max", "padded avg", "padded max"])
 def test_convolutions(tmp_path, pool):
     check(ConvNet(pool), spikes_over_time(shape=(3, 2, 2, 6, 6)) * 2, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("window", [{"groups": 2}, {"dilation": 2, "padding": 2}])
+def test_grouped_and_dilated_convolutions(tmp_path, window):
+    net = ConvNet("avg", **window)
+    model = check(net, spikes_over_time(shape=(3, 2, 2, 6, 6)) * 2, tmp_path / "net.onnx")
+    assert model.parameters["conv.weight"].shape == tuple(net.conv.weight.shape)
 
 
 def test_a_static_input_is_encoded_directly(tmp_path):

@@ -96,6 +96,8 @@ def _conv(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
         kernel=layer.kernel,
         stride=layer.stride,
         padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
         bias=layer.bias,
     )
 

@@ -323,8 +323,10 @@ class _Reader:
         kernel = self.size(_children(options["kernel"])[0], "kernel size")
         stride = self.size(_children(options["stride"])[0], "stride") if "stride" in options else (1, 1)
         padding = self.size(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0, 0)
-        count = self.integer(channels, "number of channels")
-        return Conv(self.at(node), str(name), count, kernel, stride, padding, "no_bias" not in options)
+        dilation = self.size(_children(options["dilation"])[0], "dilation") if "dilation" in options else (1, 1)
+        groups = self.integer(_tokens(options["groups"])[0], "number of groups") if "groups" in options else 1
+        count, bias = self.integer(channels, "number of channels"), "no_bias" not in options
+        return Conv(self.at(node), str(name), count, kernel, stride, padding, bias, dilation, groups)
 
     def linear(self, node: Node, default: Neuron) -> Linear:
         name, features = _tokens(node)

@@ -144,8 +144,6 @@ def _prepare_synapse(plan: Plan, layer: Layer) -> None:
         raise RefusalError("a matrix product of maps is not supported", "flatten before it")
     if layer.kind == "conv":
         _check_window(node, 2)
-        if node.key[-1] != 1:
-            raise RefusalError("a grouped convolution is not supported yet")
     names = _parameter_names(plan, layer, synapse)
     weight = _float(synapse.weight)
     if weight.ndim not in (2, 4):
@@ -203,18 +201,31 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _check_window(node: StepNode, rank: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Return kernel, stride and padding of a two-dimensional window."""
-    kernel, stride, pads, dilation = [part for part in node.key if isinstance(part, tuple)][:4]
+    kernel, stride, pads = [part for part in node.key if isinstance(part, tuple)][:3]
     if len(kernel) != rank:
         raise RefusalError("only 2-D windows are supported yet")
-    if set(dilation) != {1}:
-        raise RefusalError("a dilated window is not supported yet")
     if pads[:rank] != pads[rank:]:
         raise RefusalError("a padding that differs between the two sides is not supported yet")
     return (kernel[0], kernel[1]), (stride[0], stride[1]), (pads[0], pads[1])
 
 
+def _dilation(node: StepNode) -> tuple[int, int]:
+    """Return the dilation of a two-dimensional window."""
+    down, across = [part for part in node.key if isinstance(part, tuple)][3]
+    return down, across
+
+
+def _groups(node: StepNode) -> int:
+    """Return the groups of channels of a convolution."""
+    groups = node.key[-1]
+    assert isinstance(groups, int)
+    return groups
+
+
 def _prepare_pool(plan: Plan, layer: Layer) -> None:
     kernel, _, padding = _check_window(layer.node, 2)
+    if _dilation(layer.node) != (1, 1):
+        raise RefusalError("a dilated pooling is not supported yet")
     if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
         raise RefusalError("a padding of more than half the window is not supported")
 
@@ -273,6 +284,8 @@ def _emit_conv(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequen
         kernel=kernel,
         stride=stride,
         padding=padding,
+        dilation=_dilation(layer.node),
+        groups=_groups(layer.node),
         bias=synapse.bias is not None,
         names=(names.weight, names.bias),
     )
