@@ -68,7 +68,8 @@ def _norm(op: spike.BatchNormOp, entries: Mapping[BlockArgument, IoEntry]) -> _N
             location=source_of(op) or None,
             hint="elsewhere it can be trained, but not folded for inference",
         )
-    parameters = [layer.weight, *([] if layer.bias is None else [layer.bias])]
+    layer_weight = spike.parameter_of(layer.weight)
+    parameters = [layer_weight, *([] if layer.bias is None else [layer.bias])]
     rows = [op.weight, op.shift, op.mean, op.variance]
     for value in (*parameters, *rows):
         if not isinstance(value, BlockArgument) or len(list(value.uses)) > 1:
@@ -78,7 +79,7 @@ def _norm(op: spike.BatchNormOp, entries: Mapping[BlockArgument, IoEntry]) -> _N
             )
     names = [entries[value].name for value in (*parameters, *rows) if isinstance(value, BlockArgument)]
     weight, bias = names[0], names[1] if layer.bias is not None else _bias_name(names[0], entries)
-    permutation = entries[layer.weight].perm if isinstance(layer.weight, BlockArgument) else ()
+    permutation = entries[layer_weight].perm if isinstance(layer_weight, BlockArgument) else ()
     axis = 0 if permutation and permutation[-1] == 0 else -1  # outputs come first, as in PyTorch, or last
     gain, shift, mean, variance = names[-4:]
     eps = float(op.eps.value.data)
@@ -138,7 +139,7 @@ def _without_norms(network: Network, norms: list[_Norm]) -> Network:
 
 def _insert_bias(block: Block, arguments: list[IoEntry], layer: spike.ConvOp | spike.LinearOp, name: str) -> SSAValue:
     """Add the argument for a bias behind the weights."""
-    weight = layer.weight
+    weight = spike.parameter_of(layer.weight)
     assert isinstance(weight, BlockArgument)
     channels = [layer.result.type.get_shape()[-1]] if isinstance(layer.result.type, builtin.TensorType) else []
     bias = block.insert_arg(builtin.TensorType(builtin.f32, channels), weight.index + 1, weight.location)

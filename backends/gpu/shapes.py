@@ -12,6 +12,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.dialects.common import get_io
 from h2learn.dialects.spike.base import tensor_type
 from h2learn.dialects.spike.interpreter import main_block
+from h2learn.dialects.spike.ops import parameter_of
 
 SYNAPSE, NEURON, POOL, ELEMENTWISE = "synapse", "neuron", "pool", "elementwise"
 _KINDS = {
@@ -69,7 +70,7 @@ def layers_of(module: builtin.ModuleOp) -> list[LayerShape]:
             continue
         short = op.name.removeprefix("spike.")
         counts[short] = counts.get(short, 0) + 1
-        name = parameters[_weight(op)].rpartition(".")[0] if kind == SYNAPSE else ""
+        name = parameters[parameter_of(op.operands[1])].rpartition(".")[0] if kind == SYNAPSE else ""
         found.append(_layer(op, kind, name or f"{short} {counts[short]}", steps, needs_gradient))
     return found
 
@@ -78,17 +79,11 @@ def _layer(op: Operation, kind: str, name: str, steps: int, needs_gradient: bool
     inputs, outputs = prod(_shape(op.operands[0])), prod(_shape(op.results[0]))
     macs = weights = 0
     if kind == SYNAPSE:
-        weight = _shape(_weight(op))
+        weight = _shape(parameter_of(op.operands[1]))
         macs = outputs * prod(weight[:-1])
         weights = prod(weight) + sum(prod(_shape(bias)) for bias in op.operands[2:])
     calls = 1 if len(_shape(op.results[0])) == _RANK_OUTSIDE_TIME.get(op.name) else steps
     return LayerShape(name, kind, calls, inputs, outputs, macs, weights, needs_gradient)
-
-
-def _weight(op: Operation) -> SSAValue:
-    """Return the weights of a synapse as the model has them, grouped or dilated."""
-    owner = op.operands[1].owner
-    return owner.operands[0] if isinstance(owner, Operation) else op.operands[1]
 
 
 def _time_steps(block: Block) -> int:

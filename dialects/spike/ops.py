@@ -420,6 +420,11 @@ class LossOp(InferredOp):
         return [real(())]
 
 
+def parameter_of(weight: SSAValue) -> SSAValue:
+    """Return the weights of a layer as the model has them, grouped or dilated ones not embedded."""
+    return weight.owner.weight if isinstance(weight.owner, EmbedOp) else weight
+
+
 def pool_properties(
     kind: str, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> dict[str, Attribute]:
