@@ -118,7 +118,7 @@ def test_gradients_of_recurrent_layers(tmp_path):
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("unfed start", "starts away|constant drive|acts differently"),
+        ("unfed start", "starts away|constant drive|lacks the bias"),
         ("other weights", "recurrent synapse|sum of several"),
         ("two steps", "something else than its spikes|recurrent synapse|different numbers"),
         ("potentials", "something else than its spikes"),

@@ -44,6 +44,11 @@ class Feedback:
     nodes: tuple[StepNode | None, ...]
     bias: npt.NDArray[np.float64]
 
+    @property
+    def starts_late(self) -> bool:
+        """Whether the first step has no node, so that only a constant can stand for the bias there."""
+        return self.nodes[0] is None and bool(self.bias.any())
+
 
 @dataclass
 class Closure:

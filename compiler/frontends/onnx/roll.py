@@ -109,7 +109,12 @@ class Roller:
         if static or set(sizes) == {1}:
             currents = tuple(group[0] for group in groups if group)
             source = self.roll(currents * len(nodes) if static else currents)
-            found = recognise(nodes, currents, None if fed is None else Feedback(fed, _bias(fed[-1])))
+            feedback = None if fed is None else Feedback(fed, _bias(fed[-1]))
+            found = recognise(nodes, currents, feedback)
+            if feedback is not None and feedback.starts_late and any(found.neuron.initial):
+                raise RefusalError(
+                    "the first time step lacks the bias of the feedback", "feed zeros back in the first step"
+                )
             shown = next((node for node in nodes if node.op != "const"), nodes[-1])
             back = None if fed is None else self._layer_of(fed[-1])
             return Layer("neuron", shown, (source,), found, back) if source is not None else None
