@@ -117,7 +117,10 @@ def _set_threshold(op: spike.LifOp, threshold: float) -> None:
 
 
 def _bias_divisors(network: Network) -> dict[str, float]:
-    """Return, for every bias, what a spike of its layer's input stands for: the product of the thresholds before."""
+    """Return, for every bias, what a spike of its layer's input stands for: the product of the thresholds before.
+
+    The shift and the running mean of a normalization are biases too.
+    """
     block = main_block(network.module)
     names: dict[SSAValue, str] = {v: e.name for e, v in zip(get_io(network.module), block.args, strict=False)}
     amounts: dict[SSAValue, float] = dict.fromkeys(block.args, 1.0)
@@ -134,6 +137,8 @@ def _bias_divisors(network: Network) -> dict[str, float]:
         amount = found.pop() if found else 1.0
         if isinstance(op, spike.ConvOp | spike.LinearOp) and len(op.operands) > 2:
             divisors[names[op.operands[2]]] = amount
+        if isinstance(op, spike.BatchNormOp):
+            divisors |= {names[op.operands[k]]: amount for k in (2, 3)}
         if isinstance(op, spike.LifOp):
             amount *= neuron_of(op).theta[0]
         amounts.update(dict.fromkeys(op.results, amount))

@@ -85,6 +85,27 @@ def test_a_single_step_on_a_static_input():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_batch_normalization_keeps_its_statistics():
+    torch.manual_seed(2)
+    norm = nn.BatchNorm2d(4, momentum=0.2)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), norm, Cell(), nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(6, 1, 6, 6)
+    norm(net[0](x))
+    model = h2learn.from_torch(net, x, STEPS)
+    statistics = {name: model.parameters[f"1.{name}"] for name in ("running_mean", "running_var")}
+    for name, value in statistics.items():
+        np.testing.assert_allclose(value, getattr(norm, name).numpy(), rtol=1e-6)
+    net.eval()
+    found = h2learn.compile(model).run({"input": x.numpy()}).outputs["output"]
+    expected = Loop(net)(x.expand(STEPS, *x.shape)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    label = np.arange(6, dtype=np.int32) % 3
+    after = h2learn.compile(model, train=h2learn.Train()).run({"input": x.numpy(), "label": label}).parameters
+    norm.train()
+    norm(net[0](x.expand(STEPS, *x.shape).flatten(0, 1)))
+    np.testing.assert_allclose(after["1.running_mean"], norm.running_mean.numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_trained_weights_go_back():
     net, data = convolutions(), h2learn.load_digits()
     net = nn.Sequential(nn.Conv2d(1, 4, 3), Cell(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 10))

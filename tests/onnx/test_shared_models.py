@@ -77,6 +77,13 @@ def test_a_reset_of_one_step_later_gives_the_stored_outputs():
     np.testing.assert_array_equal(run(model, stored["input"]), stored["output"])
 
 
+def test_batch_normalization():
+    stored = reference("conv_spikingjelly_tdbn_stride2_T4_dynamo_io")
+    model = h2learn.load_model(SHARED / "conv_spikingjelly_tdbn_stride2_T4_dynamo.onnx")
+    np.testing.assert_allclose(run(model, stored["in_input"]), stored["out_0"], rtol=1e-5, atol=1e-6)
+    assert {"n.1.bias", "n.1.running_mean"} <= set(model.parameters), "one tensor of the file has two roles"
+
+
 def test_a_single_step_runs_over_time():
     stored = reference("mlp_cell_explicit_state_T1_dynamo_io")
     model = h2learn.load_model(SHARED / "mlp_cell_explicit_state_T1_dynamo.onnx", time_steps=4)

@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float32]
 READOUTS: dict[str, tuple[str, str]] = {"time_mean": ("rate", "membrane_mean"), "time_last": ("", "membrane_last")}
 """Readout layer -> the readout of spikes (none: not possible), and of reals."""
 
+STATISTICS = ("running_mean", "running_var")
+
 _LOST_NAME = re.compile(r"(val_\d+.*|onnx::.*|.*::.*|/.*|.*_output_\d+|t(_\d+)?|p_?\d*|\d+|_.*|)$")
 
 
@@ -39,11 +41,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Names of a layer's parameters; ``base`` names the layer."""
+    """Names of a layer's parameters; ``base`` names the layer, ``statistics`` are those of a normalization."""
 
     base: str
     weight: str
     bias: str
+    statistics: tuple[str, ...] = ()
 
 
 @dataclass
@@ -154,6 +157,16 @@ def _prepare_synapse(plan: Plan, layer: Layer) -> None:
     plan.names[layer] = names
 
 
+def _prepare_norm(plan: Plan, layer: Layer) -> None:
+    synapse = layer.node.synapse
+    assert synapse is not None and synapse.bias is not None and synapse.statistics is not None
+    names = _parameter_names(plan, layer, synapse)
+    constants = (synapse.weight, synapse.bias, *synapse.statistics)
+    for name, constant in zip((names.weight, names.bias, *names.statistics), constants, strict=True):
+        plan.parameters[name] = _float(constant)
+    plan.names[layer] = names
+
+
 def _float(constant: Constant) -> Floats:
     array = constant.array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -163,14 +176,16 @@ def _float(constant: Constant) -> Floats:
 
 def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
     """Keep the file's names; where the exporter lost one, or two layers share it, make one from the layer's."""
-    pair = (synapse.weight, synapse.bias)
-    known = [c.name for c in pair if c is not None and not _is_lost(plan, c.name)]
+    parts = {"weight": synapse.weight, "bias": synapse.bias}
+    if synapse.statistics is not None:
+        parts |= dict(zip(STATISTICS, synapse.statistics, strict=True))
+    known = [c.name for c in parts.values() if c is not None and not _is_lost(plan, c.name)]
     base = known[0].rpartition(".")[0] if known else ""
     base = base or layer.node.scope or _scope_of(split_source(layer.node.source)[0]) or f"layer{len(plan.names)}"
-    found: list[str] = []
-    for constant, kind in ((synapse.weight, "weight"), (synapse.bias, "bias")):
+    found: dict[str, str] = {}
+    for kind, constant in parts.items():
         name = constant.name if constant is not None else ""
-        taken = {*plan.parameters, *found}
+        taken = {*plan.parameters, *found.values()}
         if _is_lost(plan, name) or name in taken:
             new = _free(f"{base}.{kind}", taken)
             if constant is not None and name in taken:
@@ -178,8 +193,8 @@ def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
             elif constant is not None:
                 plan.notes.append(f"the exporter lost the name of {new} (it is called {name or 'nothing'})")
             name = new
-        found.append(name)
-    return Parameters(base, found[0], found[1])
+        found[kind] = name
+    return Parameters(base, found["weight"], found["bias"], tuple(found[k] for k in STATISTICS if k in found))
 
 
 def _is_lost(plan: Plan, name: str) -> bool:
@@ -305,6 +320,15 @@ def _emit_linear(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequ
     )
 
 
+def _emit_norm(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    names, (eps, kept) = plan.names[layer], layer.node.key[-2:]
+    assert isinstance(eps, float) and isinstance(kept, float)
+    mean, variance = names.statistics
+    called = (names.weight, names.bias, mean, variance)
+    place = plan.location(layer)
+    return builder.batch_norm(inputs[0], names.base, place, eps=eps, momentum=1 - kept, names=called)
+
+
 def _emit_pool(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     kernel, stride, padding = _check_window(layer.node, 2)
     kind = layer.kind.removesuffix("pool")
@@ -325,6 +349,7 @@ def _emit_readout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seq
 _PREPARE: dict[str, Callable[[Plan, Layer], None]] = {
     "conv": _prepare_synapse,
     "linear": _prepare_synapse,
+    "batchnorm": _prepare_norm,
     "avgpool": _prepare_pool,
     "maxpool": _prepare_pool,
     "flatten": _prepare_flatten,
@@ -335,13 +360,13 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "input": _emit_input,
     "conv": _emit_conv,
     "linear": _emit_linear,
+    "batchnorm": _emit_norm,
     "avgpool": _emit_pool,
     "maxpool": _emit_pool,
     "flatten": _emit_flatten,
     **dict.fromkeys(READOUTS, _emit_readout),
 }
 _LACKING = {
-    "batchnorm": "batch normalization is not supported yet",
     "concat": "concatenation is not supported yet",
     "reshape": "a reshape of features that is no flattening is not supported",
     "time_sum": "a sum over time is not supported yet",

@@ -156,10 +156,16 @@ def _batch_norm(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Val
     parts = [value for value in inputs[1:5] if isinstance(value, Constant)]
     if len(parts) != 4:
         raise RefusalError("expected constant scale, bias, mean and variance")
-    key = (*(part.digest for part in parts), node.number("epsilon", 1e-5))
+    scale, shift, mean, variance = parts
+    key = (*(part.digest for part in parts), node.number("epsilon", 1e-5), node.number("momentum", 0.9))
+    synapse = Synapse(scale, shift, statistics=(mean, variance))
 
     def apply(step: StepNode) -> StepNode:
-        return executor.steps.node("batchnorm", [step], step.shape, source_text(node), key=key, scope=node.scope)
+        if len(step.shape) < 2 or any(part.shape != step.shape[1:2] for part in parts):
+            raise ValueError(f"normalization by {list(scale.shape)} meets an input {list(step.shape)}")
+        return executor.steps.node(
+            "batchnorm", [step], step.shape, source_text(node), key=key, scope=node.scope, synapse=synapse
+        )
 
     return [map_steps(batched(executor, inputs[0], source_text(node)), apply)]
 

@@ -24,11 +24,12 @@ POINTWISE = frozenset(_POINTWISE_NAMES.split())
 
 @dataclass(frozen=True)
 class Synapse:
-    """The parameters of a ``linear`` or ``conv`` node."""
+    """The parameters of a ``linear``, ``conv`` or ``batchnorm`` node; ``statistics``: running mean and variance."""
 
     weight: Constant
     bias: Constant | None = None
     inputs_first: bool = False
+    statistics: tuple[Constant, Constant] | None = None
 
 
 @dataclass(eq=False)
