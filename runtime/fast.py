@@ -439,8 +439,8 @@ def v_loss(op: Operation, buffers: Buffers) -> Work:
             losses = numerics.log(total) - shifted[np.arange(live), labels]
             grad[:live] = ((powers / total[:, None] - hot.astype(np.float32)) / count) * scale
         else:
-            away = logits - hot.astype(np.float32)
-            losses = _column_sum(away * away) / np.float32(k)
+            away = logits - np.where(hot, np.float32(op.desc["hit"]), np.float32(op.desc["miss"]))
+            losses = _column_sum(away * away) / np.float32(k) * np.float32(op.desc["share"])
             grad[:live] = ((away * np.float32(2)) / (count * np.float32(k))) * scale
         grad[live:] = 0
         target = buffers["loss"].view(np.float32)

@@ -336,7 +336,7 @@ def _v_rng(op: Operation) -> dict[str, int]:
 def _v_reduce(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
-    if kind not in ("rate", "mean", "last", "tsum", "bias"):
+    if kind not in ("rate", "count", "mean", "last", "tsum", "bias"):
         raise op.fault(f"v.reduce cannot compute {kind}")
     if kind == "bias":
         return {"dst": k * 4, "src": n * slot_row_bytes(op)}
@@ -344,7 +344,7 @@ def _v_reduce(op: Operation) -> dict[str, int]:
     steps = op.number("steps")
     if kind == "tsum":
         return {"dst": n * slot_row_bytes(op), "src": steps * n * slot_row_bytes(op)}
-    row = _packed(k) if kind == "rate" else k * item_bytes(op)
+    row = _packed(k) if kind in ("rate", "count") else k * item_bytes(op)
     return {"dst": n * k * 4, "src": steps * n * row}
 
 
@@ -397,7 +397,7 @@ def _v_norm(op: Operation) -> dict[str, int]:
 
 def _v_loss(op: Operation) -> dict[str, int]:
     n, k = op.number("n"), op.number("k")
-    if op.choice("kind") not in ("cross_entropy", "mse_rate"):
+    if op.choice("kind") not in ("cross_entropy", "mse"):
         raise op.fault(f"v.loss cannot compute {op.choice('kind')}")
     require(op, k=_EXTENT)
     return {"loss": 4, "grad": n * k * 4, "logits": n * k * 4, "label": n * 4, "scal": SCALARS_BYTES}

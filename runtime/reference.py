@@ -379,9 +379,9 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     if kind in ("tsum", "bias"):
         g, bitmap = _decode(op, buffers["src"], (steps, n))
         counts["live_inputs"] = int(bitmap.sum())
-    if kind == "rate":
-        spikes = _unpack(buffers["src"], (steps, n, k))
-        result = spikes.sum(axis=0).astype(np.float32) / np.float32(steps)
+    if kind in ("rate", "count"):
+        result = _unpack(buffers["src"], (steps, n, k)).sum(axis=0).astype(np.float32)
+        result = result / np.float32(steps) if kind == "rate" else result
     elif kind == "tsum":
         result = np.zeros((n, k), np.float32)
         for t in reversed(range(steps)):
@@ -534,8 +534,8 @@ def v_loss(op: Operation, buffers: Buffers) -> Work:
             loss_i = numerics.log(z) - shifted[labels[i]]
             grad[i] = ((e / z - hot) / count) * scale
         else:
-            d = logits[i] - hot
-            loss_i = _ordered_sum(d * d) / np.float32(k)
+            d = logits[i] - np.where(hot != 0, np.float32(op.desc["hit"]), np.float32(op.desc["miss"]))
+            loss_i = _ordered_sum(d * d) / np.float32(k) * np.float32(op.desc["share"])
             grad[i] = ((d * np.float32(2)) / (count * np.float32(k))) * scale
         loss = loss + np.float32(loss_i) / count
     _save(buffers["loss"], loss, "f32")

@@ -32,6 +32,7 @@ FROM_BITS, FROM_SLOTS = _value("pool", "src", "bits"), _value("pool", "src", "sl
 TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
 TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "slots")
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
+COUNT = _value("vec", "kind", "count")
 TIME_SUM, ADD = _value("vec", "kind", "tsum"), _value("vec", "kind", "add")
 ADAMS = (_value("opt", "kind", "adam"), _value("opt", "kind", "adamw"))
 PRODUCT, BACKWARD = _value("norm", "kind", "product"), _value("norm", "kind", "backward")
@@ -296,7 +297,7 @@ def _v_rng(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
 def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k, steps = int(desc["n"]), int(desc["k"]), int(desc["steps"])
     kind = int(desc["kind"])
-    if kind == RATE:
+    if kind in (RATE, COUNT):
         return [_read("src", steps * n * _spikes(k)), _write("dst", n * k * 4)]
     membrane = n * k * item_bytes(desc)
     if kind == MEAN:

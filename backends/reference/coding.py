@@ -44,12 +44,17 @@ def delay(x: npt.NDArray[Item], steps: Sequence[int]) -> npt.NDArray[Item]:
 
 
 def readout(x: Real, kind: str) -> Real:
-    """Return logits ``[N,K]`` of ``x`` ``[T,N,K]``: the mean over time (of spikes: their rate) or the last step."""
-    return x[-1].copy() if kind == "membrane_last" else np.asarray(x.sum(axis=0) / x.dtype.type(len(x)))
+    """Return logits ``[N,K]`` of ``x`` ``[T,N,K]``: mean over time (of spikes: their rate), count, or the last step."""
+    if kind == "membrane_last":
+        return np.asarray(x[-1].copy())
+    total = np.asarray(x.sum(axis=0))
+    return total if kind == "count" else np.asarray(total / x.dtype.type(len(x)))
 
 
 def readout_gradient(gradient: Real, kind: str, time_steps: int) -> Real:
     """Return the gradient ``[T,N,K]`` of what was read out."""
+    if kind == "count":
+        return repeat(gradient, time_steps)
     if kind != "membrane_last":
         return repeat(gradient / gradient.dtype.type(time_steps), time_steps)
     result = np.zeros((time_steps, *gradient.shape), dtype=gradient.dtype)

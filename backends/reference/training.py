@@ -37,21 +37,36 @@ class RunScalars:
         return np.frombuffer(data, dtype="<i4").astype(np.int32)
 
 
-def loss(logits: Real, label: Labels, valid: int, kind: str) -> Real:
+@dataclass(frozen=True)
+class Loss:
+    """What a loss computes of the logits ``o`` ``[K]`` of a sample with label ``y``; the mean over samples counts.
+
+    ``cross_entropy``: ``log(sum_j exp(o_j)) - o_y``. ``mse``: ``share * mean_j (o_j - t_j)^2`` with ``t_y = hit`` and
+    ``t_j = miss`` for the other classes.
+    """
+
+    kind: str = "cross_entropy"
+    hit: float = 1.0
+    miss: float = 0.0
+    share: float = 1.0
+
+
+def loss(logits: Real, label: Labels, valid: int, what: Loss) -> Real:
     """Return the mean loss (shape ``()``) of the first ``valid`` samples of ``logits`` ``[N,K]``."""
-    samples = _mse(logits, label) if kind == "mse_rate" else _cross_entropy(logits, label)
+    samples = _mse(logits, label, what) if what.kind == "mse" else _cross_entropy(logits, label)
     count = logits.dtype.type(max(valid, 1))
     return np.asarray((samples[:valid] / count).sum(), dtype=logits.dtype)
 
 
-def loss_gradient(logits: Real, label: Labels, valid: int, kind: str, scale: float) -> Real:
+def loss_gradient(logits: Real, label: Labels, valid: int, what: Loss, scale: float) -> Real:
     """Return ``scale`` times the gradient of the mean loss, ``[N,K]``; 0 for samples from ``valid`` on."""
-    target, count = _one_hot(logits, label), logits.dtype.type(max(valid, 1))
-    if kind == "mse_rate":
-        gradient = (logits - target) * 2 / (count * logits.dtype.type(logits.shape[1]))
+    count = logits.dtype.type(max(valid, 1))
+    if what.kind == "mse":
+        away = (logits - _targets(logits, label, what)) * logits.dtype.type(what.share)
+        gradient = away * 2 / (count * logits.dtype.type(logits.shape[1]))
     else:
         powers = _exp(logits - logits.max(axis=1, keepdims=True))
-        gradient = (powers / powers.sum(axis=1, keepdims=True) - target) / count
+        gradient = (powers / powers.sum(axis=1, keepdims=True) - _one_hot(logits, label)) / count
     gradient = gradient * logits.dtype.type(scale)
     gradient[valid:] = 0
     return np.asarray(gradient)
@@ -108,9 +123,13 @@ def _cross_entropy(logits: Real, label: Labels) -> Real:
     return np.asarray(_log(_exp(shifted).sum(axis=1)) - np.take_along_axis(shifted, label[:, None], axis=1)[:, 0])
 
 
-def _mse(logits: Real, label: Labels) -> Real:
-    difference = logits - _one_hot(logits, label)
-    return np.asarray((difference * difference).sum(axis=1) / logits.dtype.type(logits.shape[1]))
+def _mse(logits: Real, label: Labels, what: Loss) -> Real:
+    real, difference = logits.dtype.type, logits - _targets(logits, label, what)
+    return np.asarray((difference * difference).sum(axis=1) / real(logits.shape[1]) * real(what.share))
+
+
+def _targets(logits: Real, label: Labels, what: Loss) -> Real:
+    return np.where(_one_hot(logits, label) != 0, logits.dtype.type(what.hit), logits.dtype.type(what.miss))
 
 
 def _one_hot(logits: Real, label: Labels) -> Real:

@@ -10,6 +10,7 @@ from xdsl.dialects.builtin import TensorType, f32, i1, i32
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.training import Loss
 from h2learn.dialects.common import (
     GRADIENT_SCALE_ATTRIBUTE,
     IoEntry,
@@ -21,7 +22,7 @@ from h2learn.dialects.common import (
 )
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import SCALARS, neuron_of, neuron_properties, tensor_type
+from h2learn.dialects.spike.base import SCALARS, SPIKE_READOUTS, neuron_of, neuron_properties, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 from h2learn.dialects.spike.optimizers import UpdateOp
 from h2learn.dialects.spike.scan import reads, scans, with_all_values, without_unused_values
@@ -60,10 +61,11 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     logits = _logits(block, outputs)
     where = _location(logits)
     label = block.insert_arg(TensorType(i32, [shape_of(logits)[0]]), len(arguments.inputs), where)
-    loss = spike.LossOp(logits, label, scalars, spec.loss, location=where)
+    what = _loss(spec, logits)
+    loss = spike.LossOp(logits, label, scalars, what, location=where)
     block.add_op(loss)
     trained = [p for p in arguments.parameters if p not in statistics]
-    gradients = _backward(block, logits, label, scalars, spec, scale, trained)
+    gradients = _backward(block, logits, label, scalars, what, scale, trained)
 
     optimizer = spec.optimizer
     position = arguments.parameters[-1].index + 1
@@ -178,12 +180,31 @@ def _logits(block: Block, outputs: Sequence[SSAValue]) -> SSAValue:
     return output
 
 
+def _loss(spec: Train, logits: SSAValue) -> Loss:
+    """Return what the loss computes of logits that are spike rates, spike counts, or anything else."""
+    if spec.loss_name == "cross_entropy":
+        return Loss()
+    if spec.loss_name == "mse_rate":
+        return Loss("mse")
+    readout = logits.owner
+    if not isinstance(readout, spike.ReadoutOp) or readout.kind.data not in SPIKE_READOUTS:
+        raise H2LearnError(
+            "expected spikes that are read out for a loss on counts, found other logits",
+            location=source_of(readout) or None if isinstance(readout, Operation) else None,
+            hint="end the network with `readout count` or `readout rate`",
+        )
+    steps = shape_of(readout.x)[0]
+    unit = 1.0 if readout.kind.data == "count" else float(steps)
+    hit, miss = (int(steps * share) / unit for share in (spec.targets.correct, spec.targets.incorrect))
+    return Loss("mse", hit, miss, unit * unit / steps)
+
+
 def _backward(
     block: Block,
     logits: SSAValue,
     label: SSAValue,
     scalars: SSAValue,
-    spec: Train,
+    what: Loss,
     scale: float,
     parameters: Sequence[BlockArgument],
 ) -> list[SSAValue]:
@@ -194,7 +215,7 @@ def _backward(
         if not needed.isdisjoint(reads(op)):
             needed.update(op.results)
     tape = Tape(block, needed)
-    seed = sgrad.LossOp(logits, label, scalars, spec.loss, scale=scale, location=_location(logits))
+    seed = sgrad.LossOp(logits, label, scalars, what, scale=scale, location=_location(logits))
     gradients: dict[SSAValue, SSAValue] = {logits: tape.emit(seed)}
     for op in reversed(forward):
         of_results = [gradients.get(result) for result in op.results]

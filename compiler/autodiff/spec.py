@@ -9,7 +9,7 @@ from typing import ClassVar, Self, TypeAlias
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference.neuron import Neuron
 
-LOSSES = ("cross_entropy", "mse_rate")
+LOSSES = ("cross_entropy", "mse_rate", "mse_count")
 METHODS = ("bptt",)
 FP16_LOSS_SCALE = 1024.0
 
@@ -179,8 +179,25 @@ Method: TypeAlias = str | BPTT
 
 
 @dataclass(frozen=True)
+class MSECount:
+    """Mean square distance of spike counts to target counts, divided by the time steps T (snnTorch's mse_count_loss).
+
+    The neuron of the label shall spike in ``correct * T`` steps, the others in ``incorrect * T``, rounded down.
+    Raises H2LearnError unless both lie between 0 and 1.
+    """
+
+    correct: float = 1.0
+    incorrect: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("correct", self.correct), ("incorrect", self.incorrect)):
+            if not 0 <= value <= 1:
+                raise H2LearnError(f"expected a share of steps from 0 to 1 as {name}, found {value}")
+
+
+@dataclass(frozen=True)
 class Train:
-    """How to train: method, loss, optimizer, and the derivative of the spike.
+    """How to train: method, loss (a name or ``MSECount``), optimizer, and the derivative of the spike.
 
     ``surrogate=None`` keeps what the model says. ``detach_reset`` leaves the reset out of the gradient (a layer of the
     model may already ask for it). ``keep_gradients`` makes the gradients results. ``loss_scale`` multiplies the
@@ -189,7 +206,7 @@ class Train:
     """
 
     method: Method = "bptt"
-    loss: str = "cross_entropy"
+    loss: str | MSECount = "cross_entropy"
     optimizer: Optimizer = field(default_factory=SGD)
     surrogate: Surrogate | None = None
     detach_reset: bool = False
@@ -197,12 +214,22 @@ class Train:
     loss_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
+        if not isinstance(self.loss, MSECount) and self.loss not in LOSSES:
             raise H2LearnError(f"expected loss {' or '.join(LOSSES)}, found {self.loss!r}")
         if not isinstance(self.method, BPTT) and self.method not in METHODS:
             raise H2LearnError(f"expected method {' or '.join(METHODS)}, found {self.method!r}")
         if self.loss_scale is not None and not (math.isfinite(self.loss_scale) and self.loss_scale > 0):
             raise H2LearnError(f"expected a positive loss scale, found {self.loss_scale}")
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss."""
+        return "mse_count" if isinstance(self.loss, MSECount) else self.loss
+
+    @property
+    def targets(self) -> MSECount:
+        """The target counts of the loss on counts."""
+        return self.loss if isinstance(self.loss, MSECount) else MSECount()
 
     def scale_for(self, precision: str) -> float:
         """Return the factor of the gradients for storage type ``"f32"`` or ``"f16"``."""

@@ -21,7 +21,7 @@ from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.model import Network, TensorSpec
 from h2learn.dialects.common import PRECISION_ATTRIBUTE, IoEntry, file_location, set_io
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import SCALARS, InferredOp, real, spikes, tensor_type
+from h2learn.dialects.spike.base import SCALARS, SPIKE_READOUTS, InferredOp, real, spikes, tensor_type
 from h2learn.dialects.spike.scan import scans, without_unused_values
 
 MAX_ELEMENTS = 1 << 40
@@ -339,9 +339,10 @@ class NetworkBuilder:
     def readout(self, x: Signal, kind: str, location: Location) -> Signal:
         """Reduce features over time to logits ``[N,K]``."""
         _expect_features(x, "readout", location)
-        if x.is_spikes != (kind == "rate"):
-            wanted = "spikes" if kind == "rate" else "membrane potentials"
-            hint = "use `readout membrane mean`" if kind == "rate" else "use `readout rate`, or `li` as last layer"
+        of_spikes = kind in SPIKE_READOUTS
+        if x.is_spikes != of_spikes:
+            wanted = "spikes" if of_spikes else "membrane potentials"
+            hint = "use `readout membrane mean`" if of_spikes else "use `readout rate`, or `li` as last layer"
             raise H2LearnError(
                 f"expected {wanted} as input of readout {kind.replace('_', ' ')}, found {x.describe()}",
                 location=location,

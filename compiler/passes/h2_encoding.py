@@ -24,6 +24,7 @@ _GEOMETRY = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "c", "k", "dtype")
 _GRADIENT = _same("gh", "gw", "py", "px")
 _NEURON = _same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
 _POOL = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
+_LOSS = _same("n", "k", "kind", "hit", "miss", "share")
 _NORM = _same("steps", "n", "positions", "k", "kind", "dtype", "gblk", "count")
 
 ENCODINGS: dict[str, Encoding] = {
@@ -45,7 +46,7 @@ ENCODINGS: dict[str, Encoding] = {
     "tile.stat": Encoding("v.stat", "norm", _NORM, coords=("pos",)),
     "tile.fold": Encoding("v.fold", "norm", _same("k", "kind", "count", "repeats", "eps", "momentum")),
     "tile.norm": Encoding("v.norm", "norm", _NORM, coords=("pos",)),
-    "tile.loss": Encoding("v.loss", "vec", (*_same("n", "k", "kind"), ("p0", "scale")), coords=("pos",)),
+    "tile.loss": Encoding("v.loss", "vec", (*_LOSS, ("p0", "scale")), coords=("pos",)),
     "tile.opt": Encoding(
         "v.opt", "opt", _same("n", "kind", "dtype", "scale", "decay", "momentum", "rate1", "rate2", "eps")
     ),

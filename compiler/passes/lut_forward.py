@@ -16,6 +16,7 @@ from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
+from h2learn.dialects.spike.base import loss_of as spike_loss
 from h2learn.dialects.spike.optimizers import UpdateOp, flag
 
 from .lut_context import (
@@ -302,7 +303,7 @@ def loss_of(context: LutContext, op: spike.LossOp | sgrad.LossOp) -> lut.LossOp:
         context.of(op.logits),
         context.values[op.label],
         context.values[op.scalars],
-        op.kind.data,
+        spike_loss(op),
         1.0 if gradient is None else _gradient_factor(gradient),
         op.location,
     )
@@ -312,10 +313,10 @@ def loss_of(context: LutContext, op: spike.LossOp | sgrad.LossOp) -> lut.LossOp:
 
 
 def _gradient_factor(op: sgrad.LossOp) -> float:
-    """Loss scale, and 1/T where the readout averages over time."""
-    scale = float(op.scale.value.data)
+    """Loss scale and share, and 1/T where the readout averages over time."""
+    scale = float(op.scale.value.data) * spike_loss(op).share
     for user in _users(op.result):
-        if isinstance(user, sgrad.ReadoutOp) and user.kind.data != "membrane_last":
+        if isinstance(user, sgrad.ReadoutOp) and user.kind.data in ("rate", "membrane_mean"):
             return scale / int(user.time_steps.value.data)
     return scale
 

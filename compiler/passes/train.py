@@ -10,7 +10,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.autodiff.bptt import differentiate
-from h2learn.compiler.autodiff.spec import BPTT, OPTIMIZERS, SGD, SURROGATES, Optimizer, Train
+from h2learn.compiler.autodiff.spec import BPTT, OPTIMIZERS, SGD, SURROGATES, MSECount, Optimizer, Train
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class TrainPass(ModulePass):
 
     method: str = "bptt"
     loss: str = "cross_entropy"
+    correct: float = 1.0
+    incorrect: float = 0.0
     optimizer: str = "sgd"
     momentum: float = 0.0
     nesterov: bool = False
@@ -45,7 +47,9 @@ class TrainPass(ModulePass):
         surrogate, optimizer = spec.surrogate, spec.optimizer
         base = cls(
             method="bptt" if isinstance(spec.method, BPTT) else spec.method,
-            loss=spec.loss,
+            loss=spec.loss_name,
+            correct=spec.targets.correct,
+            incorrect=spec.targets.incorrect,
             optimizer=next(name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind),
             weight_decay=optimizer.weight_decay,
             surrogate=None if surrogate is None else surrogate.kind,
@@ -66,7 +70,7 @@ class TrainPass(ModulePass):
         surrogate = SURROGATES[self.surrogate](self.half_width, self.height) if self.surrogate else None
         return Train(
             method=self.method,
-            loss=self.loss,
+            loss=MSECount(self.correct, self.incorrect) if self.loss == "mse_count" else self.loss,
             optimizer=self._optimizer(),
             surrogate=surrogate,
             detach_reset=self.detach_reset,

@@ -536,7 +536,9 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
         lead = [last[0].time_steps - 1]
     else:
         gradient, lead = ctx.declare(op.dlogits, f"{label}.gradient"), []
-    params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "kind": op.kind, "scale": float(op.scale)}
+    what = op.what
+    params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "kind": what.kind, "scale": op.scale}
+    params |= {"hit": what.hit, "miss": what.miss, "share": what.share}
     with b.stage(label, op.location):
         scal = load_scalars(ctx, ctx.values[op.scalars])
         total = b.alloc("loss", "A", "f32", (1,))

@@ -417,9 +417,9 @@ def reduce(job: Job) -> None:
     """Reductions over time or positions."""
     n, k, steps = job.size("n", "k", "steps")
     kind, dtype, gblk = job.word("kind"), job.word("dtype"), job.integer("gblk")
-    if kind == "rate":
+    if kind in ("rate", "count"):
         count = np.count_nonzero(read_bits(job["src"], (steps, n, k)), axis=0).astype(np.float32)
-        write_real(job["dst"], count / np.float32(steps), "f32")
+        write_real(job["dst"], count / np.float32(steps) if kind == "rate" else count, "f32")
     elif kind in ("mean", "last"):
         values = read_real(job["src"], (steps, n, k), dtype)
         total = np.zeros((n, k), dtype=np.float32)
@@ -634,12 +634,12 @@ def _sample_loss(job: Job, logits: F32, target: F32, samples: np.float32) -> tup
         total = _ascending_sum(powers)
         value = log(total) - (logits[target != 0][0] - top)
         return np.float32(value), (powers / total - target) / samples * job.real("p0")
-    if job.word("kind") != "mse_rate":
+    if job.word("kind") != "mse":
         raise H2LearnError(f"v.loss cannot compute {job.word('kind')}")
     classes = np.float32(len(logits))
-    difference = logits - target
+    difference = logits - np.where(target != 0, job.real("hit"), job.real("miss"))
     grads = difference * np.float32(2) / (samples * classes) * job.real("p0")
-    return _ascending_sum(difference * difference) / classes, grads
+    return _ascending_sum(difference * difference) / classes * job.real("share"), grads
 
 
 def _sgd_direction(job: Job, step: F32) -> F32:

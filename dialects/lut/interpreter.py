@@ -170,7 +170,7 @@ def _readout(op: ReadoutOp, x: Real) -> Sequence[Array]:
 
 
 def _loss(op: LossOp, logits: Real, label: Real, scalars: Real) -> Sequence[Array]:
-    return vector.loss(logits, label, scalars, op.kind, op.scale)
+    return vector.loss(logits, label, scalars, op.what, op.scale)
 
 
 def _grad(op: GradOp, gs: Real, u: Real | None = None, s: Real | None = None) -> Sequence[Array]:

@@ -45,6 +45,8 @@ from xdsl.irdl import (
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
+from h2learn.backends.reference.training import Loss
+
 from ..feedback import FeedbackOp
 from .attributes import (
     ConvGeometry,
@@ -68,8 +70,9 @@ Block: TypeAlias = tuple[int, int, int, int]
 ENGINES = ("FE", "BE", "WUE", "VEC", "DMA")
 MODES = ("dense", "in", "out", "dual")
 POOL_KINDS = ("avg", "max", "sum")
-READOUT_KINDS = ("rate", "membrane_mean", "membrane_last")
-LOSS_KINDS = ("cross_entropy", "mse_rate")
+READOUT_KINDS = ("rate", "count", "membrane_mean", "membrane_last")
+SPIKE_READOUTS = ("rate", "count")
+LOSS_KINDS = ("cross_entropy", "mse")
 GS_TIMES = ("all", "broadcast", "last")
 
 RUN_SCALARS = TensorType(i32, [8])
@@ -501,13 +504,13 @@ class ReadoutOp(LutOp):
 
     @property
     def kind(self) -> str:
-        """``"rate"``, ``"membrane_mean"`` or ``"membrane_last"``."""
+        """``"rate"``, ``"count"``, ``"membrane_mean"`` or ``"membrane_last"``."""
         return self.kind_attr.data
 
     def verify_(self) -> None:
         """Check the format and shapes."""
         _verify_word("readout", self.kind, READOUT_KINDS)
-        expected: type[Attribute] = SpikesType if self.kind == "rate" else StoreType
+        expected: type[Attribute] = SpikesType if self.kind in SPIKE_READOUTS else StoreType
         if not isinstance(self.x.type, expected):
             raise VerifyException(f"expected {expected.name} for the readout {self.kind}, found {self.x.type}")
         shape = shape_of(self.x.type)
@@ -527,6 +530,9 @@ class LossOp(LutOp):
     loss = result_def(TensorType)
     dlogits = result_def(TensorType)
     kind_attr = prop_def(StringAttr, prop_name="kind")
+    hit_attr = prop_def(FloatAttr[Float64Type], prop_name="hit")
+    miss_attr = prop_def(FloatAttr[Float64Type], prop_name="miss")
+    share_attr = prop_def(FloatAttr[Float64Type], prop_name="share")
     scale_attr = prop_def(FloatAttr[Float64Type], prop_name="scale")
     assembly_format = _PLAIN
 
@@ -535,30 +541,37 @@ class LossOp(LutOp):
         logits: SSAValue,
         label: SSAValue,
         scalars: SSAValue,
-        kind: str,
+        what: Loss,
         scale: float,
         location: LocationAttr | None = None,
     ) -> None:
         self.construct(
             [logits, label, scalars],
             [tensor(()), logits.type],
-            {"kind": StringAttr(kind), "scale": FloatAttr(scale, f64)},
+            {
+                "kind": StringAttr(what.kind),
+                "hit": FloatAttr(what.hit, f64),
+                "miss": FloatAttr(what.miss, f64),
+                "share": FloatAttr(what.share, f64),
+                "scale": FloatAttr(scale, f64),
+            },
             location,
         )
 
     @property
-    def kind(self) -> str:
-        """``"cross_entropy"`` or ``"mse_rate"``."""
-        return self.kind_attr.data
+    def what(self) -> Loss:
+        """The loss of one sample."""
+        numbers = (attribute.value.data for attribute in (self.hit_attr, self.miss_attr, self.share_attr))
+        return Loss(self.kind_attr.data, *numbers)
 
     @property
     def scale(self) -> float:
-        """Factor of the gradient: loss scale, divided by T where the readout averages over time."""
+        """Factor of the gradient: loss scale and share, divided by T where the readout averages over time."""
         return self.scale_attr.value.data
 
     def verify_(self) -> None:
         """Check shapes."""
-        _verify_word("loss", self.kind, LOSS_KINDS)
+        _verify_word("loss", self.what.kind, LOSS_KINDS)
         shape = shape_of(self.logits.type)
         _expect("rank of the logits", len(shape), 4)
         _expect_shape("logits", self.logits.type, (shape[0], 1, 1, shape[-1]))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn import numerics
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
+from h2learn.backends.reference.training import Loss
 
 from .attributes import ADAM_KINDS, WINDOWS, ConvGeometry, Neuron, Update
 
@@ -156,10 +157,11 @@ def rng(x: F32, scalars: Ints, stream: int, steps: int) -> Bits:
 
 
 def readout(x: F32 | Bits, kind: str) -> F32:
-    """Return the spike rate, mean or last membrane potential of ``[T,..]`` as ``[..]``."""
+    """Return the spike rate or count, mean or last membrane potential of ``[T,..]`` as ``[..]``."""
     steps = np.float32(len(x))
-    if kind == "rate":
-        return np.asarray(np.count_nonzero(x, axis=0), dtype=np.float32) / steps
+    if kind in ("rate", "count"):
+        count = np.asarray(np.count_nonzero(x, axis=0), dtype=np.float32)
+        return count if kind == "count" else count / steps
     if kind == "membrane_last":
         return np.asarray(x[-1], dtype=np.float32)
     total = np.zeros(x.shape[1:], dtype=np.float32)
@@ -168,7 +170,7 @@ def readout(x: F32 | Bits, kind: str) -> F32:
     return total / steps
 
 
-def loss(logits: F32, label: Ints, scalars: Ints, kind: str, scale: float) -> tuple[F32, F32]:
+def loss(logits: F32, label: Ints, scalars: Ints, what: Loss, scale: float) -> tuple[F32, F32]:
     """Return the mean loss of the valid samples and its gradient times ``scale``; ``logits`` is ``[N,1,1,K]``.
 
     Raises H2LearnError for a label outside the classes.
@@ -182,7 +184,7 @@ def loss(logits: F32, label: Ints, scalars: Ints, kind: str, scale: float) -> tu
         raise H2LearnError(f"label {wrong[0]} is outside 0..{classes - 1}")
     o, hot = logits.reshape(samples, classes)[:used], np.zeros((used, classes), dtype=np.float32)
     hot[np.arange(used), label[:used]] = 1
-    losses, gradients = (_cross_entropy if kind == "cross_entropy" else _mse_rate)(o, hot, count)
+    losses, gradients = _cross_entropy(o, hot, count) if what.kind == "cross_entropy" else _mse(o, hot, count, what)
     total = ZERO
     for value in losses:
         total = np.float32(total + value / count)
@@ -294,7 +296,7 @@ def _cross_entropy(o: F32, hot: F32, count: np.float32) -> tuple[F32, F32]:
     return losses, (e / z[:, None] - hot) / count
 
 
-def _mse_rate(o: F32, hot: F32, count: np.float32) -> tuple[F32, F32]:
+def _mse(o: F32, hot: F32, count: np.float32, what: Loss) -> tuple[F32, F32]:
     classes = np.float32(o.shape[-1])
-    d = o - hot
-    return _ordered_sum(d * d) / classes, (d * np.float32(2)) / (count * classes)
+    d = o - np.where(hot != 0, np.float32(what.hit), np.float32(what.miss))
+    return _ordered_sum(d * d) / classes * np.float32(what.share), (d * np.float32(2)) / (count * classes)

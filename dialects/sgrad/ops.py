@@ -20,6 +20,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
 from xdsl.utils.exceptions import VerifyException
 
 from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.training import Loss
 
 from ..spike.base import (
     POOL_KINDS,
@@ -42,6 +43,7 @@ from ..spike.base import (
     integrator_of,
     integrator_properties,
     ints,
+    loss_properties,
     neuron_of,
     neuron_properties,
     number,
@@ -93,6 +95,9 @@ class LossOp(InferredOp):
     scalars = operand_def(TensorType)
     result = result_def(TensorType)
     kind = prop_def(StringAttr)
+    hit = prop_def(FloatAttr)
+    miss = prop_def(FloatAttr)
+    share = prop_def(FloatAttr)
     scale = prop_def(FloatAttr)
 
     assembly_format = "$logits `,` $label `,` $scalars attr-dict `:` functional-type(operands, results)"
@@ -102,12 +107,12 @@ class LossOp(InferredOp):
         logits: SSAValue,
         label: SSAValue,
         scalars: SSAValue,
-        kind: str,
+        loss: Loss,
         *,
         scale: float = 1.0,
         location: LocationAttr,
     ) -> None:
-        super().__init__([logits, label, scalars], {"kind": StringAttr(kind), "scale": number(scale)}, location)
+        super().__init__([logits, label, scalars], {**loss_properties(loss), "scale": number(scale)}, location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:

@@ -30,6 +30,7 @@ from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
 from h2learn.backends.reference.neuron import COMPARES, RESETS, SURROGATES, SYNAPSES, Neuron
+from h2learn.backends.reference.training import Loss
 
 Tensor: TypeAlias = TensorType[Attribute]
 Ints: TypeAlias = DenseArrayBase[IntegerType]
@@ -39,8 +40,9 @@ Properties: TypeAlias = Mapping[str, Attribute]
 SCALARS = TensorType(i32, [8])
 """Type of the 32 bytes of run scalars."""
 
-LOSS_KINDS = ("cross_entropy", "mse_rate")
-READOUT_KINDS = ("rate", "membrane_mean", "membrane_last")
+LOSS_KINDS = ("cross_entropy", "mse")
+READOUT_KINDS = ("rate", "count", "membrane_mean", "membrane_last")
+SPIKE_READOUTS = ("rate", "count")
 POOL_KINDS = ("avg", "max", "sum")
 ENCODE_KINDS = ("direct", "bernoulli")
 
@@ -195,6 +197,21 @@ class FiringOp(IntegratingOp, abc.ABC):
     width = prop_def(FloatAttr)
     height = prop_def(FloatAttr)
     detach_reset = prop_def(BoolAttr)
+
+
+def loss_of(op: Operation | Properties) -> Loss:
+    """Return the loss that an op (or its properties) describes; raises VerifyException when it is not one."""
+    p = op.properties if isinstance(op, Operation) else op
+    hit, miss, share = (float_value(p, name) for name in ("hit", "miss", "share"))
+    if share <= 0:
+        raise VerifyException(f"expected a positive share, found {share}")
+    return Loss(choice(p, "kind", LOSS_KINDS), hit, miss, share)
+
+
+def loss_properties(loss: Loss) -> dict[str, Attribute]:
+    """Return the properties of ``spike.loss`` and ``sgrad.loss`` that describe ``loss``."""
+    numbers = {name: number(getattr(loss, name)) for name in ("hit", "miss", "share")}
+    return {"kind": StringAttr(loss.kind), **numbers}
 
 
 def neuron_of(op: Operation | Properties) -> Neuron:

@@ -19,7 +19,6 @@ from ..sgrad import ops as sgrad
 from . import ops as spike
 from . import scan
 from .base import (
-    LOSS_KINDS,
     POOL_KINDS,
     READOUT_KINDS,
     choice,
@@ -28,6 +27,7 @@ from .base import (
     int_value,
     int_values,
     integrator_of,
+    loss_of,
     neuron_of,
     tensor_type,
 )
@@ -187,7 +187,7 @@ def _readout(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequ
 
 def _loss(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     logits, label, valid = _labelled(op, inputs)
-    return [training.loss(logits, label, valid, choice(op.properties, "kind", LOSS_KINDS))]
+    return [training.loss(logits, label, valid, loss_of(op))]
 
 
 def _sgd(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -221,8 +221,8 @@ def _adam(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequenc
 
 def _loss_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     logits, label, valid = _labelled(op, inputs)
-    kind, scale = choice(op.properties, "kind", LOSS_KINDS), float_value(op.properties, "scale")
-    return [training.loss_gradient(logits, label, valid, kind, scale)]
+    scale = float_value(op.properties, "scale")
+    return [training.loss_gradient(logits, label, valid, loss_of(op), scale)]
 
 
 def _readout_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:

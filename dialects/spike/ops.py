@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from xdsl.dialects.builtin import (
     DenseArrayBase,
+    FloatAttr,
     IntegerAttr,
     LocationAttr,
     StringAttr,
@@ -26,13 +27,14 @@ from xdsl.irdl import (
 from xdsl.utils.exceptions import VerifyException
 
 from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.training import Loss
 
 from .base import (
     ENCODE_KINDS,
-    LOSS_KINDS,
     POOL_KINDS,
     READOUT_KINDS,
     SCALARS,
+    SPIKE_READOUTS,
     FiringOp,
     InferredOp,
     IntegratingOp,
@@ -50,6 +52,8 @@ from .base import (
     integrator_of,
     integrator_properties,
     ints,
+    loss_of,
+    loss_properties,
     neuron_of,
     neuron_properties,
     real,
@@ -390,13 +394,13 @@ class ReadoutOp(InferredOp):
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Drop the time dimension."""
-        expect_element("x", operands[0], i1 if choice(properties, "kind", READOUT_KINDS) == "rate" else f32)
+        expect_element("x", operands[0], i1 if choice(properties, "kind", READOUT_KINDS) in SPIKE_READOUTS else f32)
         return [real(expect_rank("x", operands[0], 3)[1:])]
 
 
 @irdl_op_definition
 class LossOp(InferredOp):
-    """Mean loss over the valid samples: softmax cross-entropy, or mean square distance to the one-hot label."""
+    """Mean over the valid samples of what :class:`h2learn.backends.reference.training.Loss` says."""
 
     name = "spike.loss"
 
@@ -405,13 +409,16 @@ class LossOp(InferredOp):
     scalars = operand_def(TensorType)
     result = result_def(TensorType)
     kind = prop_def(StringAttr)
+    hit = prop_def(FloatAttr)
+    miss = prop_def(FloatAttr)
+    share = prop_def(FloatAttr)
 
     assembly_format = "$logits `,` $label `,` $scalars attr-dict `:` functional-type(operands, results)"
 
     def __init__(
-        self, logits: SSAValue, label: SSAValue, scalars: SSAValue, kind: str, *, location: LocationAttr
+        self, logits: SSAValue, label: SSAValue, scalars: SSAValue, loss: Loss, *, location: LocationAttr
     ) -> None:
-        super().__init__([logits, label, scalars], {"kind": StringAttr(kind)}, location)
+        super().__init__([logits, label, scalars], loss_properties(loss), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
@@ -451,7 +458,7 @@ def check_neuron(neuron: Neuron, channels: int) -> None:
 def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:
     """Return the type of the logits; raises VerifyException unless logits, label and scalars fit a loss."""
     logits, label, scalars = operands
-    choice(properties, "kind", LOSS_KINDS)
+    loss_of(properties)
     expect_element("logits", logits, f32)
     samples = expect_rank("logits", logits, 2)[0]
     expect_type("label", label, TensorType(i32, [samples]))

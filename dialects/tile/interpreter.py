@@ -427,8 +427,9 @@ def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
         b["dst"][...] = total.reshape(b["dst"].shape)
         return
     source = b["src"].reshape(steps, n, k)
-    if p["kind"] == "rate":
-        result: F32 = source.sum(axis=0).astype(np.float32) / np.float32(steps)
+    if p["kind"] in ("rate", "count"):
+        result: F32 = source.sum(axis=0).astype(np.float32)
+        result = result / np.float32(steps) if p["kind"] == "rate" else result
     elif p["kind"] == "last":
         result = source[-1].astype(np.float32)
     else:
@@ -525,8 +526,8 @@ def _loss(b: Buffers, p: Params, fresh: bool) -> None:
             value = np.float32(numerics.log(norm) - shifted[label])
             gradient[i] = (powers / norm - target) / count * scale
         else:
-            error = logits[i] - target
-            value = np.float32(_ordered_sum(error * error) / np.float32(k))
+            error = logits[i] - np.where(target != 0, _f32(p, "hit"), _f32(p, "miss"))
+            value = np.float32(_ordered_sum(error * error) / np.float32(k) * _f32(p, "share"))
             gradient[i] = error * np.float32(2) / (count * np.float32(k)) * scale
         loss = np.float32(loss + value / count)
     b["loss"][...] = loss

@@ -446,7 +446,7 @@ FACTS: dict[str, JobFacts] = {
         ("loss", "grad", "logits", "label", "scal"),
         ("loss", "logits", "label", "scal"),
         ("loss", "grad"),
-        ("n", "k", "kind", "scale"),
+        ("n", "k", "kind", "hit", "miss", "share", "scale"),
         ("pos",),
     ),
     "tile.opt": JobFacts(

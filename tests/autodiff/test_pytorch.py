@@ -16,6 +16,7 @@ from h2learn.compiler.autodiff import (
     AdamW,
     ATan,
     FastSigmoid,
+    MSECount,
     Rectangular,
     Sigmoid,
     Train,
@@ -158,10 +159,17 @@ def torch_run(model, train, x, label):
         elif isinstance(op, spike.LiOp):
             value = torch_li(value, integrator_of(op))
         elif isinstance(op, spike.ReadoutOp):
-            value = value[-1] if op.kind.data == "membrane_last" else value.mean(0)
+            steps = len(value)
+            reduced = {"membrane_last": value[-1], "count": value.sum(0)}
+            value = reduced.get(op.kind.data, value.mean(0))
+            counts = value * steps if op.kind.data == "rate" else value
         values[op.results[0]] = value
     logits = value.mean(0) if value.ndim == 3 else value
-    if train.loss == "cross_entropy":
+    if isinstance(train.loss, MSECount):
+        hot = F.one_hot(torch.tensor(label).long(), logits.shape[1])
+        hit, miss = int(steps * train.loss.correct), int(steps * train.loss.incorrect)
+        loss = F.mse_loss(counts, hot * float(hit) + (1 - hot) * miss) / steps
+    elif train.loss == "cross_entropy":
         loss = F.cross_entropy(logits, torch.tensor(label).long())
     else:
         loss = ((logits - F.one_hot(torch.tensor(label).long(), logits.shape[1])) ** 2).mean()
@@ -238,20 +246,10 @@ def data(model, rng):
     return rng.normal(0.3, 0.8, shape), rng.integers(0, 4, 3).astype(np.int32)
 
 
-def close(found, expected, floor=1e-4):
-    scale = max(np.abs(expected).max(), floor)
-    assert np.abs(found - expected).max() <= TOLERANCE * scale
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_gradients_of_random_networks(seed):
-    rng = np.random.default_rng(seed)
-    model, train = random_model(rng), random_recipe(rng)
+def compare_with_torch(model, train, rng):
+    """Check loss, output, gradients and running statistics of one training step; return the gradients."""
     x, label = data(model, rng)
-    parameters = {n: v if v.ndim > 1 else rng.normal(0, 0.3, v.shape) for n, v in model.parameters.items()}
-    model = model.with_parameters(parameters)
     loss, output, gradients, running = torch_run(model, train, x, label)
-
     step = differentiate(model.module, train)
     io = get_io(step)
     values = {"x": x, "label": label, "scalars": RunScalars(lr=0.1, valid=3).to_array(), **model.parameters}
@@ -270,6 +268,41 @@ def test_gradients_of_random_networks(seed):
     new = {e.name: r for e, r in named if e.role == "parameter"}
     for name, expected in running.items():
         close(new[name], expected)
+    return gradients
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", MSECount(), MSECount(0.8, 0.2)])
+@pytest.mark.parametrize("readout", ["rate", "count"])
+def test_losses_on_counts(readout, loss):
+    text = f"""network counted
+    input x: 2 x 4 x 4
+    time steps: 7
+    encode direct
+    neuron: lif(decay 0.7, threshold 0.5, reset soft, spike at u > threshold)
+    conv c1: 3 channels, kernel 3 x 3
+    lif a
+    flatten
+    linear f1: 4 features
+    lif b
+    readout {readout}
+    init: normal gain 2 seed 5"""
+    model = parse_snn(text.replace("\n    ", "\n")).with_batch(3)
+    gradients = compare_with_torch(model, Train(loss=loss), np.random.default_rng(2))
+    assert all(np.abs(g).max() > 0 for g in gradients)
+
+
+def close(found, expected, floor=1e-4):
+    scale = max(np.abs(expected).max(), floor)
+    assert np.abs(found - expected).max() <= TOLERANCE * scale
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_gradients_of_random_networks(seed):
+    rng = np.random.default_rng(seed)
+    model, train = random_model(rng), random_recipe(rng)
+    parameters = {n: v if v.ndim > 1 else rng.normal(0, 0.3, v.shape) for n, v in model.parameters.items()}
+    model = model.with_parameters(parameters)
+    compare_with_torch(model, train, rng)
 
 
 def test_random_networks_do_not_have_dead_gradients():

@@ -14,7 +14,7 @@ from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.h2learn.object_file import ObjectFile
 from h2learn.backends.reference.neuron import COMPACT_SURROGATES, SURROGATES, SYNAPSES, Neuron
 from h2learn.backends.reference.training import RunScalars
-from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, Optimizer, Train
+from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, MSECount, Optimizer, Train
 from h2learn.compiler.driver import Recipe, emit_program
 from h2learn.compiler.folding import folded
 from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
@@ -24,7 +24,7 @@ from h2learn.dialects.common import PRECISION_ATTRIBUTE, Array, get_io, paramete
 from h2learn.dialects.h2.interpreter import interpret as interpret_h2
 from h2learn.dialects.lut.interpreter import interpret as interpret_lut
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import int_values, neuron_of
+from h2learn.dialects.spike.base import SPIKE_READOUTS, int_values, neuron_of
 from h2learn.dialects.spike.interpreter import interpret as interpret_spike
 from h2learn.dialects.spike.interpreter import main_block
 from h2learn.dialects.spike.scan import scans, with_all_values
@@ -139,6 +139,8 @@ def random_case(seed: int, *, train: bool = True) -> Case:
     most = 4 if tiled else 6
     model = random_model(rng, batch=int(rng.integers(1, most)), steps=int(rng.integers(1, most + 1)))
     model = model if train else folded(model)
+    if recipe.train is not None and _counts_spikes(model) and rng.spawn(1)[0].random() < 0.4:
+        recipe = replace(recipe, train=replace(recipe.train, loss=MSECount(0.8, 0.3)))
     data = certain_data(model, recipe, rng)
     try:
         return Case(model, recipe, data)
@@ -146,6 +148,12 @@ def random_case(seed: int, *, train: bool = True) -> Case:
         if "fits the on-chip memories" not in error.message:
             raise
     return Case(model, replace(recipe, arch="h2l-v0"), data)
+
+
+def _counts_spikes(model: Model) -> bool:
+    """Whether the network ends with spikes that are read out."""
+    readouts = (op for op in model.module.walk() if isinstance(op, spike.ReadoutOp))
+    return any(op.kind.data in SPIKE_READOUTS for op in readouts)
 
 
 def random_train(rng: np.random.Generator) -> Train:
@@ -209,7 +217,8 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
             x = builder.delay(x, [int(rng.integers(0, 4))], HERE)
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
-    if kind == "rate":
+    kind = "count" if kind == "rate" and rng.spawn(1)[0].random() < 0.5 else kind
+    if kind in ("rate", "count"):
         x = _neurons(builder, x, "last_feedback", rng, dyadic=dyadic)
     else:
         x = builder.li(x, random_neuron(rng, dyadic=dyadic), HERE)

@@ -36,7 +36,15 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
         words |= {"save_u": word("no", "yes"), "save_m": word("no", "yes")}
         return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
     if kind == "vec":
-        return common | {"n": pick(1, 6), "steps": pick(1, 5), "stream": pick(0, 9), "p0": pick(0, 1) * 0.9}
+        return (
+            common
+            | {"n": pick(1, 6), "steps": pick(1, 5), "stream": pick(0, 9), "p0": pick(0, 1) * 0.9}
+            | {
+                "hit": 0.9,
+                "miss": 0.1,
+                "share": 0.7,
+            }
+        )
     if kind == "norm":
         sizes = {"steps": pick(1, 3), "n": pick(1, 3), "positions": pick(1, 4), "count": pick(1, 20)}
         return common | sizes | {"repeats": pick(1, 3), "eps": 0.01, "momentum": pick(0, 1) * 0.1}
@@ -60,11 +68,11 @@ def contents(rng: np.random.Generator, dtype: str) -> bytes:
 CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.fill", "fe.run", "be.fwd", "be.run")]
 CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng", {})]
 CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
-CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "mean", "last", "tsum", "bias")]
+CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "count", "mean", "last", "tsum", "bias")]
 CASES += [("v.stat", {"kind": kind}) for kind in ("sum", "square", "product")]
 CASES += [("v.fold", {"kind": kind}) for kind in ("mean", "deviation")]
 CASES += [("v.norm", {"kind": kind}) for kind in ("forward", "backward")]
-CASES += [("v.loss", {"kind": kind}) for kind in ("cross_entropy", "mse_rate")]
+CASES += [("v.loss", {"kind": kind}) for kind in ("cross_entropy", "mse")]
 CASES += [
     ("v.pool", {"kind": "avg", "src": "bits", "dst": "storage"}),
     ("v.pool", {"kind": "avg", "src": "f32", "dst": "f32"}),

@@ -572,7 +572,7 @@ def test_v_reduce_of_gradients() -> None:
         assert (bench.get("dst", (9,)) == base).all()
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "mse_rate"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("init", ["0", "0x100"])
 def test_v_loss(kind: str, init: str) -> None:
     bench = Bench(18)
@@ -583,14 +583,17 @@ def test_v_loss(kind: str, init: str) -> None:
     bench.put("label", labels.tobytes())
     bench.put("scal", bytes(4) + (10).to_bytes(4, "little") + bytes(24))
     bench.coordinates = {"pos": 7}
-    bench.run("v.loss", {"n": 4, "k": 5, "kind": kind, "p0": 4.0}, "v", init=init)
+    bench.run(
+        "v.loss", {"n": 4, "k": 5, "kind": kind, "p0": 4.0, "hit": 0.75, "miss": 0.25, "share": 3.0}, "v", init=init
+    )
     wide = logits.astype(np.float64)[:3]
     target = np.eye(5)[labels[:3]]
     if kind == "cross_entropy":
         soft = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
         value, grad = -np.log((soft * target).sum(axis=1)).sum() / 10, (soft - target) / 10 * 4
     else:
-        value, grad = ((wide - target) ** 2).mean(axis=1).sum() / 10, (wide - target) * 2 / 50 * 4
+        goal = np.where(target, 0.75, 0.25)
+        value, grad = 3 * ((wide - goal) ** 2).mean(axis=1).sum() / 10, (wide - goal) * 2 / 50 * 4
     got = bench.get("grad", (4, 5))
     np.testing.assert_allclose(got[:3], grad, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(bench.get("loss", (1,))[0], value + (0.5 if init != "0" else 0), rtol=1e-6)
@@ -604,7 +607,7 @@ def test_v_loss_refuses_labels_that_are_no_class() -> None:
     bench.put("scal", bytes(4) + (1).to_bytes(4, "little") + bytes(24))
     bench.coordinates = {"pos": 0}
     with pytest.raises(H2LearnError, match="label 5 of sample 0 is not a class of 5") as caught:
-        bench.run("v.loss", {"n": 1, "k": 5, "kind": "mse_rate"}, "v", init=0)
+        bench.run("v.loss", {"n": 1, "k": 5, "kind": "mse"}, "v", init=0)
     assert "test.snn:1:1" in str(caught.value.location)
 
 

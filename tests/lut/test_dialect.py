@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import Builtin, ModuleOp, TensorType, i32
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import ParseError, VerifyException
 
+from h2learn.backends.reference.training import Loss
 from h2learn.dialects import lut
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from h2learn.dialects.lut.ops import RUN_SCALARS, BiasGradOp, LiOp, RngOp, TimeSumOp, UnpoolOp, tensor
@@ -70,7 +71,7 @@ def one_of_each():
     add(lut.PoolOp(conv.current, "max", HALF, "f16"))
     add(RngOp(given(tensor((2, 6, 6, 8))), scalars, 1, 4))
     logits = add(lut.ReadoutOp(maxima.y, "rate")).logits
-    loss = add(lut.LossOp(logits, given(LABELS), scalars, "mse_rate", 0.25))
+    loss = add(lut.LossOp(logits, given(LABELS), scalars, Loss("mse"), 0.25))
     gs = add(
         UnpoolOp(given(tensor((4, 2, 1, 1, 2))), maxima.winners, "max", lut.ConvGeometry((3, 6)), CURRENT.get_shape())
     )
@@ -185,8 +186,8 @@ def test_attributes_that_are_refused(make, message):
         ),
         (lambda: lut.ReadoutOp(value(SPIKES), "membrane_mean"), "expected lut.store for the readout membrane_mean"),
         (
-            lambda: lut.LossOp(value(tensor((2, 1, 1, 4))), value(LABELS), value(RUN_SCALARS), "hinge", 1.0),
-            "expected a loss of cross_entropy, mse_rate, found 'hinge'",
+            lambda: lut.LossOp(value(tensor((2, 1, 1, 4))), value(LABELS), value(RUN_SCALARS), Loss("hinge"), 1.0),
+            "expected a loss of cross_entropy, mse, found 'hinge'",
         ),
         (lambda: lut.GradOp(value(CURRENT), None, None, NEURON, "all", 4, "f32"), "expected membrane potentials"),
         (lambda: lut.GradOp(value(CURRENT), None, None, lut.Neuron((1.0,)), "last", 4, "f32"), "incoming gradient"),

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from h2learn.backends.reference.training import Loss
 from h2learn.dialects.lut import ConvGeometry, Neuron, convolution, vector
 
 F32 = np.float32
@@ -290,7 +291,7 @@ def test_random_spikes_depend_on_sample_number_not_on_batch(rng):
 def test_cross_entropy_and_its_gradient():
     logits = np.array([[1, 2, 3], [0.5, -1, 0], [7, 7, 7]], F32).reshape(3, 1, 1, 3)
     label = np.array([2, 0, 1], np.int32)
-    loss, gradient = vector.loss(logits, label, run_scalars(w1=2), "cross_entropy", 4.0)
+    loss, gradient = vector.loss(logits, label, run_scalars(w1=2), Loss(), 4.0)
     o = logits.reshape(3, 3)[:2].astype(np.float64)
     p = np.exp(o) / np.exp(o).sum(axis=1, keepdims=True)
     hot = np.eye(3)[label[:2]]

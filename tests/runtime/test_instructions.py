@@ -114,7 +114,7 @@ class Builder:
         self.draw_vec()
 
     def draw_v_reduce(self) -> None:
-        self.draw_vec("rate", "mean", "last", "tsum", "bias")
+        self.draw_vec("rate", "count", "mean", "last", "tsum", "bias")
 
     def draw_v_map(self) -> None:
         self.draw_vec("copy", "add")
@@ -137,7 +137,8 @@ class Builder:
         self.draw_norm("forward", "backward")
 
     def draw_v_loss(self) -> None:
-        self.draw_vec("cross_entropy", "mse_rate")
+        self.draw_vec("cross_entropy", "mse")
+        self.desc |= {"hit": self.pick(1, 2) / 2, "miss": self.pick(0, 1) / 4, "share": self.pick(1, 3) / 2}
 
     def draw_v_opt(self) -> None:
         self.desc |= {"n": self.pick(1, 100, 1000), "eps": 2.0**-20}
@@ -232,7 +233,7 @@ def format_of(op: Operation, name: str) -> str:
     if op.mnemonic == "v.map":
         return {"storage": storage, "row": "f32"}.get(op.choice(name), op.choice(name))
     if op.mnemonic == "v.reduce":
-        source = {"rate": "bits", "tsum": "slots", "bias": "slots"}.get(op.choice("kind"), storage)
+        source = {"rate": "bits", "count": "bits", "tsum": "slots", "bias": "slots"}.get(op.choice("kind"), storage)
         return source if name == "src" else "slots" if op.choice("kind") == "tsum" else "f32"
     if op.mnemonic in ("v.stat", "v.fold", "v.norm") and name in ("dst", "x", "src", "run"):
         return "slots" if name == "dst" and op.choice("kind") == "backward" else "f32"

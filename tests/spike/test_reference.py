@@ -129,11 +129,11 @@ def test_bernoulli_is_keyed_by_sample_neuron_and_step():
 
 def test_losses_by_hand():
     logits, label = np.log([[1.0, 3.0], [2.0, 2.0]]), np.array([1, 0], np.int32)
-    assert training.loss(logits, label, 2, "cross_entropy") == pytest.approx((np.log(4 / 3) + np.log(2)) / 2)
-    assert training.loss(logits, label, 1, "cross_entropy") == pytest.approx(np.log(4 / 3))
+    assert training.loss(logits, label, 2, training.Loss()) == pytest.approx((np.log(4 / 3) + np.log(2)) / 2)
+    assert training.loss(logits, label, 1, training.Loss()) == pytest.approx(np.log(4 / 3))
     rates = np.array([[0.5, 0.5], [1.0, 0.0]])
-    assert training.loss(rates, label, 2, "mse_rate") == pytest.approx(0.125)
-    gradient = training.loss_gradient(rates, label, 1, "mse_rate", 8.0)
+    assert training.loss(rates, label, 2, training.Loss("mse")) == pytest.approx(0.125)
+    gradient = training.loss_gradient(rates, label, 1, training.Loss("mse"), 8.0)
     assert gradient.tolist() == [[4.0, -4.0], [0.0, 0.0]]
 
 

@@ -386,11 +386,14 @@ def test_time_sums_run_backwards() -> None:
     assert out.item() == 1
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "mse_rate"])
+TARGETS: dict[str, tile.Param] = {"hit": 0.75, "miss": 0.25, "share": 3.0}
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "mse"])
 def test_losses(kind: str) -> None:
     rng = np.random.default_rng(11)
     logits, labels = rng.normal(size=(3, 5)).astype(np.float32), np.array([4, 0, 2], np.int32)
-    params: dict[str, tile.Param] = {"n": 3, "k": 5, "kind": kind, "scale": 8.0}
+    params: dict[str, tile.Param] = {"n": 3, "k": 5, "kind": kind, "scale": 8.0, **TARGETS}
     job = {
         "loss": real([2.0]),
         "grad": Held("f32", (3, 5)),
@@ -403,7 +406,8 @@ def test_losses(kind: str) -> None:
         soft = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
         each, slope = -np.log((soft * target).sum(axis=1)), soft - target
     else:
-        each, slope = ((logits - target) ** 2).mean(axis=1), 2 * (logits - target) / 5
+        goal = np.where(target, 0.75, 0.25)
+        each, slope = 3 * ((logits - goal) ** 2).mean(axis=1), 2 * (logits - goal) / 5
     live = np.array([1, 1, 0])  # samples 2, 3, 4 of the batch, of which 4 are there
     for fresh in (True, False):
         out = run(tile.LossOp, job, params, coords=[2], fresh=fresh)
@@ -412,7 +416,7 @@ def test_losses(kind: str) -> None:
 
 
 def test_a_label_that_is_no_class_is_refused() -> None:
-    params: dict[str, tile.Param] = {"n": 1, "k": 2, "kind": "mse_rate", "scale": 1.0}
+    params: dict[str, tile.Param] = {"n": 1, "k": 2, "kind": "mse", "scale": 1.0, **TARGETS}
     job = {"loss": Held("f32", (1,)), "grad": Held("f32", (1, 2)), "logits": real([[0, 0]])}
     with pytest.raises(ValueError, match=r"label 2 is outside 0\.\.1"):
         run(

@@ -25,6 +25,7 @@ from h2learn.compiler.autodiff.spec import (
     SURROGATES,
     ATan,
     FastSigmoid,
+    MSECount,
     Optimizer,
     Sigmoid,
     Surrogate,
@@ -387,7 +388,7 @@ class _Reader:
         options = self.options(_children(node))
         train = Train()
         if "loss" in options:
-            train = replace(train, loss=self.choose(_tokens(options["loss"])[0], LOSSES, "loss"))
+            train = replace(train, loss=self.loss(_children(options["loss"])[0]))
         if "method" in options:
             train = replace(train, method=self.choose(_tokens(options["method"])[0], METHODS, "method"))
         if "optimizer" in options:
@@ -418,6 +419,12 @@ class _Reader:
                 self.fail(name, f"expected {key} {'without' if value else 'with'} a number")
             found[key] = value[0] if value else name
         return found
+
+    def loss(self, node: Node) -> str | MSECount:
+        name = self.choose(_tokens(node)[0], LOSSES, "loss")
+        arguments = self.call(node, ("correct", "incorrect") if name == "mse_count" else ())
+        shares = {key: self.number(token, key, 0.0, 1.0) for key, token in arguments.items()}
+        return MSECount(**shares) if shares else name
 
     def optimizer(self, node: Node) -> Optimizer:
         kind = OPTIMIZERS[self.choose(_tokens(node)[0], tuple(OPTIMIZERS), "optimizer")]

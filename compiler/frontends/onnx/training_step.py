@@ -20,7 +20,7 @@ from xdsl.dialects import builtin
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference import training as reference
 from h2learn.compiler.autodiff import differentiate
-from h2learn.compiler.autodiff.spec import LOSSES, SGD, Train
+from h2learn.compiler.autodiff.spec import SGD, Train
 from h2learn.compiler.model import Model, StepInterface
 from h2learn.dialects.common import get_io
 from h2learn.dialects.spike.interpreter import interpret, main_block
@@ -36,6 +36,8 @@ Recogniser = Callable[[Graph, Mapping[str, Constant]], Model]
 GAINS = (2.0, 3.0, 1.5, 4.0, 2.5, 6.0)
 """How strong the random weights of each attempt are: neurons must fire, and not always."""
 TOLERANCE = 1e-5
+LOSSES = {"cross_entropy": reference.Loss(), "mse_rate": reference.Loss("mse")}
+"""Losses that are recognised, by the name that a recipe gives them."""
 
 
 def load_step(file: str, graph: Graph, recognise: Recogniser) -> Model:
@@ -178,7 +180,7 @@ def _find_loss(step: StepGraph, trials: Sequence[_Trial]) -> tuple[str, str]:
 def _is_loss(kind: str, trial: _Trial, logits: Array, loss: str) -> bool:
     if logits.ndim != 2 or logits.shape[0] != len(trial.label) or logits.shape[1] <= int(trial.label.max()):
         return False
-    expected = float(reference.loss(logits.astype(np.float64), trial.label, len(trial.label), kind))
+    expected = float(reference.loss(logits.astype(np.float64), trial.label, len(trial.label), LOSSES[kind]))
     return math.isclose(expected, float(trial.values[loss].ravel()[0]), rel_tol=1e-4, abs_tol=1e-6)
 
 
