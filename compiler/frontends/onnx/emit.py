@@ -335,6 +335,10 @@ def _emit_pool(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequen
     return builder.pool(inputs[0], kind, kernel, stride, plan.location(layer), padding=padding)
 
 
+def _emit_add(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    return builder.add(inputs, plan.location(layer))
+
+
 def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     return builder.flatten(inputs[0], plan.location(layer))
 
@@ -363,6 +367,7 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "batchnorm": _emit_norm,
     "avgpool": _emit_pool,
     "maxpool": _emit_pool,
+    "add": _emit_add,
     "flatten": _emit_flatten,
     **dict.fromkeys(READOUTS, _emit_readout),
 }

@@ -65,7 +65,7 @@ class Closure:
     decisions: dict[int, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.order = pointwise_order((*self.outputs, *(node for _, node in self._fed())))
+        self.order = pointwise_order((*self.outputs, *(node for _, node in self._fed())), self.leaves)
         self._find_decisions()
 
     @property
@@ -171,15 +171,19 @@ class Closure:
         return values
 
 
-def pointwise_order(outputs: Sequence[StepNode]) -> list[StepNode]:
-    """Return the pointwise nodes that give ``outputs`` and the nodes they start from, arguments first."""
+def pointwise_order(outputs: Sequence[StepNode], leaves: Sequence[StepNode] = ()) -> list[StepNode]:
+    """Return the pointwise nodes that give ``outputs`` and the nodes they start from, arguments first.
+
+    What ``leaves``, which may be pointwise themselves, are computed from is left out.
+    """
+    ends = {leaf.number for leaf in leaves}
     found: dict[int, StepNode] = {}
     waiting = list(outputs)
     while waiting:
         node = waiting.pop()
         if node.number not in found:
             found[node.number] = node
-            waiting += node.args if node.pointwise else ()
+            waiting += node.args if node.pointwise and node.number not in ends else ()
     return [found[number] for number in sorted(found)]
 
 

@@ -6,6 +6,7 @@ that is a layer of the sequence of their inputs; where they are pointwise, they 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 
-from .forms import Feedback
+from .forms import Feedback, pointwise_order
 from .recognise import Recognised, recognise
 from .steps import StepNode
 from .values import RefusalError
@@ -118,6 +119,14 @@ class Roller:
             shown = next((node for node in nodes if node.op != "const"), nodes[-1])
             back = None if fed is None else self._layer_of(fed[-1])
             return Layer("neuron", shown, (source,), found, back) if source is not None else None
+        sums = _sums(nodes, groups)
+        if sums is not None and sums != nodes:
+            source = self.roll(sums if len(sums) == len(nodes) else sums * len(nodes))
+            shown = next((node for node in nodes if node.op != "const"), nodes[-1])
+            return Layer("neuron", shown, (source,), recognise(nodes, sums)) if source is not None else None
+        if sums is not None:
+            terms = [self.roll(tuple(node.args[k] for node in nodes)) for k in range(2)]
+            return Layer("add", nodes[0], tuple(t for t in terms if t is not None)) if None not in terms else None
         for k in range(max(sizes)):
             column = tuple(group[k] for group in groups if len(group) > k)
             if len(column) == len(nodes):
@@ -171,6 +180,32 @@ def _new_leaves(nodes: Sequence_) -> list[list[StepNode]]:
     return groups
 
 
+def _sums(nodes: Sequence_, groups: Sequence[Sequence[StepNode]]) -> Sequence_ | None:
+    """Return, per step, the innermost addition that joins everything new of the step (one for all, if that is static).
+
+    None where a step joins what is new in another way. Spikes of an earlier layer may be among the terms.
+    """
+    seen: set[int] = set()
+    found: list[StepNode] = []
+    for node, group in zip(nodes, groups, strict=True):
+        fresh = [n for n in pointwise_order([node]) if n.number not in seen]
+        seen.update(n.number for n in fresh)
+        if not group:
+            continue
+        reached: dict[int, frozenset[int]] = {leaf.number: frozenset({leaf.number}) for leaf in group}
+        for n in fresh:
+            if n.number not in reached:
+                reached[n.number] = frozenset().union(*(reached.get(a.number, frozenset()) for a in n.args))
+        joined = [n for n in fresh if n.op == "add" and len(reached[n.number]) == len(group)]
+        if not joined or (not found and len(group) < 2):
+            return None
+        found.append(joined[0])
+    if found and found[0] is nodes[0] and any(len(group) < len(groups[0]) for group in groups):
+        found = list(nodes)  # a static current enters the first step only: the later ones do not show what joins it
+    known = len(found) in (1, len(nodes)) and all(node.op == "add" for node in found)
+    return tuple(found) if known else None
+
+
 def _feedback_of(groups: Sequence[Sequence[StepNode]]) -> tuple[StepNode | None, ...] | None:
     """Return, per step, the linear layer of spikes of the step before; None when there is no such layer in every step.
 
@@ -178,8 +213,9 @@ def _feedback_of(groups: Sequence[Sequence[StepNode]]) -> tuple[StepNode | None,
     """
     earlier: set[int] = {leaf.number for leaf in groups[0]}
     found: list[StepNode | None] = []
-    for group in groups[1:]:
-        fed = [leaf for leaf in group if leaf.op == "linear" and _starts_from(leaf.args[0], earlier)]
+    for before, group in itertools.pairwise(groups):
+        last = {leaf.number for leaf in before}
+        fed = [leaf for leaf in group if leaf.op == "linear" and _starts_from(leaf.args[0], earlier, last)]
         if len(fed) != 1 or (found and not _same_layer(fed[0], found[-1])):
             return None
         found.append(fed[0])
@@ -198,10 +234,10 @@ def _is_zero(node: StepNode) -> bool:
     return node.value is not None and not node.value.any()
 
 
-def _starts_from(node: StepNode, leaves: set[int]) -> bool:
-    """Return whether a pointwise value is computed from some of ``leaves`` and nothing else."""
+def _starts_from(node: StepNode, leaves: set[int], last: set[int]) -> bool:
+    """Return whether a pointwise value is computed from some of ``leaves``, of ``last`` too, and nothing else."""
     reached = {start.number for start in _new_leaves((node,))[0]}
-    return node.pointwise and bool(reached) and reached <= leaves
+    return node.pointwise and bool(reached & last) and reached <= leaves
 
 
 def _bias(node: StepNode | None) -> npt.NDArray[np.float64]:
