@@ -31,6 +31,12 @@ def spike(kind, width, height, where):
                 return torch.where(x.abs() < width, g, torch.zeros_like(g)) * height
             if kind == "rectangular":
                 return g * (x.abs() < width).to(x.dtype) * height
+            if kind == "atan":
+                return height / (1 + (x / width) ** 2) * g
+            if kind == "sigmoid":
+                return g * (4 * height * torch.sigmoid(x / width) * (1 - torch.sigmoid(x / width)))
+            if kind == "fast_sigmoid":
+                return g / (x.abs() / width + 1.0) ** 2 * height
             return g * torch.clamp(1 - x.abs() / width, min=0) * height
 
     return Spike.apply
@@ -134,6 +140,9 @@ CASES = {
     "where": {"where": True, "width": 0.75},
     "height": {"height": 0.5, "width": 1.0, "loss": "ce"},
     "triangle": {"kind": "triangular", "width": 1.0, "lr": 0.05},
+    "atan": {"kind": "atan", "width": 0.25, "height": 1.0},
+    "sigmoid": {"kind": "sigmoid", "width": 0.5, "height": 0.5},
+    "fast sigmoid": {"kind": "fast_sigmoid", "width": 0.125, "soft": True},
     "detached": {"detach": True, "loss": "ce"},
     "soft": {"soft": True, "decay": 0.75},
     "rate": {"rate_input": True},
@@ -145,8 +154,9 @@ def test_a_traced_step_is_found_and_gives_the_same_numbers(case, tmp_path):
     options = CASES[case]
     feeds, expected = traced(tmp_path / "step.onnx", **options)
     model = h2learn.load_model(tmp_path / "step.onnx")
-    kind = h2learn.Triangular if options.get("kind") == "triangular" else h2learn.Rectangular
-    assert model.train.surrogate == kind(options.get("width", 0.5), options.get("height", 1.0))
+    found = model.train.surrogate
+    assert found.kind == options.get("kind", "rectangular")
+    assert (found.half_width, found.height) == pytest.approx((options.get("width", 0.5), options.get("height", 1.0)))
     assert model.train.loss == ("cross_entropy" if options.get("loss") == "ce" else "mse_rate")
     assert model.train.detach_reset == options.get("detach", False)
     assert list(model.inputs) == list(feeds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from h2learn.compiler.autodiff.spec import Rectangular, Surrogate, Triangular
+from h2learn.backends.reference.neuron import SURROGATES, Neuron, surrogate
+from h2learn.compiler.autodiff.spec import ATan, FastSigmoid, Rectangular, Sigmoid, Surrogate, Triangular
 
 from .graph import Array
 from .step_graph import Numbers, StepGraph
@@ -22,12 +24,18 @@ _ARITHMETIC = "Add Sub Mul Div Neg Abs Sign Pow Sqrt Exp Log Erf Reciprocal Sigm
 _LOGIC = "Greater GreaterOrEqual Less LessOrEqual Equal Not And Or Xor Where Cast CastLike Identity"
 _POINTWISE = frozenset(f"{_ARITHMETIC} {_LOGIC}".split())
 
+_HALVED: dict[type[Surrogate], float] = {ATan: 1.0, Sigmoid: 2 * math.acosh(2**0.5), FastSigmoid: 2**0.5 - 1}
+"""How many of its half widths a surrogate without a window has fallen to half its height."""
+
 Function = Callable[[Numbers], Numbers]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A surrogate as found: its shape around the threshold ``centre``, and the heights it may have."""
+    """A surrogate as found: its shape around the threshold ``centre``, and the heights it may have.
+
+    ``half_width`` is that of the surrogate's class; without a window, where the shape has fallen in a certain way.
+    """
 
     kind: type[Surrogate]
     centre: float
@@ -47,10 +55,11 @@ def find_windows(step: StepGraph, values: Mapping[str, Array]) -> list[Window]:
     """
     found: list[Window] = []
     refused: list[str] = []
-    for root, name in _candidates(step, values):
+    for root, name, divides in _candidates(step, values):
 
-        def function(x: Numbers, root: str = root, name: str = name) -> Numbers:
-            return step.function(root, name, values, x)
+        def function(x: Numbers, root: str = root, name: str = name, divides: bool = divides) -> Numbers:
+            y = step.function(root, name, values, x)
+            return np.divide(1.0, y, out=np.zeros_like(y), where=y != 0) if divides else y
 
         if not _is_bump(function):
             continue
@@ -63,16 +72,19 @@ def find_windows(step: StepGraph, values: Mapping[str, Array]) -> list[Window]:
         if window not in found:
             found.append(window)
     if refused:
-        raise RefusalError(f"{refused[0]} is a surrogate gradient of no known shape", "rectangular and triangular are")
+        raise RefusalError(f"{refused[0]} is a surrogate gradient of no known shape", f"known: {', '.join(SURROGATES)}")
     if not found:
         raise RefusalError("the backward part holds no surrogate gradient")
     return found
 
 
-def _candidates(step: StepGraph, values: Mapping[str, Array]) -> list[tuple[str, str]]:
-    """Return (forward tensor, backward tensor) where the second is computed from the first alone, one by one."""
+def _candidates(step: StepGraph, values: Mapping[str, Array]) -> list[tuple[str, str, bool]]:
+    """Return (forward tensor, backward tensor, whether a gradient is divided by it).
+
+    The second is computed from the first alone, one by one.
+    """
     roots: dict[str, str | None] = {}
-    found: dict[tuple[str, str], None] = {}
+    found: dict[tuple[str, str, bool], None] = {}
     for node in step.graph.nodes:
         inputs = [name for name in node.inputs if name and _varies(step, name)]
         sources = {roots.get(name, name) for name in inputs}
@@ -84,7 +96,8 @@ def _candidates(step: StepGraph, values: Mapping[str, Array]) -> list[tuple[str,
             roots[name] = single if whole else name if forward else None
         if not forward and not whole:
             pairs = [(roots.get(name), name) for name in inputs if name not in step.forward]
-            found |= {(root, name): None for root, name in pairs if root is not None and root != name}
+            divisor = node.inputs[1] if node.op == "Div" else ""
+            found |= {(root, name, name == divisor): None for root, name in pairs if root is not None and root != name}
     return list(found)
 
 
@@ -107,6 +120,10 @@ def _grid() -> Numbers:
 def _fit(function: Function) -> Window | None:
     x = _grid()
     y = function(x)
+    return _fit_window(function, x, y) or _fit_open(function, float(x[np.argmax(y)]))
+
+
+def _fit_window(function: Function, x: Numbers, y: Numbers) -> Window | None:
     live = np.flatnonzero(y > 0)
     if live[0] == 0 or live[-1] == len(x) - 1:
         return None
@@ -122,11 +139,27 @@ def _fit(function: Function) -> Window | None:
     return None
 
 
-def _edge(function: Function, outside: float, inside: float) -> float:
-    """Return where the function becomes 0."""
+def _fit_open(function: Function, peak: float) -> Window | None:
+    """Return the surrogate without a window that the function is; its half height tells how wide it is."""
+    low, high = (_edge(function, peak + side, peak, function(np.array([peak]))[0] / 2) for side in (-REACH, REACH))
+    centre = (low + high) / 2
+    height = float(function(np.array([centre]))[0])
+    low, high = (_edge(function, centre + side, centre, height / 2) for side in (-REACH, REACH))
+    centre, half = (low + high) / 2, (high - low) / 2
+    x = centre + half * np.linspace(-8, 8, 65)
+    for kind, halved in _HALVED.items():
+        width = half / halved
+        neuron = replace(kind(width, height).apply(Neuron()), theta=(centre,))
+        if np.allclose(function(x), surrogate(x, neuron), rtol=1e-3, atol=1e-4 * height):
+            return Window(kind, _short(centre), _short(width), (_short(height),))
+    return None
+
+
+def _edge(function: Function, outside: float, inside: float, level: float = 0.0) -> float:
+    """Return where the function rises above ``level``."""
     for _ in range(REFINEMENTS):
         x = np.linspace(outside, inside, GRID)
-        first = int(np.argmax(function(x) > 0))
+        first = int(np.argmax(function(x) > level))
         outside, inside = float(x[first - 1]), float(x[first])
     return (outside + inside) / 2
 
