@@ -135,15 +135,24 @@ _VECTOR_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "v.loss": (12, 9, 1, 1),
     "v.opt": (2, 3, 0, 0),
 }
+_NEURON_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
+    "scaled": (1, 1, 0, 0),
+    "synaptic": (1, 1, 0, 0),
+    "curved": (8, 10, 0, 0),
+}
+"""What neurons need beside that: gain and offset, a synaptic current, a surrogate without a window (counted as an
+exponential and a quotient)."""
 """Per element (``elements`` as in the cycle formulas): fp32 adds, fp32 multiplies, compares, selects of the equations
 in ``docs/semantics.md`` (Philox: ten rounds of two multiplies and two exclusive-ors, counted as adds; exp: Cephes
 polynomial)."""
 
 
 def _vector(table: EnergyProfile, work: Mapping[str, Mapping[str, int]]) -> float:
+    done = [(operations, _count(work, mnemonic, "elements")) for mnemonic, operations in _VECTOR_OPERATIONS.items()]
+    for name, operations in _NEURON_OPERATIONS.items():
+        done += [(operations, _count(work, mnemonic, name)) for mnemonic in ("v.lif", "v.grad")]
     total = 0.0
-    for mnemonic, (adds, multiplies, compares, selects) in _VECTOR_OPERATIONS.items():
+    for (adds, multiplies, compares, selects), count in done:
         each = adds * table["fp32_add"] + multiplies * table["fp32_multiply"]
-        each += compares * table["compare"] + selects * table["select"]
-        total += _count(work, mnemonic, "elements") * each
+        total += count * (each + compares * table["compare"] + selects * table["select"])
     return total

@@ -37,7 +37,16 @@ from .operation import (
     spans,
     transfer_range,
 )
-from .work import BACKWARD_MODES, element_count, issue_width, lookup_work, products_work, update_elements, weight_work
+from .work import (
+    BACKWARD_MODES,
+    element_count,
+    issue_width,
+    lookup_work,
+    neuron_counts,
+    products_work,
+    update_elements,
+    weight_work,
+)
 
 Buffers = dict[str, Bytes]
 
@@ -193,7 +202,7 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
     arguments = _arguments(op, buffers, _integrate_arguments)
     n, k = op.number("n"), op.number("k")
     fired, passed, broken = _run(vector.integrate, n, n * k, *arguments, counters=3)
-    return Work({"elements": n * k, "spikes": fired, "masked_in": passed, "nonfinite": broken})
+    return Work(neuron_counts(op) | {"spikes": fired, "masked_in": passed, "nonfinite": broken})
 
 
 def _integrate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
@@ -216,7 +225,7 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
     arguments = _arguments(op, buffers, _differentiate_arguments)
     n, k = op.number("n"), op.number("k")
     live, broken = _run(vector.differentiate, n, 4 * n * k, *arguments, counters=2)
-    return Work({"elements": n * k, "live_outputs": live, "nonfinite": broken})
+    return Work(neuron_counts(op) | {"live_outputs": live, "nonfinite": broken})
 
 
 def _differentiate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:

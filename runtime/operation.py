@@ -89,8 +89,9 @@ class Work:
       ``live_outputs`` (of ``dense_inputs`` and ``dense_outputs``), ``products`` (live inputs x live outputs),
       ``dense_products``, and for the mode of the instruction ``macs`` (products not skipped), ``issue_cycles``,
       ``pe_cycles``; be.run also ``pe_cycles_<mode>``
-    * ``v.*``: ``elements``; v.lif ``spikes``, ``masked_in``; whatever writes slots ``live_outputs``, whatever reads
-      slots ``live_inputs``
+    * ``v.*``: ``elements``; v.lif ``spikes``, ``masked_in``; v.lif and v.grad where there are any ``scaled``,
+      ``synaptic`` and ``curved`` elements (gain and offset, synaptic currents, surrogates without a window); whatever
+      writes slots ``live_outputs``, whatever reads slots ``live_inputs``
     """
 
     counts: dict[str, int] = field(default_factory=dict)

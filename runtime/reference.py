@@ -35,6 +35,7 @@ from .work import (
     backward_work,
     issue_width,
     lookup_work,
+    neuron_counts,
     nonfinite,
     update_elements,
     weight_work,
@@ -236,8 +237,8 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
         if name in buffers:
             _pack(buffers[name], bits)
     masked_in = int(mask.sum()) if op.choice("save_m") == "yes" else 0
-    counts = {"elements": n * k, "spikes": int(spikes.sum()), "masked_in": masked_in, "nonfinite": nonfinite(u)}
-    return Work(counts)
+    counts = {"spikes": int(spikes.sum()), "masked_in": masked_in, "nonfinite": nonfinite(u)}
+    return Work(neuron_counts(op) | counts)
 
 
 def _parameter_rows(op: Operation, buffers: Buffers) -> F32:
@@ -289,7 +290,7 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
         if has_synapse(op):
             _save(buffers["gi"], gx, op.storage())
     live = _encode(op, buffers["go"], gx)
-    return Work({"elements": n * k, "live_outputs": live, "nonfinite": nonfinite(gx)})
+    return Work(neuron_counts(op) | {"live_outputs": live, "nonfinite": nonfinite(gx)})
 
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:

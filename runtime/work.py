@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .operation import ADAM_KINDS, Operation, Work
+from .operation import ADAM_KINDS, Operation, Work, has_synapse
 
 F32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -97,6 +97,20 @@ def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, inputs: 
             "nonfinite": not_finite,
         }
     )
+
+
+def neuron_counts(op: Operation) -> dict[str, int]:
+    """Return the elements of a neuron instruction, and in how many of them there is more to do than in plain ones."""
+    elements = op.number("n") * op.number("k")
+    counts = {"elements": elements}
+    if op.choice("drive") != "plain":
+        counts["scaled"] = elements
+    if has_synapse(op):
+        counts["synaptic"] = elements
+    curved = op.choice("surrogate") not in ("rectangular", "triangular") and op.choice("spike") != "never"
+    if op.mnemonic == "v.grad" and curved:
+        counts["curved"] = elements
+    return counts
 
 
 def issue_width(op: Operation) -> int:

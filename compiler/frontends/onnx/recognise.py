@@ -301,13 +301,15 @@ def describe(c: _Constants, compare: str) -> str:
 
 
 def _description(c: _Constants, compare: str) -> NeuronDescription:
+    noise = NO_SYNAPSE * np.maximum(np.abs(c.gain), np.abs(c.theta))
+    v_reset, v_leak, initial = (np.where(np.abs(v) > noise, v, 0.0) for v in (c.v_reset, c.v_leak, c.initial))
     return NeuronDescription(
         alpha=_values(c.alpha),
         gain=_values(c.gain),
         theta=_values(c.theta) if c.fires else (1.0,),
-        v_reset=_values(c.v_reset),
-        v_leak=_values(c.v_leak),
-        initial=_values(c.initial),
+        v_reset=_values(v_reset),
+        v_leak=_values(v_leak),
+        initial=_values(initial),
         synapse="immediate" if c.synapse else "none",
         beta=_values(c.beta),
         reset=c.reset,
