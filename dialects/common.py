@@ -23,6 +23,9 @@ PRECISION_ATTRIBUTE = "h2learn.precision"
 GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
 """Training programs: the float64 factor that results with role ``gradient`` carry (the loss scale)."""
 
+GROUP_ATTRIBUTE = "h2learn.group"
+"""Training programs from ``lut`` on: how many samples go through a training step together (an integer)."""
+
 ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
 RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")
 
@@ -91,6 +94,12 @@ def precision(module: builtin.ModuleOp) -> str:
     """Return the storage type of the module, ``"f32"`` or ``"f16"``."""
     attribute = module.attributes.get(PRECISION_ATTRIBUTE)
     return "f16" if isinstance(attribute, builtin.StringAttr) and attribute.data == "fp16" else "f32"
+
+
+def group_of(module: builtin.ModuleOp) -> int | None:
+    """Return how many samples go through a training step together, None for an inference program."""
+    attribute = module.attributes.get(GROUP_ATTRIBUTE)
+    return attribute.data if isinstance(attribute, builtin.IntAttr) else None
 
 
 def file_location(file: str, line: int, column: int) -> builtin.FileLineColLoc:

@@ -31,6 +31,7 @@ PLAIN, FILL, LOOK_UP = range(3)
 """Units: that of the engine, and of FE the table builder and the look-up lanes."""
 
 _ENGINES = len(ENGINES)
+_DMAIN, _DMAOUT = ENGINES.index("DMAIN"), ENGINES.index("DMAOUT")
 LOG_SIGNAL, LOG_POST, LOG_TAKE, LOG_FENCE, LOG_FORK, LOG_SPAN = range(6)
 LOG_COLUMNS = 5
 
@@ -50,10 +51,10 @@ HEAD, SIZE, ISSUE, DONE, FILLED, READS, READS_LOW, READS_HIGH, READS_UNTIL, WAIT
 """Columns of a queue (of a stream at an engine): its ring, when its last entry was taken and its work is done, when its
 last tables are built, what its last look-up reads until when, whether a ``wait`` blocks it."""
 QUEUE_COLUMNS = 10
-FREE, ENGINE_DONE, MARK, BUSY, BUILDER_FREE, BUILDER_BUSY, WAKE = range(7)
+FREE, ENGINE_DONE, MARK, BUSY, BUILDER_FREE, BUILDER_BUSY, WAKE, SERVED = range(8)
 """Columns of an engine: when its unit is free and all its work done, until when time is accounted for, cycles of work,
-the same of its builder, and when it next looks at its queues."""
-ENGINE_COLUMNS = 7
+the same of its builder, when it next looks at its queues, and of which stream it last took work."""
+ENGINE_COLUMNS = 8
 TOKENS, WAITER = range(2)
 """Columns of a semaphore: tokens, and the engine that a ``wait`` for them blocks (-1: none)."""
 POST_TIME, POST_NUMBER, POST_SEM, POST_COUNT, POST_PC = range(5)
@@ -62,13 +63,14 @@ LOST_EMPTY, LOST_SEMAPHORE, LOST_CHANNEL, PC_BUSY, PC_CHANNEL, FIRST, LAST, MOVE
 end, bytes that its transfers of slots moved."""
 PC_COLUMNS = 8
 (AT_ENGINE, AT_STREAM, NOW, RESULT, PERFORMED, WANTED, POSTS, POSTED, LOGGED) = range(9)
-CHANNEL_FREE, CHANNEL_BUSY, LOOK, STOPPED = range(9, 13)
+CHANNEL_FREE, CHANNEL_BUSY, LOOK, STOPPED, FIRST_ASKED, ASKED = range(9, 15)
 """Global values: the engine that is taking entries and the stream whose queue it looks at, the time; what the caller
 found for CYCLES after PERFORM; the stream or pc that FETCH, FAULTED or OVERFLOW mean; lengths of ``posts`` and ``log``,
-signals so far; the channel; whether a stream wants attention; the pc of a break point that was met."""
-TIMED, RACES, TRACE, START_UP, BURST = range(13, 18)
+signals so far; the channel; whether a stream wants attention; the pc of a break point that was met; which stream the
+engine asked first, and how many it has asked."""
+TIMED, RACES, TRACE, LATENCY, BURST = range(15, 20)
 """Settings: timing on, what to log, cycles before a transfer's first byte, bytes of a burst."""
-GLOBALS = 18
+GLOBALS = 20
 
 
 @jit
@@ -121,7 +123,8 @@ def advance(
             if chosen < 0:
                 return FINISHED
             engines[chosen, WAKE] = NEVER
-            g[AT_ENGINE], g[AT_STREAM], g[NOW] = chosen, 0, now
+            g[AT_ENGINE], g[NOW], g[ASKED] = chosen, now, 0
+            g[FIRST_ASKED] = _first_asked(chosen, engines)
         status = _step(
             entries, streams, queues, rings, engines, semaphores, posts, pcs, lost, log, g, memories, bytes_per_cycle
         )
@@ -272,8 +275,8 @@ def _step(
     e, now = g[AT_ENGINE], g[NOW]
     engine = engines[e]
     depth = rings.shape[1]
-    while g[AT_STREAM] < STREAMS:
-        s = g[AT_STREAM]
+    while g[ASKED] < STREAMS:
+        s = g[AT_STREAM] = (g[FIRST_ASKED] + g[ASKED]) % STREAMS
         agent = s * _ENGINES + e
         queue, ring, table = queues[agent], rings[agent], entries[s]
         while queue[SIZE]:
@@ -317,6 +320,7 @@ def _step(
                     g[RESULT] = _transfer(entry, pcs[pc], memories, g[BURST], bytes_per_cycle)
                 g[PERFORMED] = 0
                 end = _start(entry, queue, engine, pcs[pc], g, now)
+                engine[SERVED] = s
                 if g[TRACE]:
                     _note(log, g, LOG_SPAN, s, i, now, end)
             queue[HEAD] = (queue[HEAD] + 1) % depth
@@ -332,11 +336,17 @@ def _step(
                 break
         if engine[WAKE] <= now:
             engine[WAKE] = NEVER
-            g[AT_STREAM] = 0
+            g[ASKED], g[FIRST_ASKED] = 0, _first_asked(e, engines)
         else:
-            g[AT_STREAM] = s + 1
+            g[ASKED] += 1
     g[AT_ENGINE] = -1
     return FINISHED
+
+
+@jit
+def _first_asked(e: int, engines: I64) -> int:
+    """Return which stream an engine asks first: transfers take turns, elsewhere the lowest stream comes first."""
+    return (engines[e, SERVED] + 1) % STREAMS if e == _DMAIN or e == _DMAOUT else 0
 
 
 @jit
@@ -358,14 +368,14 @@ def _start(entry: I64, queue: I64, engine: I64, counters: I64, g: I64, now: int)
     cycles = 1
     if g[TIMED] and entry[CODE] != NOP:
         cycles = entry[CYCLES] if entry[CYCLES] >= 0 else g[RESULT]
-    end = now + cycles
+    end = free = now + cycles
     if g[TIMED] and entry[ON_CHANNEL]:
-        end = max(now + g[START_UP], g[CHANNEL_FREE]) + cycles
+        end = max(now + g[LATENCY], g[CHANNEL_FREE]) + cycles
+        free = max(now + 1, end - g[LATENCY])  # the next one's first byte can follow this one's last
         g[CHANNEL_FREE] = end
         g[CHANNEL_BUSY] += cycles
         counters[PC_CHANNEL] += cycles
-        cycles += g[START_UP]
-        counters[LOST_CHANNEL] += end - now - cycles
+        counters[LOST_CHANNEL] += end - now - cycles - g[LATENCY]
     counters[PC_BUSY] += cycles
     counters[LAST] = max(counters[LAST], end)
     if counters[FIRST] < 0:
@@ -374,7 +384,7 @@ def _start(entry: I64, queue: I64, engine: I64, counters: I64, g: I64, now: int)
         engine[BUILDER_FREE] = queue[FILLED] = end
         engine[BUILDER_BUSY] += cycles
     else:
-        engine[FREE] = end
+        engine[FREE] = free
         engine[BUSY] += cycles
     if entry[UNIT] == LOOK_UP:
         queue[READS], queue[READS_LOW], queue[READS_HIGH], queue[READS_UNTIL] = (

@@ -39,11 +39,11 @@ from .operation import (
 )
 from .work import (
     BACKWARD_MODES,
-    element_count,
     issue_width,
     lookup_work,
     neuron_counts,
     products_work,
+    unit_count,
     update_elements,
     weight_work,
 )
@@ -608,7 +608,7 @@ def _products(
         *(buffers.get("m", _NO_BYTES), "m" in buffers, live, dense, outputs),
     )
     totals, modes = np.zeros(4, np.int64), np.zeros((4, 3), np.int64)
-    convolution.tally(live, dense, outputs, out_width, issue_width(op), element_count(op), totals, modes)
+    convolution.tally(live, dense, outputs, out_width, issue_width(op), unit_count(op), totals, modes)
     not_finite = int(bits.count_nonfinite(buffers["acc"].view(np.float32)))
     return products_work(op, mode, positions, totals.tolist(), modes.tolist(), not_finite)
 

@@ -26,7 +26,7 @@ from .frontend import Entry, FrontEnd, Template
 from .loader import LoadedProgram
 from .operation import Memories, Operation, Work
 from .sanitizers import CHECKS, Clock, Sanitizers
-from .timing import backward_cycles, channel_cycles, slot_burst_bytes, transfer_start_up
+from .timing import backward_cycles, channel_cycles, slot_burst_bytes
 from .trace import Span
 
 I64 = npt.NDArray[np.int64]
@@ -144,7 +144,7 @@ class Simulator:
         self._timeline = Timeline(program.machine.queue_depth, len(program.code), self.memories)
         self._timeline.scalars[events.TIMED :] = (
             *(self._timed, "race" in self._checks, trace),
-            *(transfer_start_up("ld", program.machine), program.machine.dram.burst_bytes),
+            *(program.machine.dram.latency_cycles, program.machine.dram.burst_bytes),
         )
         self._recorded: dict[int, list[Fetched]] = {}
         self._is_recorded = False

@@ -15,7 +15,9 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
   v.*       ceil(elements / lanes), elements = n*k (v.opt: n, with Adam 4n for a root and two divisions; v.reduce,
             v.rng: steps*n*k; v.stat, v.norm: steps*n*positions*k; v.fold: 8k; pools: results * window),
             v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
-  ld, st    latency + bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel
+  ld, st    bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel. The latency before the
+            first byte passes while the bytes of earlier transfers move: an engine starts its next transfer as
+            early as bytes can follow without a gap
   ========  ================================================================================================
 
 * ``lanes_k`` of fe.run is the first number of ``shape``; ``lanes_p`` is what the machine has: ``lanes // lanes_k``.
@@ -38,8 +40,6 @@ from .operation import BITMAP_BYTES, Memories, Operation
 from .regions import ADAMS, Access, Desc, conv_positions, existing_rows, groups, taps
 
 START_UP: dict[str, int] = {
-    "DMAIN": 0,  # the DRAM latency of the machine file stands for it
-    "DMAOUT": 0,
     "FE": 8,  # pipeline: address, spike read, look-up, accumulate, write back (ours)
     "BE": 16,  # bitmap AND, leading-one search, dispatch, multiply, accumulate, write back (ours)
     "WUE": 12,  # table build, look-up, accumulate, write back (ours)
@@ -83,11 +83,6 @@ def backward_cycles(counts: Mapping[str, int]) -> int:
 def channel_cycles(moved_bytes: int, machine: Machine) -> int:
     """Return the cycles that a transfer of whole bursts occupies the DRAM channel."""
     return int(-(-moved_bytes // machine.dram.bytes_per_cycle))
-
-
-def transfer_start_up(mnemonic: str, machine: Machine) -> int:
-    """Return the cycles before a transfer's first byte moves."""
-    return START_UP[BY_MNEMONIC[mnemonic].engine] + machine.dram.latency_cycles
 
 
 def plain_burst_bytes(access: Access, machine: Machine) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import heapreplace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +26,8 @@ def backward_work(
 ) -> Work:
     """Count the work of the backward engine: per position ``live`` and ``dense`` inputs and live ``outputs``.
 
-    ``width`` is the number of output channels. Positions are dealt to the processing elements round-robin.
+    ``width`` is the number of output channels. Each position goes to the half of a processing element that is free
+    first.
     """
     live, dense, outputs = (np.asarray(v, np.int64).reshape(-1) for v in (live, dense, outputs))
     totals = [int(v.sum()) for v in (live, outputs, live * outputs, dense * width)]
@@ -58,7 +61,7 @@ def weight_work(
 ) -> Work:
     """Count the work of ``be.wgt``: ``rows`` are the live inputs, cycles and products of each (tap, input channel).
 
-    Rows are dealt to the processing elements round-robin.
+    Each row goes to the half of a processing element that is free first.
     """
     live, cycles, products = rows
     total = int(products.sum())
@@ -114,13 +117,13 @@ def neuron_counts(op: Operation) -> dict[str, int]:
 
 
 def issue_width(op: Operation) -> int:
-    """Return the multiplications that a processing element of the backward engine issues at a time."""
-    return op.fields.get("width", 64)
+    """Return how many multiplications half a processing element of the backward engine issues at a time."""
+    return max(1, op.fields.get("width", 64) // 2)
 
 
-def element_count(op: Operation) -> int:
-    """Return the number of processing elements of the backward engine."""
-    return op.fields.get("elements", 32)
+def unit_count(op: Operation) -> int:
+    """Return the halves of processing elements of the backward engine: an issue serves one or two positions."""
+    return 2 * op.fields.get("elements", 32)
 
 
 def update_elements(op: Operation) -> int:
@@ -134,7 +137,8 @@ def nonfinite(values: F32) -> int:
 
 
 def _slowest(op: Operation, cycles: npt.NDArray[np.int64]) -> int:
-    elements = element_count(op)
-    padded = np.zeros(-(-cycles.size // elements) * elements, np.int64)
-    padded[: cycles.size] = cycles
-    return int(padded.reshape(-1, elements).sum(axis=0).max(initial=0))
+    """Return when the last unit is done if each piece of work goes to the one that is free first."""
+    free = [0] * unit_count(op)
+    for piece in cycles.tolist():
+        heapreplace(free, free[0] + piece)
+    return max(free)

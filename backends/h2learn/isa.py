@@ -20,7 +20,7 @@ WORD_BYTES = 16
 OPCODE_BITS = 8
 MAX_LOOP_DEPTH = 8
 ADDRESS_REGISTERS = 256  # a0 reads as address 0 of DRAM and cannot be written
-SEMAPHORES = 64
+SEMAPHORES = 128  # shared by all streams; a program without streams needs fewer than 64
 SEMAPHORE_MAX = (1 << 16) - 1
 STREAMS = 4  # stream 0 runs the program; fork starts the others
 
@@ -151,7 +151,7 @@ def _d(of: str) -> Field:
 _DTYPE = _e("dtype", ("f32", "f16"), "storage type of weights, membrane potentials, LUT entries and gradients")
 _GBLK = _u("gblk", 8, "channels per gradient slot", low=0, high=64)
 _ENGINE = _e("engine", ENGINES, "the queue")
-_SEM = _u("sem", 6, "semaphore number")
+_SEM = _u("sem", 7, "semaphore number")
 NEVER_INIT = 1 << 8
 """The value of a field ``init`` that never starts fresh."""
 

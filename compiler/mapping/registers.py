@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from h2learn.backends.h2learn.errors import H2LearnError
@@ -23,6 +23,12 @@ class ContentCache:
 
     def new_stage(self) -> None:
         """Let go of what the stage before used."""
+        self._held.clear()
+
+    def forget(self) -> None:
+        """Take all contents as unknown, as at the head of a loop around stages."""
+        self._free += self._slots.values()
+        self._slots.clear()
         self._held.clear()
 
     def get(self, content: Hashable) -> tuple[int, bool]:
@@ -55,7 +61,10 @@ class TokenUse:
 
 @dataclass
 class SemaphorePlan:
-    """Semaphore of every token, and what each stage must drain first as (consumer, semaphore, count)."""
+    """Semaphore of every token, and what each stage must drain first as (consumer, semaphore, count).
+
+    ``left``: what is to be drained at the end of the section.
+    """
 
     semaphore: dict[int, int] = field(default_factory=dict)
     drains: dict[int, list[tuple[str, int, int]]] = field(default_factory=dict)
@@ -69,27 +78,56 @@ class _Semaphore:
     left: int
 
 
-def assign_semaphores(tokens: dict[int, TokenUse], count: int) -> SemaphorePlan:
-    """Give every token a semaphore.
+def assign_semaphores(sections: Sequence[Mapping[int, TokenUse]], numbers: Sequence[int]) -> list[SemaphorePlan]:
+    """Give every token of the sections of a stream one of the semaphores ``numbers``.
 
     A semaphore stays with one pair of engines, so that posts and takes are in order without further care. Reuse prefers
-    one that holds nothing; one with leftover credits is drained by its consumer before the new stage starts.
+    one that holds nothing; one with leftover credits is drained by its consumer before the new stage starts. At the end
+    of a section all are drained. Raises H2LearnError when there are too few.
     """
-    plan = SemaphorePlan()
+    wanted = _wanted(sections)
     pools: dict[tuple[str, str], list[_Semaphore]] = {}
-    wanted = _most_at_once(tokens.values())
-    spare = count
+    spare = list(reversed(numbers))
+    plans = []
+    for uses in sections:
+        plans.append(_plan_section(uses, wanted, pools, spare, len(numbers)))
+        for semaphore in (semaphore for pool in pools.values() for semaphore in pool):
+            semaphore.busy_until, semaphore.left = -1, 0
+    return plans
+
+
+def least_semaphores(sections: Sequence[Mapping[int, TokenUse]]) -> int:
+    """Return how many semaphores the sections of a stream need at least."""
+    return sum(_wanted(sections).values())
+
+
+def _wanted(sections: Sequence[Mapping[int, TokenUse]]) -> dict[tuple[str, str], int]:
+    """Return for each pair of engines how many semaphores it needs in the section that needs most."""
+    pairs: dict[tuple[str, str], int] = {}
+    for uses in sections:
+        for pair, most in _most_at_once(uses.values()).items():
+            pairs[pair] = max(most, pairs.get(pair, 0))
+    return pairs
+
+
+def _plan_section(
+    tokens: Mapping[int, TokenUse],
+    wanted: Mapping[tuple[str, str], int],
+    pools: dict[tuple[str, str], list[_Semaphore]],
+    spare: list[int],
+    count: int,
+) -> SemaphorePlan:
+    plan = SemaphorePlan()
     for token in sorted(tokens, key=lambda t: tokens[t].first):
         use = tokens[token]
         pool = pools.setdefault((use.producer, use.consumer), [])
         idle = [s for s in pool if s.busy_until < use.first]
         reserved = sum(max(0, most - len(pools.get(pair, ()))) for pair, most in wanted.items())
         chosen = min(idle, key=lambda s: (s.left, s.number), default=None)
-        if chosen is None or (chosen.left and spare > reserved):
+        if chosen is None or (chosen.left and len(spare) > reserved):
             if not spare:
-                raise H2LearnError(f"the program needs more than the {count} semaphores of the machine at once")
-            chosen = _Semaphore(count - spare, use.last, 0)
-            spare -= 1
+                raise H2LearnError(f"the program needs more than the {count} semaphores it has at once")
+            chosen = _Semaphore(spare.pop(), use.last, 0)
             pool.append(chosen)
         elif chosen.left:
             plan.drains.setdefault(use.first, []).append((use.consumer, chosen.number, chosen.left))

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 Clock = list[int]
 
@@ -31,8 +32,9 @@ Clock = list[int]
 class Region:
     """Bytes that a job touches: ``low + sum(coeff * counter)`` for ``size`` bytes.
 
-    ``limit`` says that they belong to a tensor of so many bytes. ``ring`` is (slots, slot bytes, depth): a buffer that
-    rotates with the iterations of the ``depth`` outermost loops.
+    ``limit`` says that they belong to a tensor of so many bytes, and ``window`` which part of it, as (start,
+    coefficients, extent) per dimension: the span of bytes may hold others. ``ring`` is (slots, slot bytes, depth): a
+    buffer that rotates with the iterations of the ``depth`` outermost loops.
     """
 
     space: object
@@ -42,6 +44,7 @@ class Region:
     coeffs: tuple[int, ...] = ()
     ring: tuple[int, int, int] = (1, 0, 0)
     limit: int | None = None
+    window: tuple[tuple[int, tuple[int, ...], int], ...] = ()
 
 
 @dataclass(eq=False)
@@ -63,7 +66,8 @@ class Loop:
 class Edge:
     """After ``source`` (a child of some loop) engine ``producer`` posts, before ``target`` engine ``consumer`` waits.
 
-    ``credits`` tokens are posted before the stage starts: iteration i waits for iteration i - credits.
+    ``credits`` tokens are posted before the stage starts: iteration i waits for iteration i - credits. Behind another
+    stage as many tokens are posted as the target will take.
     """
 
     source: Loop | Job
@@ -107,16 +111,24 @@ class _Access:
     high: int
     region: Region
     event: _Event
+    starts: tuple[int, ...] = ()
 
     def meets(self, other: _Access) -> bool:
         """Whether the two accesses may share bytes and one of them writes."""
         if not (self.region.written or other.region.written):
             return False
-        return not self.comparable(other) or max(self.low, other.low) < min(self.high, other.high)
+        if not self.comparable(other):
+            return True
+        if max(self.low, other.low) >= min(self.high, other.high):
+            return False
+        pairs = zip(self.starts, other.starts, self.region.window, strict=True)
+        return all(abs(mine - theirs) < extent for mine, theirs, (_, _, extent) in pairs)
 
     def replaces(self, old: _Access) -> bool:
         """Whether whoever waits for this access need not know of ``old`` any more."""
         if self.event.job.engine != old.event.job.engine or self.event is old.event or not self.comparable(old):
+            return False
+        if self.starts != old.starts:
             return False
         return self.low <= old.low and old.high <= self.high and self.region.written >= old.region.written
 
@@ -124,8 +136,12 @@ class _Access:
         """Whether the bytes tell if two accesses meet in any iteration."""
         if self.region.limit is None:
             return True
-        same_window = (self.region.low, self.region.coeffs) == (other.region.low, other.region.coeffs)
-        return same_window and self.event.stage is other.event.stage
+        same = (self.region.low, self.region.coeffs, self.region.window) == (
+            other.region.low,
+            other.region.coeffs,
+            other.region.window,
+        )
+        return same and self.event.stage is other.event.stage
 
 
 Accesses = dict[object, list[_Access]]
@@ -223,8 +239,6 @@ class _Analysis:
             waits.setdefault(edge.target, []).append(edge)
             posts.setdefault(edge.source, []).append(edge)
             tokens[edge] = deque([[0] * len(clocks)] * edge.credits)
-            if edge.source in self._ends:
-                tokens[edge].append(self._ends[edge.source][edge.producer])
         for what, item in trace:
             if isinstance(item, _Event):
                 clock = clocks[item.job.engine]
@@ -237,7 +251,9 @@ class _Analysis:
                 item.seen = tuple(clock)
             elif what == "before":
                 for edge in waits.get(item, ()):
-                    _join(clocks[edge.consumer], tokens[edge].popleft())
+                    earlier = self._ends.get(edge.source)
+                    known = tokens[edge].popleft() if earlier is None else earlier[edge.producer]
+                    _join(clocks[edge.consumer], known)
             else:
                 for edge in posts.get(item, ()):
                     tokens[edge].append(list(clocks[edge.producer]))
@@ -282,7 +298,10 @@ def _access(region: Region, event: _Event, counters: tuple[int, ...]) -> _Access
     slots, slot_bytes, depth = region.ring
     if slots > 1:
         low += event.path[depth][1] % slots * slot_bytes
-    return _Access(low, low + region.size, region, event)
+    starts = tuple(
+        start + sum(c * n for c, n in zip(coeffs, counters, strict=False)) for start, coeffs, _ in region.window
+    )
+    return _Access(low, low + region.size, region, event, starts)
 
 
 def _record(access: _Access, accesses: Accesses) -> None:
@@ -319,7 +338,7 @@ def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
     source: Loop | Job
     target: Loop | Job
     if needed.stage is not event.stage:
-        source, target, distance = needed.stage, event.stage, 0
+        source, target, distance = needed.stage, _first_use(event), 0
     else:
         depth = 0
         while depth < min(len(needed.path), len(event.path)) and needed.path[depth][0] is event.path[depth][0]:
@@ -337,6 +356,24 @@ def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
         return False
     known.credits = distance
     return True
+
+
+def _first_use(event: _Event) -> Loop | Job:
+    """Return the outermost place before an event behind which its engine can still do other work of the stage."""
+    places: list[Loop | Job] = [*(loop for loop, _ in event.path), event.job]
+    for outer, inner in pairwise(places):
+        assert isinstance(outer, Loop)
+        before = outer.children[: next(n for n, child in enumerate(outer.children) if child is inner)]
+        if any(job.engine == event.job.engine for child in before for job in _jobs_of(child)):
+            return inner
+    return event.stage
+
+
+def _jobs_of(node: Loop | Job) -> Iterator[Job]:
+    if isinstance(node, Job):
+        yield node
+    else:
+        yield from _jobs(node)
 
 
 def _join(clock: Clock, other: Sequence[int]) -> None:

@@ -9,18 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from math import prod
+from typing import Any, NoReturn
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
+from h2learn.compiler.mapping.cost import backward_cost, forward_cost, weights_cost
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
+from h2learn.compiler.mapping.streams import streams_of
 
 SLOTS = 2  # every buffer that crosses engines is double-buffered
+FANS = (1, 2, 4)
+"""Fan-ins of look-up tables between which the mapper chooses, as far as the machine has them."""
 
 
 @dataclass(frozen=True)
 class TileLimits:
-    """Upper bounds for tile sizes (None: as large as fits)."""
+    """Upper bounds for tile sizes (None: as large as fits), and choices that the mapper would make otherwise.
+
+    ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``overlap``:
+    which parts of it run side by side (``streams.OVERLAPS``).
+    """
 
     steps: int | None = None
     samples: int | None = None
@@ -29,14 +39,21 @@ class TileLimits:
     c: int | None = None
     k: int | None = None
     elements: int | None = None
+    fan: int | None = None
+    group: int | None = None
+    overlap: str | None = None
 
     @staticmethod
     def parse(text: str) -> TileLimits:
-        """Parse ``"rows=4,k=8"``; raises H2LearnError for unknown names and values below 1."""
+        """Parse ``"rows=4,k=8,overlap=serial"``; raises H2LearnError for unknown names and values below 1."""
         known = {field.name for field in fields(TileLimits)}
-        values: dict[str, int] = {}
+        values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, _, value = part.partition("=")
+            if name == "overlap":
+                streams_of(value)
+                values[name] = value
+                continue
             if name not in known or not value.isdigit() or int(value) < 1:
                 raise H2LearnError(
                     f"cannot read the tile limit {part!r}",
@@ -104,7 +121,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class ForwardTile(Tile):
-    """Tile of a forward convolution."""
+    """Tile of a forward convolution; ``fan`` is the fan-in of its look-up tables."""
+
+    fan: int
 
     @property
     def reduce_block(self) -> int:
@@ -150,12 +169,13 @@ class Usage:
     L: int = 0
 
     def fits(self, machine: Machine) -> bool:
-        """Whether every memory of ``machine`` is large enough, with 4 KiB left for alignment."""
-        return all(
-            getattr(self, field.name) + (4096 if machine.memory_bytes(field.name) > 32768 else 512)
-            <= machine.memory_bytes(field.name)
-            for field in fields(self)
-        )
+        """Whether every memory of ``machine`` is large enough, with some room left for alignment."""
+        return all(_fits(getattr(self, field.name), machine.memory_bytes(field.name)) for field in fields(self))
+
+
+def _fits(wanted: int, size: int) -> bool:
+    room = 4096 if size > 32768 else 512
+    return wanted == 0 or wanted + room <= size
 
 
 @dataclass(frozen=True)
@@ -174,8 +194,11 @@ PLAIN_NEURON = NeuronKind()
 
 
 def slot_cap(machine: Machine, limits: TileLimits) -> int:
-    """Return the most channels of a gradient slot: 64, or 32 where a 64 x 64 weight tile would crowd memory W."""
-    cap = 64 if machine.memory_bytes("W") >= 1 << 20 else 32
+    """Return the most channels of a gradient slot: 64, or 32 on a small machine, where a 64 x 64 weight tile crowds W.
+
+    It depends on the engine, not on a memory: all parts of a training step must agree.
+    """
+    cap = 64 if machine.backward.elements >= 16 else 32
     return min(cap, limits.k or cap)
 
 
@@ -195,50 +218,67 @@ def gradient_extent(count: int, kernel: int, stride: int, padding: int) -> tuple
     return (count - 1 + offset) // stride + 1, offset, first
 
 
+@cache
 def plan_forward(
     shape: ConvShape,
     machine: Machine,
     limits: TileLimits,
     reduce_block: int | None = None,
     neuron: NeuronKind = PLAIN_NEURON,
+    fan: int | None = None,
     *,
     looped: bool = False,
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
 
-    ``reduce_block`` pins the input channels per block when they were chosen before. ``looped``: the loop over time
-    steps is outside, and one step of whole samples is computed at a time.
+    ``reduce_block`` pins the input channels per block, ``fan`` the fan-in of the tables, when they were chosen before.
+    ``looped``: the loop over time steps is outside, and one step of whole samples is computed at a time.
     """
-
-    def usage(t: Tile) -> Usage:
-        images = t.samples * (1 if shape.static else t.steps)
-        ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
-        iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
-        inputs = images * ih * iw
-        outs = t.steps * t.positions
-        weights = shape.taps * t.c * t.k * shape.item
+    if fan is None and shape.real:
         fan = machine.forward.fan_in
-        tables = 0 if shape.real else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
-        bits = row_bytes("bits", t.k)
-        starts = 2 * outs if shape.onto == "bits" else outs
-        return Usage(
-            W=SLOTS * weights,
-            S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + (SLOTS * starts + t.positions) * bits,
-            U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
-            + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + neuron.states * t.positions) * t.k * shape.item,
-            M=SLOTS * outs * bits,
-            A=SLOTS * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
-            L=SLOTS * tables,
-        )
-
+    fans = [fan or limits.fan] if fan or limits.fan else [n for n in FANS if n <= machine.forward.fan_in]
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {})
     if reduce_block is not None:
         choices["c"] = (reduce_block,)
     if looped:
         choices |= {"steps": (1,), "rows": (shape.out_h,), "columns": (shape.out_w,), "k": (shape.k,)}
-    return ForwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "forward tile"))
+    best: list[tuple[float, ForwardTile]] = []
+    for number in filter(None, fans):
+
+        def usage(t: Tile, number: int = number) -> Usage:
+            return _forward_usage(shape, t, number, neuron)
+
+        def cost(t: Tile, number: int = number) -> float:
+            return forward_cost(shape, t, machine, number).cycles
+
+        found = _cheapest(choices, usage, cost, machine)
+        if found is not None:
+            best.append((found[0], ForwardTile(**found[1], fan=number)))
+    return min(best, key=lambda pair: pair[0])[1] if best else _nothing_fits("forward tile", machine)
 
 
+def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> Usage:
+    images = t.samples * (1 if shape.static else t.steps)
+    ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
+    iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
+    inputs = images * ih * iw
+    outs = t.steps * t.positions
+    weights = shape.taps * t.c * t.k * shape.item
+    tables = 0 if shape.real else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
+    bits = row_bytes("bits", t.k)
+    starts = 2 * outs if shape.onto == "bits" else outs
+    return Usage(
+        W=SLOTS * weights,
+        S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + (SLOTS * starts + t.positions) * bits,
+        U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
+        + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + neuron.states * t.positions) * t.k * shape.item,
+        M=SLOTS * outs * bits,
+        A=SLOTS * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
+        L=SLOTS * tables,
+    )
+
+
+@cache
 def plan_backward(
     shape: ConvShape,
     machine: Machine,
@@ -302,9 +342,12 @@ def _plan_backward(
         choices["k"] = (reduce_block,)
     if looped:
         choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
-    return BackwardTile(**_shrink(choices, CONV_ORDER, usage, machine, "backward tile"), fused=fused)
+    slot = max(gblk_in, gblk_out)
+    found = _cheapest(choices, usage, lambda t: backward_cost(shape, t, machine, slot).cycles, machine)
+    return BackwardTile(**found[1], fused=fused) if found is not None else _nothing_fits("backward tile", machine)
 
 
+@cache
 def plan_weights(
     shape: ConvShape,
     machine: Machine,
@@ -332,7 +375,8 @@ def plan_weights(
     if reduce_block is not None:
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
-    return WeightTile(**_shrink(choices, CONV_ORDER, usage, machine, "weight-gradient tile"))
+    found = _cheapest(choices, usage, lambda t: weights_cost(shape, t, machine, gblk).cycles, machine)
+    return WeightTile(**found[1]) if found is not None else _nothing_fits("weight-gradient tile", machine)
 
 
 def plan_positions(
@@ -372,10 +416,12 @@ def plan_sums(
     machine: Machine,
     limits: TileLimits,
     reduce_block: tuple[int, int, int, int] | None = None,
+    *,
+    gradients: bool = True,
 ) -> WeightTile:
     """Choose the tile of sums per channel over fp32 values ``[steps, batch, height, width, channels]``.
 
-    Gradient slots (``item`` bytes a value) may lie beside the values. Tiles are whole everywhere, because zeros around
+    With ``gradients`` slots (``item`` bytes a value) lie beside the values. Tiles are whole everywhere, because zeros around
     a tensor would count in a variance. ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen
     before. Raises H2LearnError when nothing fits.
     """
@@ -385,7 +431,8 @@ def plan_sums(
 
     def usage(t: Tile) -> Usage:
         values = SLOTS * t.steps * t.positions
-        return Usage(A=values * t.k * 4 + SLOTS * 32 * t.k + SLOTS * 64, G=values * row_bytes(slots, t.k, gblk))
+        beside = values * row_bytes(slots, t.k, gblk) if gradients else 0
+        return Usage(A=values * t.k * 4 + SLOTS * 32 * t.k + SLOTS * 64, G=beside)
 
     choices: Choices = {
         "steps": tuple(_divisors(steps, limits.steps, 1)),
@@ -430,9 +477,32 @@ def _choices(shape: ConvShape, height: int, width: int, limits: TileLimits, unit
     }
 
 
+def _cheapest(
+    choices: Choices, usage: Callable[[Tile], Usage], cost: Callable[[Tile], float], machine: Machine
+) -> tuple[float, dict[str, int]] | None:
+    """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that does."""
+    best: tuple[float, dict[str, int]] | None = None
+    for k in choices["k"]:
+        for c in choices["c"]:
+            sizes = _largest({**choices, "k": (k,), "c": (c,)}, CONV_ORDER, usage, machine)
+            if sizes is None:
+                continue
+            cycles = cost(Tile(**sizes))
+            if best is None or cycles < best[0]:
+                best = cycles, sizes
+    return best
+
+
 def _shrink(
     choices: Choices, order: Sequence[str], usage: Callable[[Tile], Usage], machine: Machine, what: str
 ) -> dict[str, int]:
+    return _largest(choices, order, usage, machine) or _nothing_fits(what, machine)
+
+
+def _largest(
+    choices: Choices, order: Sequence[str], usage: Callable[[Tile], Usage], machine: Machine
+) -> dict[str, int] | None:
+    """Return the largest tile that fits, shrinking dimensions in ``order``."""
     sizes = {name: values[0] for name, values in choices.items()}
     if usage(Tile(**sizes)).fits(machine):
         return sizes
@@ -441,6 +511,10 @@ def _shrink(
             sizes[name] = value
             if usage(Tile(**sizes)).fits(machine):
                 return _regrow(sizes, choices, order, usage, machine)
+    return None
+
+
+def _nothing_fits(what: str, machine: Machine) -> NoReturn:
     raise H2LearnError(
         f"no {what} fits the on-chip memories of {machine.name}",
         hint="use a machine with more SRAM, or fewer channels",

@@ -11,6 +11,7 @@ from math import prod
 
 from xdsl.ir import SSAValue
 
+from h2learn.compiler.mapping.cost import defers_weights, lane_shape
 from h2learn.compiler.mapping.layout import item_bytes
 from h2learn.compiler.mapping.tiling import (
     PLAIN_NEURON,
@@ -41,19 +42,16 @@ from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import shape_of
 
-LANE_SHAPES = ((16, 128), (32, 64), (64, 32), (128, 16), (256, 8))
-LANES_OF_SHAPES = 2048
-
 
 def conv_shape(
-    op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, dtype: str, *, real: bool, onto: str = ""
+    ctx: TileContext, op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, *, real: bool, onto: str = ""
 ) -> ConvShape:
     """Return the plain shape of a convolution with layer input ``x`` and output (or its gradient) ``y``."""
     source, result = shape_of(x.type), shape_of(y.type)
     geometry = op.geometry
     return ConvShape(
         leading(result),
-        result[-4],
+        ctx.samples(result[-4]),
         source[-3],
         source[-2],
         source[-1],
@@ -65,7 +63,7 @@ def conv_shape(
         geometry.padding,
         real,
         len(source) == 4,
-        item_bytes(dtype),
+        item_bytes(ctx.dtype),
         onto,
     )
 
@@ -79,11 +77,13 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
     assert neuron is None or isinstance(neuron, lut.LifOp | lut.LiOp)
     x = op.s if isinstance(op, lut.FeConvOp) else op.x
     real = isinstance(op, lut.BeConvOp)
-    shape = conv_shape(op, x, op.current, shape_of(op.w.type)[-1], ctx.dtype, real=real, onto=ctx.onto(op.onto))
+    shape = conv_shape(ctx, op, x, op.current, shape_of(op.w.type)[-1], real=real, onto=ctx.onto(op.onto))
     steps = neuron.time_steps if neuron is not None else shape.steps
     shape = replace(shape, steps=steps)
+    batch = shape_of(op.current.type)[-4]
     kind = PLAIN_NEURON if neuron is None else neuron_kind(neuron.neuron)
-    t = plan_forward(shape, ctx.machine, ctx.limits, op.reduce_block, kind, looped=fed_back)
+    fan = op.fan_in if isinstance(op, lut.FeConvOp) else None
+    t = plan_forward(shape, ctx.chip, ctx.limits, op.reduce_block, kind, fan, looped=fed_back)
     b = ctx.builder
     label = ctx.label("forward", op)
     weights = ctx.values[op.w]
@@ -100,7 +100,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
         if c_trips == 1:
             tables = _load_weights(ctx, weights, shape, t, Affine(), ik, real)
         with (
-            b.loop("n", trips(shape.batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.out_h, t.rows)) as y,
             b.loop("x", trips(shape.out_w, t.columns)) as x_,
         ):
@@ -137,9 +137,9 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
     ``fed_back``: what it reads are the results of this neuron gradient one step later.
     """
     reader = only_user(op.gs, lut.GradOp)
-    shape = conv_shape(op, op.gs, op.gu, shape_of(op.w.type)[-1], ctx.dtype, real=False, onto=ctx.onto(op.onto))
+    shape = conv_shape(ctx, op, op.gs, op.gu, shape_of(op.w.type)[-1], real=False, onto=ctx.onto(op.onto))
     kind = neuron_kind(reader.neuron) if isinstance(reader, lut.GradOp) else None
-    t = plan_backward(shape, ctx.machine, ctx.limits, op.reduce_block, neuron=kind, looped=fed_back)
+    t = plan_backward(shape, ctx.chip, ctx.limits, op.reduce_block, neuron=kind, looped=fed_back)
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
     label = ctx.label("backward", op)
@@ -151,6 +151,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
         ctx.values[op.gu] = ctx.values[grad.gu]
     source = ctx.values[op.gu]
     result = None if grad is not None else ctx.declare(op.gs, f"{label}.gs")
+    batch = shape_of(op.gs.type)[-4]
     c_trips, k_trips = trips(shape.c, t.c), trips(shape.k, t.k)
     blocks = trips(shape.steps, t.steps)
     gh, py, first_y = gradient_extent(t.rows, shape.kernel[0], shape.stride[0], shape.padding[0])
@@ -177,7 +178,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
         par = stage.parameters(ic * t.c, t.c) if stage is not None else None
         held = weight_tile(ic, Affine()) if k_trips == 1 else None
         with (
-            b.loop("n", trips(shape.batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.in_h, t.rows)) as y,
             b.loop("x", trips(shape.in_w, t.columns)) as x,
         ):
@@ -210,17 +211,25 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                     b.store(result, acc, *activation_window(result, time, *area.cuts, channels))
 
 
+def waits_for_batch(ctx: TileContext, op: lut.WuOp) -> bool:
+    """Whether a weight gradient in the loop over groups is better computed behind it."""
+    shape = conv_shape(ctx, op, op.s, op.gu, shape_of(op.gu.type)[-1], real=False)
+    return ctx.group is not None and defers_weights(shape, ctx.machine)
+
+
 def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
     """Lower a weight gradient: the sums stay on chip while all positions pass by."""
     x = op.s if isinstance(op, lut.WuOp) else op.x
     real = isinstance(op, lut.BeWgtOp)
-    shape = conv_shape(op, x, op.gu, shape_of(op.gu.type)[-1], ctx.dtype, real=real)
-    t = plan_weights(shape, ctx.machine, ctx.limits, op.reduce_block)
+    shape = conv_shape(ctx, op, x, op.gu, shape_of(op.gu.type)[-1], real=real)
+    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block)
     b = ctx.builder
     label = ctx.label("weights", op)
     source, gradient = ctx.values[x], ctx.values[op.gu]
     result = ctx.declare(op.gw, f"{label}.gradient")
     gblk = ctx.gblk(shape.k)
+    batch = shape_of(op.gu.type)[-4]
+    running = ctx.running_sum(result)
     params = {**_geometry(shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
     with (
         b.stage(label, op.location),
@@ -228,8 +237,10 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
         b.loop("c", trips(shape.c, t.c)) as ic,
     ):
         acc = b.alloc("gw", "A", "f32", (shape.taps, t.c, t.k))
+        if running is not None:
+            b.load(running[0], acc, (running[1], 0, ic * t.c, ik * t.k), (1, shape.taps, t.c, t.k))
         with (
-            b.loop("n", trips(shape.batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.out_h, t.rows)) as y,
             b.loop("x", trips(shape.out_w, t.columns)) as x_,
             b.loop("t", trips(shape.steps, t.steps)) as it,
@@ -240,11 +251,17 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
             window = activation_window(gradient, time, *area.cuts, Cut(ik * t.k, t.k))
             g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
             b.load(gradient, g, *window)
-            first = [n, y, x_, it]
+            first, carry = ([n, y, x_, it], False) if running is None else ([], True)
             if isinstance(op, lut.WuOp):
-                b.job(tile.WuRunOp, {"acc": acc, "s": inputs, "g": g}, {**params, "fan": op.fan_in}, first=first)
+                b.job(
+                    tile.WuRunOp,
+                    {"acc": acc, "s": inputs, "g": g},
+                    {**params, "fan": op.fan_in},
+                    first=first,
+                    carry=carry,
+                )
             else:
-                b.job(tile.BeWgtOp, {"acc": acc, "x": inputs, "g": g}, params, first=first)
+                b.job(tile.BeWgtOp, {"acc": acc, "x": inputs, "g": g}, params, first=first, carry=carry)
         b.store(result, acc, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
 
 
@@ -457,7 +474,7 @@ def _load_weights(
     b.load(weights, w, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
     if real:
         return w
-    fan = ctx.machine.forward.fan_in
+    fan = t.fan
     tables = b.alloc("tables", "L", f"lut.{ctx.dtype}", (shape.taps, trips(t.c, fan), 1 << fan, t.k))
     params: dict[str, tile.Param] = {
         "kh": shape.kernel[0],
@@ -508,21 +525,10 @@ def _convolve(
     if isinstance(op, lut.BeConvOp):
         ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=first, carry=carry)
         return
-    params.update(fan=op.fan_in, shape=_lane_shape(ctx.machine.forward.lanes, t.k, imgs * t.rows * t.columns))
+    params.update(fan=op.fan_in, shape=lane_shape(ctx.machine.forward.lanes, t.k, imgs * t.rows * t.columns)[0])
     ctx.builder.job(tile.FeRunOp, {"acc": acc, "s": inputs, "lut": held}, params, first=first, carry=carry)
 
 
 def _start(op: lut.ForwardConvolutionOp | lut.BeGradOp, block: Affine) -> tuple[list[Affine], bool]:
     """Return where sums start fresh: at the first ``block`` of channels, or never when they go on from others."""
     return ([block], False) if op.onto is None else ([], True)
-
-
-def _lane_shape(lanes: int, k: int, positions: int) -> str:
-    """Return the arrangement of the look-up lanes that takes the fewest cycles (names are those of 2,048 lanes)."""
-
-    def cycles(shape: tuple[int, int]) -> int:
-        lanes_p = max(1, shape[1] * lanes // LANES_OF_SHAPES)
-        return trips(k, shape[0]) * trips(positions, lanes_p)
-
-    best = min(LANE_SHAPES, key=cycles)
-    return f"{best[0]}x{best[1]}"

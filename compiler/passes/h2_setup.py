@@ -38,6 +38,7 @@ class SetupTable:
         self._registers = ContentCache(1, isa.ADDRESS_REGISTERS - 1, "address registers")
         self._caches = {d.name: ContentCache(0, d.count, f"{d.name} descriptors") for d in isa.DESCRIPTORS[1:]}
         self._held: dict[tuple[str, int], dict[str, int | float | str]] = {}
+        self._cleared = True  # what was never written holds zeros
 
     def new_stage(self) -> None:
         """Start the words of another stage."""
@@ -45,6 +46,14 @@ class SetupTable:
         self._registers.new_stage()
         for cache in self._caches.values():
             cache.new_stage()
+
+    def forget(self) -> None:
+        """Take all contents as unknown: at the head of a loop they are what its end left, or what was before."""
+        self._registers.forget()
+        for cache in self._caches.values():
+            cache.forget()
+        self._held.clear()
+        self._cleared = False
 
     def register(self, memory: str, value: Linear, ring: Ring = (), *, moves: bool = False) -> int:
         """Return the address register that holds an affine address."""
@@ -80,7 +89,7 @@ class SetupTable:
         for item in isa.DESCRIPTOR_BY_NAME[kind].fields:
             zero: int | str = item.values[0] if item.kind is isa.Kind.ENUM else 0
             value = wanted.get(item.name, zero)
-            untouched = held is None and item.name == next(iter(wanted))
+            untouched = held is None and (not self._cleared or item.name == next(iter(wanted)))
             if value != (held or {}).get(item.name, zero) or untouched:
                 self._configure(kind, index, item.name, value)
         self._held[kind, index] = dict(wanted)

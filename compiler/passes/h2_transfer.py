@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.mapping.layout import item_bytes, slot_bytes
-from h2learn.compiler.passes.tile_layout import channel_bytes, dimension_bytes, enclosing_loops
+from h2learn.compiler.passes.tile_layout import channel_bytes, enclosing_loops, tensor_strides
 from h2learn.dialects import tile
 from h2learn.dialects.common import source_of
 
@@ -62,7 +62,7 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     trips = [loop.trips.data for loop in enclosing_loops(op)]
     starts = [linear(index, op) for index in op.window.data]
     run = channel_bytes(placed, op.sizes.data[-1])
-    strides = dimension_bytes(placed)
+    strides = tensor_strides(op.tensor)
     chip = run
     dimensions: list[_Dimension] = []
     for size, stride, start, limit in reversed(

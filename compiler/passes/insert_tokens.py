@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 from xdsl.context import Context
 from xdsl.dialects import builtin
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.isa import ENGINES
 from h2learn.compiler.mapping.sync import Edge, Job, Loop, Region, order_stages
+from h2learn.compiler.passes.stream_tokens import insert_stream_tokens
 from h2learn.compiler.passes.tile_layout import (
     buffer_of,
     channel_bytes,
-    dimension_bytes,
-    enclosing_loops,
     placed_bytes,
     root_tensor,
     slot_stride,
+    stage_loops,
+    tensor_strides,
 )
 from h2learn.dialects import tile
 
@@ -33,13 +35,23 @@ class InsertTokensPass(ModulePass):
     def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
         """Insert ``tile.signal`` and ``tile.wait``."""
         del ctx
-        places: dict[Loop | Job, Operation] = {}
-        stages: list[Loop] = []
-        for stage in op.walk():
-            if isinstance(stage, tile.StageOp):
-                stages.append(_tree(stage, places))
-        for token, edge in enumerate(order_stages(stages, len(ENGINES))):
-            _insert(edge, token, places)
+        token = 0
+        for section in sections(op):
+            places: dict[Loop | Job, Operation] = {}
+            stages = [_tree(stage, places) for stage in section]
+            for edge in order_stages(stages, len(ENGINES)):
+                _insert(edge, token, places)
+                token += 1
+        insert_stream_tokens([stream for stream in op.walk() if isinstance(stream, tile.StreamOp)], token)
+
+
+def sections(module: builtin.ModuleOp) -> list[list[tile.StageOp]]:
+    """Return the stages that follow each other in one block; the loop over groups is fenced off from what follows."""
+    blocks: dict[Block | None, list[tile.StageOp]] = {}
+    for op in module.walk():
+        if isinstance(op, tile.StageOp):
+            blocks.setdefault(op.parent, []).append(op)
+    return list(blocks.values())
 
 
 def _tree(op: tile.StageOp | tile.ForOp, places: dict[Loop | Job, Operation]) -> Loop:
@@ -70,7 +82,7 @@ def _regions(op: tile.JobOp | tile.LoadOp | tile.StoreOp) -> list[Region]:
 def _buffer_region(value: SSAValue, written: bool) -> Region:
     alloc, placed = buffer_of(value)
     assert alloc.address is not None, "buffers are placed before tokens"
-    ring = (alloc.slots.data, slot_stride(alloc), len(enclosing_loops(alloc)))
+    ring = (alloc.slots.data, slot_stride(alloc), len(stage_loops(alloc)))
     return Region(alloc.memory.data, alloc.address.data, placed_bytes(placed), written, ring=ring)
 
 
@@ -78,11 +90,12 @@ def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool) -> Region:
     """Return the span from the first to the last byte of the window (rows between may not be touched)."""
     assert isinstance(op.tensor.type, tile.TensorType)
     placed = op.tensor.type.placed
-    loops = enclosing_loops(op)
+    loops = stage_loops(op)
     depth = {loop.counter: n for n, loop in enumerate(loops)}
-    strides = dimension_bytes(placed)
+    strides = tensor_strides(op.tensor)
     low, size = 0, channel_bytes(placed, op.sizes.data[-1])
     coeffs = [0] * len(loops)
+    window: list[tuple[int, tuple[int, ...], int]] = []
     for dimension, ((offset, factors), extent) in enumerate(zip(op.window.data, op.sizes.data, strict=True)):
         last = dimension == len(strides)
 
@@ -90,21 +103,29 @@ def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool) -> Region:
             return channel_bytes(placed, count) if last else count * strides[dimension]
 
         low += to_bytes(offset)
+        start = [0] * len(loops)
         for iv, factor in zip(op.ivs, factors, strict=False):
-            coeffs[depth[iv]] += to_bytes(factor)
+            if iv in depth:  # the loop over groups stands outside
+                coeffs[depth[iv]] += to_bytes(factor)
+                start[depth[iv]] += factor
         size += 0 if last else (extent - 1) * strides[dimension]
-    return Region(root_tensor(op.tensor), low, size, written, tuple(coeffs), limit=placed_bytes(placed))
+        if dimension or not isinstance(op.tensor.owner, tile.RepeatOp):
+            window.append((offset, tuple(start), extent))
+    root = root_tensor(op.tensor)
+    return Region(root, low, size, written, tuple(coeffs), limit=placed_bytes(placed), window=tuple(window))
 
 
 def _insert(edge: Edge, token: int, places: dict[Loop | Job, Operation]) -> None:
     source, target = places[edge.source], places[edge.target]
-    signal = tile.SignalOp(ENGINES[edge.producer], token)
+    count = prod(loop.trips.data for loop in stage_loops(target)) if isinstance(source, tile.StageOp) else 1
+    signal = tile.SignalOp(ENGINES[edge.producer], token, count)
     wait = tile.WaitOp(ENGINES[edge.consumer], token)
     signal.location, wait.location = source.location, target.location
     _after(source, signal)
     _before(target, wait)
     if edge.credits:
-        credits = tile.SignalOp(ENGINES[edge.producer], token, edge.credits)
+        # posted by the one who takes them: the producer may still be busy with the stage before
+        credits = tile.SignalOp(ENGINES[edge.consumer], token, edge.credits)
         credits.location = target.location
         _before(_stage_of(target), credits)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from xdsl.ir import Operation, SSAValue
 
+from h2learn.compiler.mapping import streams
+from h2learn.compiler.mapping.cost import defers_weights
 from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_weights
 from h2learn.compiler.passes.tile_context import neuron_kind
 from h2learn.dialects.lut import ops as lut
@@ -102,8 +104,8 @@ def _input_gradient(
     onto = _onto(context, result, op.result, target)
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
-    kind = _neuron_kind(reader)
-    block = plan_backward(planned, context.machine, context.limits, neuron=kind, looped=context.looped).reduce_block
+    kind, chip = _neuron_kind(reader), context.chip(streams.BACKWARD)
+    block = plan_backward(planned, chip, context.limits, neuron=kind, looped=context.looped).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
     grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location, onto=onto)
@@ -200,8 +202,12 @@ def _bias(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 def _reduction(context: LutContext, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool) -> lut.Block:
     """Return (steps, samples, rows, columns) of a block; without a time dimension there is one step."""
     with_time = inputs if len(inputs) == 5 else (1, *inputs)
+    part = streams.UPDATE
     planned = context.conv_shape(with_time, geometry, k, real=real)
-    return plan_weights(planned, context.machine, context.limits).reduce_block
+    if context.group is not None and defers_weights(planned, context.machine):
+        part = streams.OPTIMIZER
+        planned = context.conv_shape(with_time, geometry, k, real=real, whole=True)
+    return plan_weights(planned, context.chip(part), context.limits).reduce_block
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:

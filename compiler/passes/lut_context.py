@@ -11,6 +11,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.mapping.streams import BACKWARD, share
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
@@ -41,7 +42,8 @@ class LutContext:
     spikes of a neuron, where the surrogate is not 0; ``gs_time``, for gradients of logits, how they reach the time
     steps. ``steps`` is T for what is computed once for all time steps. ``joined`` maps a sum of the training graph to
     the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted.
-    ``looped`` is set inside a scan, where the loop over time steps is outside the layers.
+    ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``group`` is the number of
+    samples that go through a training step together (None: inference).
     """
 
     block: Block
@@ -49,6 +51,7 @@ class LutContext:
     limits: TileLimits
     dtype: str
     steps: int
+    group: int | None = None
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
     biases: dict[SSAValue, PendingBias] = field(default_factory=dict)
     winners: dict[SSAValue, SSAValue] = field(default_factory=dict)
@@ -140,18 +143,32 @@ class LutContext:
         """Return the (steps, samples, rows, columns) in which sums per channel over ``value`` are split."""
         sizes = shape_of(value.type)
         item = 4 if self.dtype == "f32" else 2
-        planned = plan_sums(sizes if len(sizes) == 5 else (1, *sizes), item, self.machine, self.limits)
+        planned = plan_sums(sizes if len(sizes) == 5 else (1, *sizes), item, self.chip(BACKWARD), self.limits)
         return planned.reduce_block
 
+    def chip(self, part: str) -> Machine:
+        """Return the machine with the memory that ``part`` of a training step has; inference has all of it."""
+        return share(self.machine, None if self.group is None else part)
+
     def conv_shape(
-        self, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool, onto: SSAValue | None = None
+        self,
+        inputs: Shape,
+        geometry: ConvGeometry,
+        k: int,
+        *,
+        real: bool,
+        onto: SSAValue | None = None,
+        whole: bool = False,
     ) -> ConvShape:
-        """Return what the mapper needs to know of a convolution of ``inputs`` ``[(T,)N,H,W,C]`` to ``k`` channels."""
+        """Return what the mapper needs to know of a convolution of ``inputs`` ``[(T,)N,H,W,C]`` to ``k`` channels.
+
+        It sees a group of samples, or the ``whole`` batch.
+        """
         n, height, width, channels = inputs[-4:]
         out_h, out_w = geometry.extent(height, width)
         return ConvShape(
             steps=inputs[0] if len(inputs) == 5 else self.steps,
-            batch=n,
+            batch=n if self.group is None or whole else self.group,
             in_h=height,
             in_w=width,
             c=channels,

@@ -8,6 +8,7 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Operation, SSAValue
 
+from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, StoreType, Update
@@ -90,12 +91,12 @@ def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: C
     x, w = context.stored(op.x), context.weight(op.weight)
     onto = _onto(context, op, (*shape(x)[:-3], *geometry.extent(*pair(shape(x)[-3:-1])), shape(w)[-1]))
     planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x), onto=onto)
-    block = plan_forward(planned, context.machine, context.limits, looped=context.looped).reduce_block
+    plan = plan_forward(planned, context.chip(streams.FORWARD), context.limits, looped=context.looped)
     conv: lut.BeConvOp | lut.FeConvOp
     if is_real(x):
-        conv = lut.BeConvOp(x, w, geometry, block, op.location, onto=onto)
+        conv = lut.BeConvOp(x, w, geometry, plan.reduce_block, op.location, onto=onto)
     else:
-        conv = lut.FeConvOp(x, w, geometry, context.machine.forward.fan_in, block, op.location, onto=onto)
+        conv = lut.FeConvOp(x, w, geometry, plan.fan, plan.reduce_block, op.location, onto=onto)
     own = None if op.bias is None else PendingBias(context.values[op.bias], op.location)
     _wait(context, conv.current, own if onto is None else context.join_biases(context.biases.get(onto), own))
     context.emit(conv)

@@ -6,23 +6,26 @@ what is loaded where and kept for how long. Optimizer stages come last, because 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from xdsl.context import Context
 from xdsl.dialects import builtin, func
+from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Block, Operation, Region, SSAValue
 from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.streams import BACKWARD, DEFAULT_OVERLAP, FORWARD, JOINED, OPTIMIZER, UPDATE, streams_of
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, normalisation_stages, vector_stages
-from h2learn.compiler.passes.stage_builder import StageBuilder
+from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
 from h2learn.dialects import lut, tile
-from h2learn.dialects.common import get_io, precision, source_of
+from h2learn.dialects.common import get_io, group_of, precision, source_of
+from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 
 
@@ -53,7 +56,10 @@ class LutToTilePass(ModulePass):
             value.location = argument.location
             value.name_hint = tile.name_hint(context.names.get(argument, ""))
             context.values[argument] = value
-        _lower_all(context, list(body.ops))
+        streams, context.groups = _streams(op, context.limits, body)
+        schedule = _Schedule(block, streams, context.groups)
+        _lower_all(context, list(body.ops), schedule)
+        schedule.finish(main.location)
         returned = body.last_op
         assert isinstance(returned, func.ReturnOp)
         block.add_op(func.ReturnOp(*(context.values[value] for value in returned.arguments)))
@@ -85,13 +91,14 @@ def _scan(ctx: TileContext, op: lut.ScanOp) -> None:
         ctx.values[result] = ctx.values[value]
 
 
-def _lower_all(ctx: TileContext, ops: list[Operation]) -> None:
+def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None:
     unknown = [op for op in ops if type(op) not in STAGES and not isinstance(op, func.ReturnOp)]
     if unknown:
         raise H2LearnError(
             f"no stage is known for {', '.join(sorted({op.name for op in unknown}))}",
             location=source_of(unknown[0]) or None,
         )
+    trained = False
     for op in ops:
         if isinstance(op, lut.OptOp):
             for new, old in zip((op.new_p, *op.new_states), (op.p, *op.states), strict=True):
@@ -99,10 +106,109 @@ def _lower_all(ctx: TileContext, ops: list[Operation]) -> None:
             if op.w is not None:
                 ctx.values[op.w] = _shadow(ctx, op.p)
         elif not isinstance(op, func.ReturnOp):
-            STAGES[type(op)](ctx, op)
-    for op in ops:
-        if isinstance(op, lut.OptOp):
-            vector_stages.lower_optimizer(ctx, op)
+            lower = STAGES[type(op)][1]
+            steps.enter(ctx, _part(op, trained))
+            if isinstance(op, lut.WuOp) and convolution_stages.waits_for_batch(ctx, op):
+                steps.leave(ctx, OPTIMIZER)
+            elif isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op):
+                if trained:
+                    steps.leave(ctx, OPTIMIZER)
+                else:
+                    steps.stay_in_front(ctx)
+            lower(ctx, op)
+            trained = trained or isinstance(op, lut.LossOp)
+    order: dict[SSAValue, int] = {result: number for number, op in enumerate(ops) for result in op.results}
+    for op in sorted((op for op in ops if isinstance(op, lut.OptOp)), key=lambda op: order[op.g]):
+        steps.leave(ctx, OPTIMIZER)
+        vector_stages.lower_optimizer(ctx, op)
+
+
+def _part(op: Operation, trained: bool) -> str:
+    """Return the part of a training step to which an op belongs; ``trained``: it stands behind the loss.
+
+    Behind the loss, what only weight gradients need can wait with them.
+    """
+    part = STAGES[type(op)][0]
+    if isinstance(op, lut.ScanOp):
+        return BACKWARD if trained else FORWARD
+    if part is not None or not trained:
+        return part or FORWARD
+    users = [use.operation for result in op.results for use in result.uses]
+    for_weights = all(type(user) in STAGES and _part(user, trained) in (UPDATE, OPTIMIZER) for user in users)
+    return UPDATE if for_weights else BACKWARD
+
+
+class _Schedule:
+    """Where the stages of each part go: into a stream per set of parts, and there into the loop over groups.
+
+    Without ``streams`` all stages go to the function's block, one after the other.
+    """
+
+    def __init__(self, function: Block, streams: Sequence[tuple[str, ...]], groups: int) -> None:
+        self._function = function
+        self._groups = groups
+        self._streams = [
+            _Stream(parts, tile.ForOp("once", 1), tile.ForOp("group", groups), Block()) for parts in streams
+        ]
+
+    def enter(self, ctx: TileContext, part: str) -> None:
+        """Put the next stages into the loop over groups of the stream that has ``part``."""
+        if self._streams:
+            loop = self._stream(part).loop
+            ctx.builder.go_to(loop.body.block, part)
+            ctx.group = Affine(0, ((loop.counter, 1),))
+
+    def stay_in_front(self, ctx: TileContext) -> None:
+        """Put the next stages in front of the loop over groups of the forward part: they work on parameters alone."""
+        if self._streams:
+            ctx.builder.go_to(self._stream(FORWARD).front.body.block, FORWARD)
+            ctx.group = None
+
+    def leave(self, ctx: TileContext, part: str) -> None:
+        """Put the next stages behind the loop over groups of the stream that has ``part``."""
+        if self._streams:
+            ctx.builder.go_to(self._stream(part).behind, part)
+            ctx.group = None
+
+    def finish(self, location: LocationAttr) -> None:
+        """Append the streams to the function."""
+        for stream in self._streams:
+            for loop in (stream.loop, stream.front):
+                if not loop.body.block.is_empty:
+                    loop.body.block.add_op(_at(location, tile.FenceOp()))
+                    loop.location = location
+                    if stream.behind.first_op is None:
+                        stream.behind.add_op(loop)
+                    else:
+                        stream.behind.insert_op_before(loop, stream.behind.first_op)
+            self._function.add_op(_at(location, tile.StreamOp(JOINED.join(stream.parts), Region(stream.behind))))
+
+    def _stream(self, part: str) -> _Stream:
+        return next(stream for stream in self._streams if part in stream.parts)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The parts of a stream, what comes in front, its loop over groups and the block of what comes behind."""
+
+    parts: tuple[str, ...]
+    front: tile.ForOp
+    loop: tile.ForOp
+    behind: Block
+
+
+def _at(location: LocationAttr, op: Operation) -> Operation:
+    op.location = location
+    return op
+
+
+def _streams(module: builtin.ModuleOp, limits: TileLimits, body: Block) -> tuple[Sequence[tuple[str, ...]], int]:
+    """Return the parts of every stream and the number of groups: nothing and 1 for an inference program."""
+    group = group_of(module)
+    if group is None:
+        return (), 1
+    batch = next(shape_of(op.logits.type)[0] for op in body.ops if isinstance(op, lut.LossOp))
+    return streams_of(limits.overlap or DEFAULT_OVERLAP), batch // group
 
 
 def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:
@@ -131,33 +237,39 @@ def _gradient(ctx: TileContext, op: lut.GradOp) -> None:
         vector_stages.lower_gradient(ctx, op)
 
 
-STAGES: dict[type[Operation], Callable[[TileContext, Any], None]] = {
-    lut.FeConvOp: convolution_stages.lower_forward,
-    lut.BeConvOp: convolution_stages.lower_forward,
-    lut.LifOp: _neuron,
-    lut.LiOp: _neuron,
-    lut.PoolOp: vector_stages.lower_pool,
-    lut.UnpoolOp: vector_stages.lower_unpool,
-    lut.AddOp: vector_stages.lower_elementwise,
-    lut.ConvertOp: vector_stages.lower_elementwise,
-    lut.EmbedOp: vector_stages.lower_sparse_weights,
-    lut.ExtractOp: vector_stages.lower_sparse_weights,
-    lut.RngOp: vector_stages.lower_rng,
-    lut.CastOp: _cast,
-    lut.ReadoutOp: vector_stages.lower_readout,
-    lut.LossOp: vector_stages.lower_loss,
-    lut.GradOp: _gradient,
-    lut.BeGradOp: convolution_stages.lower_backward,
-    lut.TimeSumOp: vector_stages.lower_time_sum,
-    lut.ScanOp: _scan,
-    lut.DelayOp: vector_stages.lower_delay,
-    lut.WuOp: convolution_stages.lower_weights,
-    lut.BeWgtOp: convolution_stages.lower_weights,
-    lut.BiasGradOp: vector_stages.lower_bias,
-    NormStatsOp: normalisation_stages.lower_statistics,
-    NormOp: normalisation_stages.lower_norm,
-    NormSumsOp: normalisation_stages.lower_sums,
-    NormGradOp: normalisation_stages.lower_gradient,
-    lut.OptOp: vector_stages.lower_optimizer,
+PARAMETER_OPS = (lut.AddOp, lut.ConvertOp, lut.EmbedOp, lut.ExtractOp)
+"""Ops that may work on parameters or their gradients."""
+
+Lower = Callable[[TileContext, Any], None]
+
+STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
+    lut.FeConvOp: (FORWARD, convolution_stages.lower_forward),
+    lut.BeConvOp: (FORWARD, convolution_stages.lower_forward),
+    lut.LifOp: (FORWARD, _neuron),
+    lut.LiOp: (FORWARD, _neuron),
+    lut.PoolOp: (FORWARD, vector_stages.lower_pool),
+    lut.AddOp: (None, vector_stages.lower_elementwise),
+    lut.ConvertOp: (None, vector_stages.lower_elementwise),
+    lut.EmbedOp: (None, vector_stages.lower_sparse_weights),
+    lut.ExtractOp: (None, vector_stages.lower_sparse_weights),
+    lut.ScanOp: (None, _scan),
+    lut.DelayOp: (None, vector_stages.lower_delay),
+    lut.RngOp: (FORWARD, vector_stages.lower_rng),
+    lut.CastOp: (FORWARD, _cast),
+    lut.ReadoutOp: (FORWARD, vector_stages.lower_readout),
+    lut.LossOp: (FORWARD, vector_stages.lower_loss),
+    lut.UnpoolOp: (BACKWARD, vector_stages.lower_unpool),
+    lut.GradOp: (BACKWARD, _gradient),
+    lut.BeGradOp: (BACKWARD, convolution_stages.lower_backward),
+    lut.TimeSumOp: (None, vector_stages.lower_time_sum),
+    lut.WuOp: (UPDATE, convolution_stages.lower_weights),
+    lut.BeWgtOp: (UPDATE, convolution_stages.lower_weights),
+    lut.BiasGradOp: (UPDATE, vector_stages.lower_bias),
+    NormStatsOp: (FORWARD, normalisation_stages.lower_statistics),
+    NormOp: (FORWARD, normalisation_stages.lower_norm),
+    NormSumsOp: (BACKWARD, normalisation_stages.lower_sums),
+    NormGradOp: (BACKWARD, normalisation_stages.lower_gradient),
+    lut.OptOp: (OPTIMIZER, vector_stages.lower_optimizer),
 }
-"""The lowering of each op; every function takes the op of its key."""
+"""The part of a training step to which each op belongs (None: that depends on its place and users), and its lowering,
+which takes the op of its key."""

@@ -116,7 +116,8 @@ class _Walk:
         batch, height, width, channels = op.shape[-4:]
         self.gblk = ctx.gblk(channels)
         self.channel_trips = trips(channels, t.k)
-        self.trips = [trips(*pair) for pair in ((batch, t.samples), (height, t.rows), (width, t.columns))]
+        self.batch = batch
+        self.trips = [trips(*pair) for pair in ((height, t.rows), (width, t.columns))]
         self.time_trips = trips(leading(op.shape), t.steps)
         self.count = leading(op.shape) * height * width
         self.params: dict[str, tile.Param] = {
@@ -135,9 +136,9 @@ class _Walk:
         """Open the loops; give the area, the time steps and the counters."""
         b, t = self.ctx.builder, self.tile
         with (
-            b.loop("n", self.trips[0]) as n,
-            b.loop("y", self.trips[1]) as y,
-            b.loop("x", self.trips[2]) as x,
+            self.ctx.sample_loop(self.batch, t.samples) as n,
+            b.loop("y", self.trips[0]) as y,
+            b.loop("x", self.trips[1]) as x,
             b.loop("t", self.time_trips) as it,
         ):
             yield Area(t.samples, t.rows, t.columns, n, y, x), Cut(it * t.steps, t.steps), [n, y, x, it]
@@ -179,7 +180,9 @@ class _Walk:
 
 def _sums(ctx: TileContext, op: NormalisationOp, kind: str, block: tuple[int, int, int, int]) -> _Walk:
     sizes = op.shape if len(op.shape) == 5 else (1, *op.shape)
-    return _Walk(ctx, op, kind, plan_sums(sizes, item_bytes(ctx.dtype), ctx.machine, ctx.limits, block))
+    gradients = isinstance(op, NormSumsOp)
+    t = plan_sums(sizes, item_bytes(ctx.dtype), ctx.chip, ctx.limits, block, gradients=gradients)
+    return _Walk(ctx, op, kind, t)
 
 
 def _elements(ctx: TileContext, op: NormalisationOp, kind: str) -> _Walk:
@@ -194,7 +197,7 @@ def _elements(ctx: TileContext, op: NormalisationOp, kind: str) -> _Walk:
         return Usage(A=values * t.k * 4 + SLOTS * 24 * t.k + SLOTS * 64, G=2 * values * slots)
 
     return _Walk(
-        ctx, op, kind, plan_positions(leading(op.shape), batch, height, width, channels, usage, ctx.machine, ctx.limits)
+        ctx, op, kind, plan_positions(leading(op.shape), batch, height, width, channels, usage, ctx.chip, ctx.limits)
     )
 
 

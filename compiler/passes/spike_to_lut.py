@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from xdsl.context import Context
 from xdsl.dialects import func
-from xdsl.dialects.builtin import FunctionType, ModuleOp, StringAttr
+from xdsl.dialects.builtin import FunctionType, IntAttr, ModuleOp, StringAttr, i1
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.groups import Layer, choose_group
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.dialects.common import get_io, precision, source_of
+from h2learn.dialects.common import GROUP_ATTRIBUTE, get_io, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
+from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import tensor_type
+from h2learn.dialects.spike.normalisation import BatchNormTrainOp
 from h2learn.dialects.spike.interpreter import main_block
 
 from .lut_arguments import argument_type
@@ -44,7 +49,14 @@ class SpikeToLutPass(ModulePass):
         """Replace ``@main``; raises H2LearnError that lists every op without a lowering."""
         machine = load_machine(self.arch)
         source = main_block(op)
-        context = LutContext(Block(), machine, TileLimits.parse(self.limits), precision(op), _time_steps(source))
+        limits = TileLimits.parse(self.limits)
+        context = LutContext(Block(), machine, limits, precision(op), _time_steps(source))
+        if any(entry.role == "loss" for entry in get_io(op)):
+            item = 4 if context.dtype == "f32" else 2
+            context.group = _batch(source)
+            if not any(isinstance(inner, BatchNormTrainOp) for inner in source.ops):  # its statistics need all samples
+                context.group = choose_group(_layers(source), context.group, machine, item, limits.group)
+            op.attributes[GROUP_ATTRIBUTE] = IntAttr(context.group)
         problems = _lower_arguments(context, source, [entry.role for entry in get_io(op)])
         for inner in source.ops:
             problem = _lower(context, inner)
@@ -65,6 +77,25 @@ class _Problem:
 
 def _time_steps(block: Block) -> int:
     return next((int(op.time_steps.value.data) for op in block.ops if isinstance(op, spike.RepeatOp)), 1)
+
+
+def _batch(block: Block) -> int:
+    loss = next(op for op in block.ops if isinstance(op, sgrad.LossOp))
+    return int(tensor_type(loss.logits.type).get_shape()[0])
+
+
+def _layers(block: Block) -> list[Layer]:
+    """Return what the choice of a group needs to know of the layers, in their order."""
+    layers: list[Layer] = []
+    for op in block.ops:
+        if isinstance(op, spike.ConvOp | spike.LinearOp):
+            weight = tensor_type(op.weight.type).get_shape()
+            result = tensor_type(op.results[0].type).get_shape()
+            steps = result[0] if len(result) in (3, 5) else 1
+            real = tensor_type(op.x.type).get_element_type() != i1
+            taps, positions = prod(weight[:-2]), prod(result[-3:-1]) if len(result) > 3 else 1
+            layers.append(Layer(taps, weight[-2], weight[-1], positions, steps, real, not layers))
+    return layers
 
 
 def _lower_arguments(context: LutContext, source: Block, roles: list[str]) -> list[_Problem]:

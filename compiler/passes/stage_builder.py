@@ -33,10 +33,9 @@ class Affine:
         return Affine(self.offset * factor, tuple((counter, coeff * factor) for counter, coeff in self.terms))
 
     @property
-    def counter(self) -> SSAValue:
-        """The only loop counter of a plain ``loop`` value."""
-        ((counter, _),) = self.terms
-        return counter
+    def counters(self) -> list[SSAValue]:
+        """The loop counters on which the value depends; all of them are 0 where it has its first value."""
+        return [counter for counter, _ in self.terms]
 
 
 Start = int | Affine
@@ -45,11 +44,21 @@ Place = SSAValue | tuple[SSAValue, Start]
 
 
 class StageBuilder:
-    """Appends ops to the innermost open loop; every op gets the location of the stage."""
+    """Appends ops to the innermost open loop; every op gets the location of the stage.
+
+    Stages go to the end of block ``home``, what they declare in DRAM to the end of the function's block.
+    """
 
     def __init__(self, block: Block) -> None:
+        self._function = block
         self._blocks = [block]
         self._location: LocationAttr | None = None
+        self.part: str | None = None
+
+    def go_to(self, home: Block, part: str | None) -> None:
+        """Put the next stages into ``home``, as stages of ``part``."""
+        self._blocks = [home]
+        self.part = part
 
     def add(self, op: Operation) -> Operation:
         """Append an op."""
@@ -62,7 +71,7 @@ class StageBuilder:
     def stage(self, label: str, location: LocationAttr) -> Iterator[None]:
         """Open a stage."""
         self._location = location
-        op = tile.StageOp(label, Region(Block()))
+        op = tile.StageOp(label, Region(Block()), self.part)
         self.add(op)
         self._blocks.append(op.body.block)
         yield
@@ -90,13 +99,19 @@ class StageBuilder:
     ) -> SSAValue:
         """Declare a DRAM tensor at the top of the function."""
         op = tile.TensorOp(label, tile.tensor_type(form, shape, gblk), rows=rows, shadow=shadow)
-        self._blocks[0].add_op(op)
+        self._function.add_op(op)
         return op.result
 
     def view(self, tensor: SSAValue, shape: Sequence[int]) -> SSAValue:
         """Return the tensor with other sizes."""
         op = tile.ViewOp(tensor, shape)
-        self._blocks[0].add_op(op)
+        self._function.add_op(op)
+        return op.result
+
+    def repeat(self, tensor: SSAValue, count: int) -> SSAValue:
+        """Return the tensor ``count`` times, as a new leading dimension."""
+        op = tile.RepeatOp(tensor, count)
+        self._function.add_op(op)
         return op.result
 
     def alloc(
@@ -141,7 +156,7 @@ class StageBuilder:
                 params,
                 ivs=counters,
                 at=dict(zip(indexed, at, strict=True)),
-                first=[loop.counter for loop in first],
+                first=[counter for loop in first for counter in loop.counters],
                 coords=extra,
                 carry=carry,
             )

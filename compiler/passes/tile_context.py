@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from xdsl.dialects import builtin
@@ -10,8 +11,9 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
+from h2learn.compiler.mapping.streams import share
 from h2learn.compiler.mapping.tiling import NeuronKind, Tile, TileLimits, slot_cap
-from h2learn.compiler.passes.stage_builder import StageBuilder, Start
+from h2learn.compiler.passes.stage_builder import Affine, StageBuilder, Start
 from h2learn.dialects import tile
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
@@ -21,16 +23,47 @@ Neuron = lut_types.Neuron
 
 @dataclass
 class TileContext:
-    """State of one lowering: the builder, where each ``lut`` value lies in DRAM, machine and limits."""
+    """State of one lowering: the builder, where each ``lut`` value lies in DRAM, machine and limits.
+
+    ``group`` is the number of the group of samples whose loop the stages stand in (None: no loop, all samples at once)
+    and ``groups`` says into how many groups the batch is cut.
+    """
 
     builder: StageBuilder
     machine: Machine
     limits: TileLimits
     dtype: str
     names: dict[SSAValue, str]
+    groups: int = 1
+    group: Affine | None = None
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     shadows: dict[SSAValue, SSAValue] = field(default_factory=dict)
+
+    @property
+    def chip(self) -> Machine:
+        """The machine with the share of the memories that the current stage has."""
+        return share(self.machine, self.builder.part)
+
+    def samples(self, batch: int) -> int:
+        """Return how many of ``batch`` samples a stage sees: a group, or all of them."""
+        return batch if self.group is None else batch // self.groups
+
+    @contextmanager
+    def sample_loop(self, batch: int, size: int) -> Iterator[Affine]:
+        """Open the loop over tiles of ``size`` samples and give the number of the tile in the whole batch."""
+        tiles = trips(self.samples(batch), size)
+        with self.builder.loop("n", tiles) as n:
+            yield n if self.group is None else self.group * tiles + n
+
+    def running_sum(self, result: SSAValue) -> tuple[SSAValue, Affine] | None:
+        """Return the tensor and the leading index from which a sum over all samples goes on (None: it starts afresh).
+
+        The first group reads in front of the tensor, which gives zeros.
+        """
+        if self.group is None:
+            return None
+        return self.builder.repeat(result, max(1, self.groups - 1)), self.group + -1
 
     def gblk(self, channels: int) -> int:
         """Return the channels per gradient slot of a tensor with ``channels`` channels."""

@@ -30,8 +30,8 @@ def buffer_of(value: SSAValue) -> tuple[tile.AllocOp, tile.Placed]:
 
 
 def root_tensor(value: SSAValue) -> SSAValue:
-    """Return the tensor behind views."""
-    while isinstance(value.owner, tile.ViewOp):
+    """Return the tensor behind views and repetitions."""
+    while isinstance(value.owner, tile.ViewOp | tile.RepeatOp):
         value = value.owner.source
     return value
 
@@ -52,20 +52,34 @@ def dimension_bytes(placed: tile.Placed) -> list[int]:
     return strides
 
 
+def tensor_strides(tensor: SSAValue) -> list[int]:
+    """Return the byte stride of every dimension of a DRAM tensor but the last; repetitions lie on one another."""
+    assert isinstance(tensor.type, tile.TensorType)
+    strides = dimension_bytes(tensor.type.placed)
+    if isinstance(tensor.owner, tile.RepeatOp):
+        strides[0] = 0
+    return strides
+
+
 def channel_bytes(placed: tile.Placed, channels: int) -> int:
     """Return the bytes of the first ``channels`` channels of a row (a whole number of bytes or slots)."""
     return row_bytes(base_form(placed), channels, placed.gblk)
 
 
 def enclosing_loops(op: Operation) -> list[tile.ForOp]:
-    """Return the loops around an op inside its stage, outermost first."""
+    """Return the loops around an op, outermost first."""
     loops: list[tile.ForOp] = []
     parent = op.parent_op()
-    while parent is not None and not isinstance(parent, tile.StageOp):
+    while parent is not None:
         if isinstance(parent, tile.ForOp):
             loops.insert(0, parent)
         parent = parent.parent_op()
     return loops
+
+
+def stage_loops(op: Operation) -> list[tile.ForOp]:
+    """Return the loops around an op inside its stage, outermost first."""
+    return [loop for loop in enclosing_loops(op) if not isinstance(loop.parent_op(), tile.StreamOp)]
 
 
 def volume(shape: Sequence[int]) -> int:

@@ -22,7 +22,8 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.object_file import DRAM_BASE, align_page
 from h2learn.compiler.mapping.placement import aligned
-from h2learn.compiler.mapping.registers import SemaphorePlan, TokenUse, assign_semaphores
+from h2learn.compiler.mapping.registers import SemaphorePlan, TokenUse, assign_semaphores, least_semaphores
+from h2learn.compiler.mapping.streams import JOINED, stream_order
 from h2learn.compiler.passes.h2_encoding import ENCODINGS
 from h2learn.compiler.passes.h2_setup import NO_REGISTER, Ring, SetupTable, Word
 from h2learn.compiler.passes.h2_transfer import Linear, linear, transfer
@@ -57,11 +58,11 @@ class TileToH2Pass(ModulePass):
         assert isinstance(returned, func.ReturnOp)
         results = [names[root_tensor(value)] for value in returned.arguments]
         arguments = [names[argument] for argument in main.body.block.args]
-        plan = assign_semaphores(_token_uses(main.body.block), isa.SEMAPHORES)
-        writer = _Writer({value: symbols[name] for value, name in names.items()}, plan)
-        writer.program(main.body.block, main.location)
-        symbols = _place_table(writer, symbols)
-        replacement = func.FuncOp("main", ((), ()), Region(Block(writer.ops)))
+        writers = _write_streams(main, {value: symbols[name] for value, name in names.items()})
+        symbols = _place_table(writers, symbols)
+        first, *others = (writers[number].ops for number in _numbers(main))
+        forks = [h2.fork(number, ops, main.location) for number, ops in enumerate(others, start=1)]
+        replacement = func.FuncOp("main", ((), ()), Region(Block([*forks, *first])))
         replacement.location = main.location
         op.body.block.insert_op_before(replacement, main)
         op.body.block.erase_op(main)
@@ -107,24 +108,59 @@ def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue
     return names, symbols
 
 
-def _place_table(writer: _Writer, symbols: dict[str, h2.TensorSymbol]) -> dict[str, h2.TensorSymbol]:
+def _write_streams(main: func.FuncOp, symbols: dict[SSAValue, h2.TensorSymbol]) -> list[_Writer]:
+    """Write the program of every stream; what has no stream of its own is one."""
+    bodies = [op.body.block for op in main.body.block.ops if isinstance(op, tile.StreamOp)] or [main.body.block]
+    sections = [[_token_uses(block) for block in _sections(body)] for body in bodies]
+    shared: dict[int, int] = {}
+    for uses in sections:
+        for section in uses:
+            for token in [token for token, use in section.items() if not (use.producer and use.consumer)]:
+                del section[token]
+                shared.setdefault(token, len(shared))
+    available = list(range(len(shared), isa.SEMAPHORES))
+    least = [least_semaphores(uses) for uses in sections]
+    writers: list[_Writer] = []
+    for number, (body, uses) in enumerate(zip(bodies, sections, strict=True)):
+        spare = len(available) - sum(least[number:])
+        mine = least[number] + max(0, spare) // (len(bodies) - number)
+        plans = assign_semaphores(uses, available[:mine])
+        del available[:mine]
+        writers.append(_Writer(symbols, shared, dict(zip(_sections(body), plans, strict=True))))
+        writers[-1].program(body, main.location)
+    return writers
+
+
+def _numbers(main: func.FuncOp) -> list[int]:
+    """Return which stream of the function is stream 0, 1, ... of the machine."""
+    labels = [op.label.data for op in main.body.block.ops if isinstance(op, tile.StreamOp)]
+    return stream_order([label.partition(JOINED)[0] for label in labels]) if labels else [0]
+
+
+def _sections(body: Block) -> list[Block]:
+    """Return the blocks of a stream that hold stages: that of its loop over groups, and its own."""
+    return [*(op.body.block for op in body.ops if isinstance(op, tile.ForOp)), body]
+
+
+def _place_table(writers: Sequence[_Writer], symbols: dict[str, h2.TensorSymbol]) -> dict[str, h2.TensorSymbol]:
     """Insert the ``setup`` of each stage; its words lie behind the constants, and all other tensors move up."""
     constants = [s.address + s.size for s in symbols.values() if s.section == "rodata"]
     start = aligned(max(constants, default=DRAM_BASE))
-    size = writer.table.total * isa.WORD_BYTES
+    size = sum(writer.table.total for writer in writers) * isa.WORD_BYTES
     move = align_page(start + size) - align_page(max(constants, default=DRAM_BASE))
     address = start
-    inserted: list[tuple[int, Operation]] = []
-    for position, words, location, place in writer.setups:
-        for word in words:
-            if word.moves:
-                word.fields["base"] += move
-        op = h2.setup(address, [(word.mnemonic, word.fields) for word in words], location)
-        op.attributes[h2.LOOPS_ATTRIBUTE] = builtin.StringAttr(place)
-        inserted.append((position, op))
-        address += len(words) * isa.WORD_BYTES
-    for position, setup in reversed(inserted):
-        writer.ops.insert(position, setup)
+    for writer in writers:
+        inserted: list[tuple[int, Operation]] = []
+        for position, words, location, place in writer.setups:
+            for word in words:
+                if word.moves:
+                    word.fields["base"] += move
+            op = h2.setup(address, [(word.mnemonic, word.fields) for word in words], location)
+            op.attributes[h2.LOOPS_ATTRIBUTE] = builtin.StringAttr(place)
+            inserted.append((position, op))
+            address += len(words) * isa.WORD_BYTES
+        for position, setup in reversed(inserted):
+            writer.ops.insert(position, setup)
     moved = {name: s if s.section == "rodata" else replace(s, address=s.address + move) for name, s in symbols.items()}
     if size:
         name = next(n for n in (f"{SETUP_SYMBOL}{'_' * k}" for k in range(len(symbols) + 1)) if n not in symbols)
@@ -150,6 +186,8 @@ def _token_uses(block: Block) -> dict[int, TokenUse]:
     }
     number = 0
     for child in block.ops:
+        if isinstance(child, tile.ForOp | tile.StreamOp):
+            continue
         for op in _tokens(child, tile.SignalOp | tile.WaitOp):
             token = op.token.data
             where = number
@@ -159,10 +197,10 @@ def _token_uses(block: Block) -> dict[int, TokenUse]:
             use.last = max(use.last, where)
             if isinstance(op, tile.WaitOp):
                 use.consumer = op.engine.data
+            elif child is op and token in posted_inside:
+                use.credits = op.count.data
             else:
                 use.producer = op.engine.data
-                if child is op and token in posted_inside:
-                    use.credits = op.count.data
         number += isinstance(child, tile.StageOp)
     return uses
 
@@ -174,19 +212,34 @@ def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[t
 class _Writer:
     """Appends instructions; keeps what address registers and descriptors hold."""
 
-    def __init__(self, symbols: dict[SSAValue, h2.TensorSymbol], plan: SemaphorePlan) -> None:
+    def __init__(
+        self,
+        symbols: dict[SSAValue, h2.TensorSymbol],
+        shared: dict[int, int],
+        plans: dict[Block, SemaphorePlan],
+    ) -> None:
         self.ops: list[Operation] = []
         self.setups: list[tuple[int, list[Word], LocationAttr, str]] = []
         self.table = SetupTable()
         self._symbols = symbols
-        self._plan = plan
+        self._shared = shared
+        self._plans = plans
+        self._plan = SemaphorePlan()
+        self._outer = ""
         self._place = ""
 
-    def program(self, block: Block, location: LocationAttr) -> None:
+    def program(self, body: Block, location: LocationAttr) -> None:
         """Write all stages, drain what is left, halt."""
+        self._section(body)
+        self._drain(self._plan.left, location)
+        self._add("halt", location)
+
+    def _section(self, block: Block) -> None:
+        """Write the stages of a block with what stands between them."""
         drained = -1
         number = 0
         for child in block.ops:
+            self._plan = self._plans[block]
             if isinstance(child, tile.StageOp | tile.WaitOp) and drained < number:
                 self._drain(self._plan.drains.get(number, []), child.location)
                 drained = number
@@ -195,9 +248,17 @@ class _Writer:
                 number += 1
             elif isinstance(child, tile.SignalOp | tile.WaitOp):
                 self._token(child)
-        self._place = ""
-        self._drain(self._plan.left, location)
-        self._add("halt", location)
+            elif isinstance(child, tile.ForOp):
+                self._add("loop", child.location, count=child.trips.data)
+                self.table.forget()
+                self._outer = f" {child.label.data}"
+                self._section(child.body.block)
+                self._outer = ""
+                self._add("endl", child.location)
+            elif isinstance(child, tile.FenceOp):
+                self._drain(self._plan.left, child.location)
+                self._add("fence", child.location)
+        self._plan = self._plans[block]
 
     def _drain(self, drains: Sequence[tuple[str, int, int]], location: LocationAttr) -> None:
         for engine, semaphore, count in drains:
@@ -213,13 +274,14 @@ class _Writer:
 
     def _token(self, op: tile.SignalOp | tile.WaitOp) -> None:
         mnemonic = "signal" if isinstance(op, tile.SignalOp) else "wait"
-        semaphore = self._plan.semaphore[op.token.data]
+        token = op.token.data
+        semaphore = self._shared[token] if token in self._shared else self._plan.semaphore[token]
         self._add(mnemonic, op.location, engine=op.engine.data, sem=semaphore, count=op.count.data)
 
     def _stage(self, stage: tile.StageOp) -> None:
         """Set up the registers of a stage, then write its loops and jobs."""
         self.table.new_stage()
-        self._place = f"{stage.label.data}:"
+        self._place = f"{stage.label.data}:{self._outer}"
         body: dict[Operation, dict[str, int | str]] = {}
         for op in stage.walk():
             if isinstance(op, tile.LoadOp | tile.StoreOp):

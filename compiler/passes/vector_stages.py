@@ -51,13 +51,13 @@ def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
             A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )
 
-    t = plan_positions(op.time_steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    t = plan_positions(op.time_steps, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
     b, label = ctx.builder, ctx.label("neuron", op)
     stage = NeuronStep(ctx, op, label, channels)
     with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
         par = stage.parameters(ik * t.k, t.k)
         with (
-            b.loop("n", trips(batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(height, t.rows)) as y,
             b.loop("x", trips(width, t.columns)) as x,
         ):
@@ -86,14 +86,14 @@ def lower_gradient(ctx: TileContext, op: lut.GradOp) -> None:
             A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )
 
-    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    t = plan_positions(steps, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
     b, label = ctx.builder, ctx.label("gradient", op)
     stage = GradientStep(ctx, op, label)
     blocks = trips(steps, t.steps)
     with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
         par = stage.parameters(ik * t.k, t.k)
         with (
-            b.loop("n", trips(batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(height, t.rows)) as y,
             b.loop("x", trips(width, t.columns)) as x,
         ):
@@ -131,7 +131,7 @@ def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
             M=outs * t.k,
         )
 
-    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    t = plan_positions(steps, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
     b, label = ctx.builder, ctx.label("pool", op)
     result = ctx.declare(op.y, f"{label}.y")
     winners = ctx.declare(op.winners, f"{label}.winners") if op.winners is not None else None
@@ -144,7 +144,7 @@ def lower_pool(ctx: TileContext, op: lut.PoolOp) -> None:
     with (
         b.stage(label, op.location),
         b.loop("k", trips(channels, t.k)) as ik,
-        b.loop("n", trips(batch, t.samples)) as n,
+        ctx.sample_loop(batch, t.samples) as n,
         b.loop("y", trips(height, t.rows)) as y,
         b.loop("x", trips(width, t.columns)) as x,
         b.loop("t", trips(steps, t.steps)) as it,
@@ -183,7 +183,16 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
         return Usage(G=total if slots else 0, A=0 if slots else total, M=pooled * t.k)
 
     t = plan_positions(
-        steps, batch, height, width, channels, usage, ctx.machine, ctx.limits, row_unit=sh, column_unit=sw
+        steps,
+        ctx.samples(batch),
+        height,
+        width,
+        channels,
+        usage,
+        ctx.chip,
+        ctx.limits,
+        row_unit=sh,
+        column_unit=sw,
     )
     b, label = ctx.builder, ctx.label("unpool", op)
     result = ctx.declare(op.result, f"{label}.gs")
@@ -202,7 +211,7 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
     with (
         b.stage(label, op.location),
         b.loop("k", trips(channels, t.k)) as ik,
-        b.loop("n", trips(batch, t.samples)) as n,
+        ctx.sample_loop(batch, t.samples) as n,
         b.loop("y", trips(height, t.rows)) as y,
         b.loop("x", trips(width, t.columns)) as x,
         b.loop("t", trips(steps, t.steps)) as it,
@@ -219,6 +228,11 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
             b.load(winners, buffers["idx"], *window)
         b.job(tile.UnpoolOp, buffers, params)
         b.store(result, buffers["dst"], *activation_window(result, time, *area.cuts, cut))
+
+
+def has_samples(op: lut.AddOp | lut.ConvertOp | lut.EmbedOp | lut.ExtractOp) -> bool:
+    """Whether an op works on activations; parameters and their gradients have no samples."""
+    return len(shape_of(op.result.type)) >= 4
 
 
 def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
@@ -239,7 +253,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
             used[memory_of(form)] += SLOTS * rows * row_bytes(form, t.k, gblk)
         return Usage(**used)
 
-    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    t = plan_positions(steps, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
     tensors = {role: _image_view(ctx, ctx.values[value], row and role == "b") for role, value in operands.items()}
     target = _image_view(ctx, result, False)
     params: dict[str, tile.Param] = {
@@ -258,7 +272,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
             held["b"] = b.alloc("b", "A", "f32", (t.k,))
             b.load(tensors["b"], held["b"], [cut.start], [cut.size])
         with (
-            b.loop("n", trips(batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(height, t.rows)) as y,
             b.loop("x", trips(width, t.columns)) as x,
         ):
@@ -296,15 +310,16 @@ def lower_delay(ctx: TileContext, op: DelayOp) -> None:
     def usage(t: Tile) -> Usage:
         return Usage(**{memory: SLOTS * t.steps * t.positions * row_bytes(form, t.k, gblk)})
 
+    seen = ctx.samples(batch)
     t = plan_positions(
-        steps, batch, height, width, channels, usage, ctx.machine, ctx.limits, row_unit=height, column_unit=width
+        steps, seen, height, width, channels, usage, ctx.chip, ctx.limits, row_unit=height, column_unit=width
     )
     b, label = ctx.builder, ctx.label("delay", op)
     result = ctx.declare(op.result, f"{label}.result")
     with (
         b.stage(label, op.location),
         b.loop("k", trips(channels, t.k)) as ik,
-        b.loop("n", trips(batch, t.samples)) as n,
+        ctx.sample_loop(batch, t.samples) as n,
         b.loop("t", trips(steps, t.steps)) as it,
     ):
         area, cut = Area(t.samples, height, width, n, Affine(), Affine()), Cut(ik * t.k, t.k)
@@ -350,7 +365,7 @@ def lower_sparse_weights(ctx: TileContext, op: lut.EmbedOp | lut.ExtractOp) -> N
     b, label = ctx.builder, ctx.label("embed" if embeds else "extract", op)
     tensors = (ctx.values[source], ctx.declare(op.result, f"{label}.result"))
     form = ctx.form_of(op.result.type)[0]
-    capacity = ctx.machine.memory_bytes(memory_of(form)) // 2
+    capacity = ctx.chip.memory_bytes(memory_of(form)) // 2
     rows = next(
         size
         for size in range(inner, 0, -1)
@@ -381,7 +396,9 @@ def lower_time_sum(ctx: TileContext, op: lut.TimeSumOp) -> None:
     def usage(t: Tile) -> Usage:
         return Usage(G=SLOTS * (t.steps + 1) * t.positions * row_bytes(form, t.k, gblk))
 
-    t = plan_positions(steps, batch, height, width, channels, usage, ctx.machine, ctx.limits, whole_steps=True)
+    t = plan_positions(
+        steps, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits, whole_steps=True
+    )
     b, label = ctx.builder, ctx.label("time sum", op)
     result = ctx.declare(op.result, f"{label}.gu")
     params: dict[str, tile.Param] = {
@@ -395,7 +412,7 @@ def lower_time_sum(ctx: TileContext, op: lut.TimeSumOp) -> None:
     with (
         b.stage(label, op.location),
         b.loop("k", trips(channels, t.k)) as ik,
-        b.loop("n", trips(batch, t.samples)) as n,
+        ctx.sample_loop(batch, t.samples) as n,
         b.loop("y", trips(height, t.rows)) as y,
         b.loop("x", trips(width, t.columns)) as x,
     ):
@@ -415,10 +432,9 @@ def lower_bias(ctx: TileContext, op: lut.BiasGradOp) -> None:
     steps, (batch, height, width, channels) = leading(full), full[-4:]
     gblk, form = ctx.gblk(channels), f"slots.{ctx.dtype}"
     one = (1, 1)
-    shape = ConvShape(
-        steps, batch, height, width, 1, height, width, channels, one, one, (0, 0), True, False, item_bytes(ctx.dtype)
-    )
-    t = plan_weights(shape, ctx.machine, ctx.limits, op.reduce_block)
+    seen, item = ctx.samples(batch), item_bytes(ctx.dtype)
+    shape = ConvShape(steps, seen, height, width, 1, height, width, channels, one, one, (0, 0), True, False, item)
+    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block)
     b, label = ctx.builder, ctx.label("bias", op)
     result = ctx.declare(op.gb, f"{label}.gradient")
     params: dict[str, tile.Param] = {
@@ -429,10 +445,13 @@ def lower_bias(ctx: TileContext, op: lut.BiasGradOp) -> None:
         "dtype": ctx.dtype,
         "gblk": gblk,
     }
+    running = ctx.running_sum(result)
     with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
         total = b.alloc("gb", "A", "f32", (t.k,))
+        if running is not None:
+            b.load(running[0], total, (running[1], ik * t.k), (1, t.k))
         with (
-            b.loop("n", trips(batch, t.samples)) as n,
+            ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(height, t.rows)) as y,
             b.loop("x", trips(width, t.columns)) as x,
             b.loop("t", trips(steps, t.steps)) as it,
@@ -441,7 +460,8 @@ def lower_bias(ctx: TileContext, op: lut.BiasGradOp) -> None:
             window = activation_window(source, Cut(it * t.steps, t.steps), *area.cuts, Cut(ik * t.k, t.k))
             g = b.alloc("gu", "G", form, tuple(window[1]), gblk)
             b.load(source, g, *window)
-            b.job(tile.ReduceOp, {"dst": total, "src": g}, params, first=[n, y, x, it])
+            first, carry = ([n, y, x, it], False) if running is None else ([], True)
+            b.job(tile.ReduceOp, {"dst": total, "src": g}, params, first=first, carry=carry)
         b.store(result, total, (ik * t.k,), (t.k,))
 
 
@@ -456,7 +476,7 @@ def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
         )
 
     whole = Tile(1, batch, height, width, 1, channels)
-    t = plan_positions(1, batch, height, width, channels, usage, ctx.machine, ctx.limits)
+    t = plan_positions(1, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
     t = Tile(1, t.samples, t.rows, whole.columns, 1, channels)
     b, label = ctx.builder, ctx.label("encode", op)
     result = ctx.declare(op.s, f"{label}.s")
@@ -468,7 +488,7 @@ def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
     }
     with b.stage(label, op.location):
         scal = load_scalars(ctx, scalars)
-        with b.loop("n", trips(batch, t.samples)) as n, b.loop("y", trips(height, t.rows)) as y:
+        with ctx.sample_loop(batch, t.samples) as n, b.loop("y", trips(height, t.rows)) as y:
             area = Area(t.samples, t.rows, t.columns, n, y, Affine())
             window = activation_window(source, Cut(0, 1), *area.cuts, Cut(0, channels))
             chances = b.alloc("chances", "A", "f32", tuple(window[1]))
@@ -497,7 +517,7 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
         source_bytes = SLOTS * steps * t.samples * row_bytes(form, classes)
         return Usage(S=source_bytes if bits else 0, U=0 if bits else source_bytes, A=SLOTS * t.samples * classes * 4)
 
-    t = plan_positions(steps, batch, 1, 1, classes, usage, ctx.machine, ctx.limits, whole_steps=True)
+    t = plan_positions(steps, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits, whole_steps=True)
     b, label = ctx.builder, ctx.label("readout", op)
     result = ctx.declare(op.logits, f"{label}.logits")
     params: dict[str, tile.Param] = {
@@ -508,7 +528,7 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
         "dtype": ctx.dtype,
         "gblk": 0,
     }
-    with b.stage(label, op.location), b.loop("n", trips(batch, t.samples)) as n:
+    with b.stage(label, op.location), ctx.sample_loop(batch, t.samples) as n:
         sizes = (steps, t.samples, 1, 1, classes)
         inputs = b.alloc("inputs", memory, form, sizes)
         b.load(source, inputs, [0, n * t.samples, 0, 0, 0], sizes)
@@ -525,7 +545,7 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
     def usage(t: Tile) -> Usage:
         return Usage(A=SLOTS * t.samples * (classes * 8 + 4) + SLOTS * 64)
 
-    t = plan_positions(1, batch, 1, 1, classes, usage, ctx.machine, ctx.limits)
+    t = plan_positions(1, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits)
     b, label = ctx.builder, ctx.label("loss", op)
     loss = ctx.declare(op.loss, f"{label}.loss")
     grads = [use.operation for use in op.dlogits.uses]
@@ -539,10 +559,13 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
     what = op.what
     params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "kind": what.kind, "scale": op.scale}
     params |= {"hit": what.hit, "miss": what.miss, "share": what.share}
+    running = ctx.running_sum(loss)
     with b.stage(label, op.location):
         scal = load_scalars(ctx, ctx.values[op.scalars])
         total = b.alloc("loss", "A", "f32", (1,))
-        with b.loop("n", trips(batch, t.samples)) as n:
+        if running is not None:
+            b.load(running[0], total, (running[1], 0), (1, 1))
+        with ctx.sample_loop(batch, t.samples) as n:
             shape = (t.samples, 1, 1, classes)
             inputs = b.alloc("logits", "A", "f32", shape)
             b.load(logits, inputs, [n * t.samples, 0, 0, 0], shape)
@@ -550,7 +573,8 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
             b.load(label_tensor, labels, [n * t.samples], (t.samples,))
             out = b.alloc("gradient", "A", "f32", shape)
             buffers = {"loss": total, "grad": out, "logits": inputs, "label": labels, "scal": scal}
-            b.job(tile.LossOp, buffers, params, first=[n], coords=[n * t.samples])
+            first, carry = ([n], False) if running is None else ([], True)
+            b.job(tile.LossOp, buffers, params, first=first, coords=[n * t.samples], carry=carry)
             b.store(gradient, out, [*lead, n * t.samples, 0, 0, 0], (*(1 for _ in lead), *shape))
         b.store(loss, total, [0], (1,))
 
@@ -560,7 +584,9 @@ def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
     shape, update = shape_of(op.p.type), op.update
     count = prod(shape)
     places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
-    per_row, rows = plan_rows(shape, 4 * len(places), ctx.machine.memory_bytes("A") - 4096, ctx.limits)
+    item = 4 * len(places)
+    room = min(ctx.chip.memory_bytes("A") - 4096, (ctx.chip.memory_bytes("W") - 4096) * item // 2)  # a copy has 2 bytes
+    per_row, rows = plan_rows(shape, item, room, ctx.limits)
     b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
     tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
     if op.w is not None:

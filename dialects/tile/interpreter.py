@@ -55,7 +55,7 @@ class _Machine:
             self.step(op)
 
     def step(self, op: Operation) -> None:
-        if isinstance(op, tile.StageOp):
+        if isinstance(op, tile.StreamOp | tile.StageOp):
             self.run(op.body.block)
         elif isinstance(op, tile.ForOp):
             for count in range(op.trips.data):
@@ -66,6 +66,9 @@ class _Machine:
         elif isinstance(op, tile.ViewOp):
             assert isinstance(op.result.type, tile.TensorType)
             self.values[op.result] = self.values[op.source].reshape(op.result.type.shape)
+        elif isinstance(op, tile.RepeatOp):
+            assert isinstance(op.result.type, tile.TensorType)
+            self.values[op.result] = np.broadcast_to(self.values[op.source], op.result.type.placed.shape)
         elif isinstance(op, tile.AllocOp):
             assert isinstance(op.result.type, tile.BufferType)
             self.values[op.result] = _poison(op.result.type.placed)
@@ -77,7 +80,7 @@ class _Machine:
             self.job(op)
         elif isinstance(op, func.ReturnOp):
             self.results = [self.values[value].copy() for value in op.arguments]
-        elif not isinstance(op, tile.SignalOp | tile.WaitOp):
+        elif not isinstance(op, tile.SignalOp | tile.WaitOp | tile.FenceOp):
             raise ValueError(f"{op.name} has no meaning at the tile level")
 
     def initial(self, op: tile.TensorOp) -> Array:

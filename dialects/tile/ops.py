@@ -70,10 +70,13 @@ Op = TypeVar("Op", bound=Operation)
 
 
 @irdl_op_definition
-class StageOp(IRDLOperation):
-    """One loop nest with buffers of its own; stages run one after another. Text: ``tile.stage "forward c1" {...}``."""
+class StreamOp(IRDLOperation):
+    """Stages with an instruction stream of their own: it runs beside other streams as far as tokens allow.
 
-    name = "tile.stage"
+    The meaning is that of one stream after the other. Text: ``tile.stream "backward" {...}``.
+    """
+
+    name = "tile.stream"
     label = prop_def(StringAttr)
     body = region_def("single_block")
     traits = traits_def(NoTerminator())
@@ -89,9 +92,55 @@ class StageOp(IRDLOperation):
         printer.print_op_attributes(self.attributes, print_keyword=True)
 
     @classmethod
-    def parse(cls, parser: Parser) -> StageOp:
+    def parse(cls, parser: Parser) -> StreamOp:
         """Parse label and body."""
         return _with_attributes(cls(parser.parse_str_literal(), _with_block(parser.parse_region())), parser)
+
+
+@irdl_op_definition
+class FenceOp(IRDLOperation):
+    """The stream goes on when all of its engines have finished. Stages in a loop end with one. Text: ``tile.fence``."""
+
+    name = "tile.fence"
+    assembly_format = "attr-dict"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+@irdl_op_definition
+class StageOp(IRDLOperation):
+    """One loop nest with buffers of its own; the stages of a stream run one after another.
+
+    ``part`` is the part of a training step whose share of the on-chip memories the stage has (none: all of them).
+    Text: ``tile.stage "forward c1" in forward {...}``.
+    """
+
+    name = "tile.stage"
+    label = prop_def(StringAttr)
+    part = opt_prop_def(StringAttr)
+    body = region_def("single_block")
+    traits = traits_def(NoTerminator())
+
+    def __init__(self, label: str, body: Region, part: str | None = None) -> None:
+        properties = {"label": StringAttr(label), "part": None if part is None else StringAttr(part)}
+        super().__init__(regions=[body], properties=properties)
+
+    def print(self, printer: Printer) -> None:
+        """Print label, part and body."""
+        printer.print_string(" ")
+        printer.print_string_literal(self.label.data)
+        if self.part is not None:
+            printer.print_string(f" in {self.part.data}")
+        in_scope(printer, lambda: print_body(printer, self.body))
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> StageOp:
+        """Parse label, part and body."""
+        label = parser.parse_str_literal()
+        part = parser.parse_identifier() if parser.parse_optional_keyword("in") is not None else None
+        return _with_attributes(cls(label, _with_block(parser.parse_region()), part), parser)
 
 
 @irdl_op_definition
@@ -199,6 +248,30 @@ class ViewOp(IRDLOperation):
             raise VerifyException(f"tile.view expects plain numbers, found {before.form} and {after.form}")
         if prod(before.shape) != prod(after.shape):
             raise VerifyException(f"tile.view expects equal volumes, found {before} and {after}")
+
+
+@irdl_op_definition
+class RepeatOp(IRDLOperation):
+    """The same tensor ``count`` times, as a leading dimension without bytes of its own.
+
+    A window in front of it reads as zeros: sums that go on from one group of samples to the next start so.
+    """
+
+    name = "tile.repeat"
+    source = operand_def(TensorType)
+    result = result_def(TensorType)
+    assembly_format = "$source `:` type($source) `to` type($result) attr-dict"
+
+    def __init__(self, source: SSAValue, count: int) -> None:
+        placed = placed_of(source)
+        super().__init__(operands=[source], result_types=[tensor_type(placed.form, (count, *placed.shape))])
+        self.result.name_hint = source.name_hint
+
+    def verify_(self) -> None:
+        """Check that only the leading dimension is new."""
+        before, after = placed_of(self.source), placed_of(self.result)
+        if (before.form, before.gblk, before.shape) != (after.form, after.gblk, after.shape[1:]):
+            raise VerifyException(f"tile.repeat expects {before} with one more dimension, found {after}")
 
 
 @irdl_op_definition
@@ -813,7 +886,7 @@ JOBS: tuple[type[JobOp], ...] = (
 
 Tile = Dialect(
     "tile",
-    [StageOp, ForOp, TensorOp, ViewOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
+    [StreamOp, FenceOp, StageOp, ForOp, TensorOp, ViewOp, RepeatOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
     [ShapeAttr, IndicesAttr, PlacesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
 )
 

@@ -236,14 +236,14 @@ def sum_products(
 
 
 @jit
-def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, elements: int, totals: I64, modes: I64) -> None:
+def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: int, totals: I64, modes: I64) -> None:
     """Count the work of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
 
     ``totals``: live inputs, live outputs, live products, dense products. ``modes`` ``[dense in out dual][3]``:
-    products that the mode does not skip, cycles, cycles of the slowest of ``elements`` that take turns.
+    products that the mode does not skip, cycles, and when the last of ``units`` is done if each position goes to the
+    one that is free first (``free`` is a heap of their times).
     """
-    busy = np.zeros((4, elements), np.int64)
-    turn = 0
+    free = np.zeros((4, units), np.int64)
     for position in range(np.uint64(live.size)):
         ins, all_ins, outs = np.int64(live[position]), np.int64(dense[position]), np.int64(outputs[position])
         totals[0] += ins
@@ -256,10 +256,18 @@ def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, elements:
             cycles = mode_ins * ((mode_outs + lanes - 1) // lanes)
             modes[mode, 0] += mode_ins * mode_outs
             modes[mode, 1] += cycles
-            busy[mode, turn] += cycles
-        turn = turn + 1 if turn + 1 < elements else 0
+            until = free[mode, 0] + cycles
+            hole, child = 0, 1
+            while child < units:
+                if child + 1 < units and free[mode, child + 1] < free[mode, child]:
+                    child += 1
+                if free[mode, child] >= until:
+                    break
+                free[mode, hole] = free[mode, child]
+                hole, child = child, 2 * child + 1
+            free[mode, hole] = until
     for mode in range(4):
-        modes[mode, 2] = busy[mode].max()
+        modes[mode, 2] = free[mode].max()
 
 
 @jit

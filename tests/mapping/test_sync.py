@@ -49,6 +49,7 @@ def execute(stages: Sequence[Loop], edges: Sequence[Edge], trips: Mapping[Loop, 
     reached = [0] * ENGINES
     posted: dict[Edge, list[int]] = {edge: [0] * edge.credits for edge in edges}
     taken = dict.fromkeys(edges, 0)
+    steps = [(what, node) for what, node, _, _ in _unroll(stages, trips)]
     for what, node, counters, numbers in _unroll(stages, trips):
         for edge in edges:
             if what == "before" and edge.target is node:
@@ -64,7 +65,8 @@ def execute(stages: Sequence[Loop], edges: Sequence[Edge], trips: Mapping[Loop, 
             reached[node.engine] |= 1 << (len(run.instances) - 1)
         for edge in edges:
             if what == "after" and edge.source is node:
-                posted[edge].append(reached[edge.producer])
+                times = steps.count(("before", edge.target)) if node in stages else 1
+                posted[edge] += [reached[edge.producer]] * times
     run.left = {edge: len(posted[edge]) - taken[edge] for edge in edges}
     return run
 

@@ -40,8 +40,8 @@ def test_forward_look_up():
 
 
 def test_table_builder():
-    assert static_cycles("fe.fill", CONV, {}, V0) == BUILDER_START_UP + 211  # 9*5*40 tables of 15 entries, 128 a cycle
-    assert static_cycles("fe.fill", CONV | {"fan": 2}, {}, V0) == BUILDER_START_UP + 76  # 9*9*40 of 3
+    assert static_cycles("fe.fill", CONV, {}, V0) == BUILDER_START_UP + 106  # 9*5*40 tables of 15 entries, 256 a cycle
+    assert static_cycles("fe.fill", CONV | {"fan": 2}, {}, V0) == BUILDER_START_UP + 38  # 9*9*40 of 3
 
 
 def test_weight_update():
@@ -77,7 +77,7 @@ def test_backward_engine_depends_on_the_bitmaps():
         ([1] * 8, 2),
         ([0] * 8, 0),
         ([255, 0, 0, 0, 255, 0, 0, 0], 16),
-        ([3, 255, 0, 0, 0, 0, 0, 0], 8),
+        ([3, 255, 0, 0, 0, 0, 0, 0], 16),
     ):
         for mode, cycles in (("in", busiest), ("dense", 2 * 64)):
             step = f"be.run acc=a1, g=a2, w=a3, m=a0, desc=c0, init=0, mode={mode}, masked=no\nhalt\n"
@@ -95,7 +95,8 @@ def test_transfers_take_latency_and_whole_bursts():
     ):
         body = DMA + f"cfg x0.run, {run_bytes}\ncfg x0.n1, {rows}\ncfg x0.ss1, {stride}\ncfg x0.ds1, {run_bytes}\n"
         _, report = run(body + LOAD + "halt\n")
-        assert report.busy["DMAIN"] == 100 + -(-moved // 25.6)
+        assert report.busy["DMAIN"] == -(-moved // 25.6)
+        assert report.by_pc[-2].last_cycle - report.by_pc[-2].first_cycle == 100 + -(-moved // 25.6)
         assert report.busy["DRAM"] == -(-moved // 25.6)
         assert report.bytes_read == {"DRAM": run_bytes * rows}
 
@@ -126,7 +127,16 @@ def test_both_directions_share_the_channel():
     _, report = run(body, sanitize={"race", "bounds"})
     assert report.busy["DRAM"] == 300
     assert report.stalls["DMAIN"]["DRAM channel"] == 100 - 2, "the load starts two cycles after the store"
-    assert report.busy["DMAIN"] == 2 * 200 and report.busy["DMAOUT"] == 200
+    assert report.busy["DMAIN"] == 2 * 100 and report.busy["DMAOUT"] == 100
+
+
+def test_the_latency_of_a_transfer_passes_behind_the_bytes_of_the_one_before():
+    body = DMA + "cfg x0.run, 2560\n" + LOAD + "addr a2, U, 8192\n" + LOAD + "halt\n"
+    sim, report = run(body, trace=True)
+    first, second = sim.spans
+    assert first.end - first.start == 100 + 100
+    assert (second.start, second.end) == (first.end - 100, first.end + 100)
+    assert report.busy["DMAIN"] == report.busy["DRAM"] == 200
 
 
 FE = "addr a1, A, 0\naddr a2, S, 0\naddr a3, L, 0\naddr a4, W, 0\naddr a5, L, 32768\n"

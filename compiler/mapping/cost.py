@@ -1,0 +1,177 @@
+"""Estimated cycles of a tiling: what the mapper minimises among the tiles that fit.
+
+An estimate is that of the busiest resource of a stage, plus what cannot overlap: the first tile's way in and the last
+tile's way out. Look-ups, table building, vector work and bytes follow the simulator's formulas; the cycles of the
+backward engine depend on data, for which the densities below stand in. Estimates choose between tiles, nothing else;
+what a run costs is counted by the simulator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+from h2learn.backends.h2learn.machine import Machine
+from h2learn.compiler.mapping.layout import row_bytes
+
+if TYPE_CHECKING:
+    from h2learn.compiler.mapping.tiling import ConvShape, Tile
+
+GRADIENT_DENSITY = 0.45
+MASK_DENSITY = 0.35
+"""Shares of live gradients and of open surrogate windows that stand in for data."""
+
+LANE_SHAPES = ((16, 128), (32, 64), (64, 32), (128, 16), (256, 8))
+LANES_OF_SHAPES = 2048
+START = 16
+"""Cycles in which an engine starts a piece of work (about what the simulator takes)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cycles per resource of all tiles of a stage, and of the first tile's way in and the last one's way out."""
+
+    engine: float = 0
+    builder: float = 0
+    vector: float = 0
+    channel: float = 0
+    ends: float = 0
+
+    @property
+    def cycles(self) -> float:
+        """The estimate; a tenth of the other resources decides between tilings that are alike otherwise."""
+        parts = (self.engine, self.builder, self.vector, self.channel)
+        return max(parts) + self.ends + sum(parts) / 10
+
+
+def lane_shape(lanes: int, k: int, positions: int) -> tuple[str, int]:
+    """Return the arrangement of ``lanes`` look-up lanes that takes the fewest passes, and the passes.
+
+    Names are those of 2,048 lanes.
+    """
+
+    def passes(shape: tuple[int, int]) -> int:
+        return _up(k, shape[0]) * _up(positions, max(1, shape[1] * lanes // LANES_OF_SHAPES))
+
+    best = min(LANE_SHAPES, key=passes)
+    return f"{best[0]}x{best[1]}", passes(best)
+
+
+def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
+    """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons."""
+    images = t.samples * (1 if shape.static else t.steps)
+    positions = images * t.rows * t.columns
+    areas = _areas(shape, t, shape.out_h, shape.out_w)
+    blocks = 1 if shape.static else _up(shape.steps, t.steps)
+    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
+    tiles = k_tiles * areas * blocks
+    fills = k_tiles if c_tiles == 1 else tiles * c_tiles
+    groups = shape.taps * _up(t.c, fan)
+    if shape.real:
+        work = positions * shape.taps * t.c * _up(t.k, machine.backward.width)
+        engine, fill = START + work / machine.backward.elements, 0.0
+    else:
+        engine = START + lane_shape(machine.forward.lanes, t.k, positions)[1] * groups
+        fill = START + groups * t.k * ((1 << fan) - 1) / machine.forward.builder_entries
+    vector = _up(shape.steps, t.steps) * k_tiles * areas * t.steps * _vector(t.positions * t.k, machine)
+    weights = shape.taps * t.c * t.k * shape.item
+    source = (
+        images * _halo(t.rows, shape.kernel[0], shape.stride[0]) * _halo(t.columns, shape.kernel[1], shape.stride[1])
+    )
+    inputs = source * (t.c * shape.item if shape.real else row_bytes("bits", t.c))
+    outputs = t.steps * t.positions * (2 * row_bytes("bits", t.k) + t.k * shape.item)
+    stores = k_tiles * areas * _up(shape.steps, t.steps)
+    moved = (
+        fills * _moved(weights, machine) + tiles * c_tiles * _moved(inputs, machine) + stores * _moved(outputs, machine)
+    )
+    ends = _moved(weights, machine) + fill + _moved(inputs, machine) + _vector(t.positions * t.k, machine) * t.steps
+    return Cost(
+        tiles * c_tiles * engine,
+        fills * fill,
+        vector,
+        moved,
+        ends + machine.dram.latency_cycles + _moved(outputs, machine),
+    )
+
+
+def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
+    """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input."""
+    areas = _areas(shape, t, shape.in_h, shape.in_w)
+    blocks = _up(shape.steps, t.steps)
+    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
+    tiles = c_tiles * areas * blocks
+    inputs = shape.taps / (shape.stride[0] * shape.stride[1]) * t.k * GRADIENT_DENSITY
+    position = inputs * _up(MASK_DENSITY * t.c, machine.backward.width // 2)
+    units = 2 * machine.backward.elements
+    engine = START + position * (t.steps * t.positions / units + 0.5)
+    weights = shape.taps * t.c * t.k * shape.item
+    rows = t.steps * t.samples * _halo(t.rows, shape.kernel[0], 1) * _halo(t.columns, shape.kernel[1], 1)
+    gradients = rows / (shape.stride[0] * shape.stride[1]) * _slots(t.k, slot, shape.item)
+    outs = t.steps * t.positions
+    results = outs * (2 * row_bytes("bits", t.c) + t.c * shape.item + _slots(t.c, slot, shape.item))
+    loads = c_tiles if k_tiles == 1 else tiles * k_tiles
+    moved = loads * _moved(weights, machine) + tiles * (k_tiles * _moved(gradients, machine) + _moved(results, machine))
+    vector = t.steps * _vector(t.positions * t.c, machine)
+    ends = _moved(weights + gradients, machine) + vector + _moved(results, machine)
+    return Cost(tiles * k_tiles * engine, 0, tiles * vector, moved, ends + machine.dram.latency_cycles)
+
+
+def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
+    """Estimate a weight gradient: sums stay on chip while all positions of the stage's samples pass by."""
+    unit = machine.weight_update
+    tiles = _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps)
+    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
+    positions = t.steps * t.positions
+    if shape.real:
+        work = shape.taps * t.c * positions * _up(GRADIENT_DENSITY * t.k, machine.backward.width // 2)
+        engine = START + work / (2 * machine.backward.elements)
+    else:
+        passes = _up(t.k, unit.lanes_k) * _up(t.c * shape.taps, unit.lanes_c)
+        engine = START + passes * _up(positions, unit.fan_in)
+    source = t.steps * t.samples * _halo(t.rows, shape.kernel[0], shape.stride[0])
+    source *= _halo(t.columns, shape.kernel[1], shape.stride[1])
+    inputs = source * (t.c * shape.item if shape.real else row_bytes("bits", t.c))
+    gradients = positions * _slots(t.k, slot, shape.item)
+    sums = shape.taps * t.c * t.k * 4
+    count = k_tiles * c_tiles
+    moved = count * (2 * _moved(sums, machine) + tiles * (_moved(inputs, machine) + _moved(gradients, machine)))
+    ends = _moved(inputs + gradients, machine) + 2 * _moved(sums, machine) + machine.dram.latency_cycles
+    return Cost(count * tiles * engine, 0, 0, moved, ends)
+
+
+def defers_weights(shape: ConvShape, machine: Machine) -> bool:
+    """Whether a weight gradient waits for the end of the batch: its sums take longer to move than to compute.
+
+    ``shape`` is that of one group of samples. The spikes and gradients that are read later are few where this holds.
+    """
+    unit = machine.weight_update
+    positions = shape.steps * shape.batch * shape.out_h * shape.out_w
+    lanes = unit.lanes_k * unit.lanes_c * unit.fan_in
+    work = 0.0 if shape.real else positions * shape.taps * shape.c * shape.k / lanes
+    return not shape.real and 2 * _moved(4 * shape.taps * shape.c * shape.k, machine) > work
+
+
+def _areas(shape: ConvShape, t: Tile, height: int, width: int) -> int:
+    return _up(shape.batch, t.samples) * _up(height, t.rows) * _up(width, t.columns)
+
+
+def _vector(elements: int, machine: Machine) -> float:
+    return START / 2 + _up(elements, machine.vector.lanes)
+
+
+def _halo(count: int, kernel: int, stride: int) -> int:
+    return (count - 1) * stride + kernel
+
+
+def _slots(channels: int, slot: int, item: int) -> float:
+    """Return the expected bytes of the gradients of ``channels`` channels: bitmaps and live values."""
+    return _up(channels, slot) * 8 + GRADIENT_DENSITY * channels * item
+
+
+def _moved(size: float, machine: Machine) -> float:
+    return size / machine.dram.bytes_per_cycle + machine.dram.burst_bytes / machine.dram.bytes_per_cycle
+
+
+def _up(count: float, size: int) -> int:
+    return ceil(count / size)

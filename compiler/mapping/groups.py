@@ -1,0 +1,106 @@
+"""How many samples go through a training step together.
+
+Small groups let forward work overlap with backward and update work sooner; large ones read the weights, build the
+look-up tables and move the sums of the weight gradients less often, and lose less at the borders of stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from h2learn.backends.h2learn.machine import Machine
+from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, lane_shape
+
+BORDER = 2000
+"""Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""
+BACKWARD_EFFICIENCY = 0.75
+"""Share of its multipliers that the backward engine keeps busy (measured on CIFAR VGG)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights ``[taps, c, k]`` and ``positions`` outputs per sample and time step.
+
+    ``real``: its input is no spikes, so it runs on the multipliers. ``first``: nothing needs its input gradient.
+    """
+
+    taps: int
+    c: int
+    k: int
+    positions: int
+    steps: int
+    real: bool
+    first: bool
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.taps * self.c * self.k
+
+
+def choose_group(layers: Sequence[Layer], batch: int, machine: Machine, item: int, most: int | None = None) -> int:
+    """Return the divisor of ``batch``, at most ``most``, with the shortest estimated training step.
+
+    ``item``: bytes of a stored weight.
+    """
+    sizes = [size for size in range(1, min(batch, most or batch) + 1) if batch % size == 0]
+    return min(reversed(sizes), key=lambda size: step_cycles(layers, size, batch // size, machine, item))
+
+
+def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machine, item: int) -> float:
+    """Estimate a step of ``groups`` groups: the parts follow each other once, then the slowest sets the pace."""
+    forward = sum(max(_forward(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in layers)
+    backward = sum(
+        max(_backward(layer, group, machine), _bytes(layer, item, machine)) + BORDER
+        for layer in layers
+        if not layer.first
+    )
+    update = sum(_update(layer, group, machine) + BORDER for layer in layers)
+    channel = sum(_traffic(layer, group, item) for layer in layers) / machine.dram.bytes_per_cycle
+    pace = max(forward, backward, update, channel)
+    return forward + (groups - 1) * pace + backward + update / max(1, len(layers))
+
+
+def _images(layer: Layer, group: int) -> int:
+    return layer.positions * layer.steps * group
+
+
+def _forward(layer: Layer, group: int, machine: Machine) -> float:
+    """Return the cycles of look-ups or table building, whichever is longer, at the best fan-in."""
+    positions = _images(layer, group)
+    if layer.real:
+        return positions * layer.weights / (machine.backward.elements * machine.backward.width)
+    unit = machine.forward
+    best = float("inf")
+    for fan in (1, 2, 4):
+        groups = layer.taps * ceil(layer.c / fan)
+        look = lane_shape(unit.lanes, layer.k, positions)[1] * groups
+        fill = groups * layer.k * ((1 << fan) - 1) / unit.builder_entries
+        best = min(best, max(look, fill))
+    return best
+
+
+def _backward(layer: Layer, group: int, machine: Machine) -> float:
+    lanes = machine.backward.elements * machine.backward.width * BACKWARD_EFFICIENCY
+    return _images(layer, group) * layer.weights * GRADIENT_DENSITY * MASK_DENSITY / lanes
+
+
+def _update(layer: Layer, group: int, machine: Machine) -> float:
+    unit = machine.weight_update
+    if layer.real:
+        lanes = machine.backward.elements * machine.backward.width
+        return _images(layer, group) * layer.weights * GRADIENT_DENSITY / lanes
+    return _images(layer, group) * layer.weights / (unit.lanes_k * unit.lanes_c * unit.fan_in)
+
+
+def _bytes(layer: Layer, item: int, machine: Machine) -> float:
+    return layer.weights * item / machine.dram.bytes_per_cycle
+
+
+def _traffic(layer: Layer, group: int, item: int) -> float:
+    """Return the bytes that a group moves: weights twice, sums of gradients there and back, what neurons keep."""
+    kept = _images(layer, group) * layer.k * (item * (1 + GRADIENT_DENSITY) * 2 + 1)
+    sums = min(8 * layer.weights, _images(layer, group) * (layer.c + layer.k * item))
+    return 2 * item * layer.weights + sums + kept

@@ -1,0 +1,75 @@
+"""Tokens between instruction streams, from the DRAM tensors that their stages touch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from h2learn.compiler.mapping.stream_sync import StageUse, StreamWait, order_streams
+from h2learn.compiler.passes.tile_layout import enclosing_loops, root_tensor
+from h2learn.dialects import tile
+
+
+def insert_stream_tokens(streams: Sequence[tile.StreamOp], first_token: int) -> None:
+    """Insert the tokens between streams: stores of the producer before loads of the consumer.
+
+    Every pair of streams has one token for what stands in the consumer's loop over groups, where each wait takes the
+    post of the same group, and one for what stands behind, where the posts of all groups up to the one wanted are
+    taken.
+    """
+    stages = [[op for op in stream.walk() if isinstance(op, tile.StageOp)] for stream in streams]
+    pairs: dict[tuple[int, int, bool], list[StreamWait]] = {}
+    for wait in order_streams([[_use(stage) for stage in each] for each in stages]):
+        behind = _group_loop(stages[wait.consumer][wait.target]) is None
+        pairs.setdefault((wait.producer, wait.consumer, behind), []).append(wait)
+    for token, ((producer, consumer, behind), waits) in enumerate(pairs.items(), start=first_token):
+        sources = sorted({wait.source for wait in waits})
+        for source in sources:
+            _post(stages[producer][source], token)
+        loops = [_group_loop(stages[producer][source]) for source in sources]
+        inner = sum(loop is not None for loop in loops)
+        groups = loops[0].trips.data if loops[0] is not None else 1
+        taken = 0
+        for wait in waits:
+            rank = sources.index(wait.source) + 1
+            total = rank + (groups - 1) * inner if behind else rank
+            _take(stages[consumer][wait.target], token, total - taken)
+            taken = total
+
+
+def _post(stage: tile.StageOp, token: int) -> None:
+    signal = tile.SignalOp("DMAOUT", token)
+    signal.location = stage.location
+    assert stage.parent is not None
+    stage.parent.insert_op_after(signal, stage)
+
+
+def _take(stage: tile.StageOp, token: int, count: int) -> None:
+    wait = tile.WaitOp("DMAIN", token, count)
+    wait.location = stage.location
+    assert stage.parent is not None
+    stage.parent.insert_op_before(wait, stage)
+
+
+def _use(stage: tile.StageOp) -> StageUse:
+    """Return the tensors of a stage; those of which every window moves with the loop over groups are its group's."""
+    reads: set[object] = set()
+    writes: set[object] = set()
+    others: set[object] = set()
+    loop = _group_loop(stage)
+    group = None if loop is None else loop.counter
+    alone = loop is not None and loop.trips.data == 1
+    for op in stage.walk():
+        if isinstance(op, tile.LoadOp | tile.StoreOp):
+            tensor = root_tensor(op.tensor)
+            (reads if isinstance(op, tile.LoadOp) else writes).add(tensor)
+            if group is None or not (alone or group in op.ivs):
+                others.add(tensor)
+    own = frozenset(reads | writes) - others
+    front = loop is not None and isinstance(loop.next_op, tile.ForOp)
+    return StageUse(frozenset(reads), frozenset(writes), own, front=front, behind=group is None)
+
+
+def _group_loop(stage: tile.StageOp) -> tile.ForOp | None:
+    """Return the loop over groups around a stage, None when it stands behind it."""
+    loops = enclosing_loops(stage)
+    return loops[0] if loops else None
