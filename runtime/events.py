@@ -346,7 +346,7 @@ def _step(
 @jit
 def _first_asked(e: int, engines: I64) -> int:
     """Return which stream an engine asks first: transfers take turns, elsewhere the lowest stream comes first."""
-    return (engines[e, SERVED] + 1) % STREAMS if e == _DMAIN or e == _DMAOUT else 0
+    return (engines[e, SERVED] + 1) % STREAMS if e in (_DMAIN, _DMAOUT) else 0
 
 
 @jit

@@ -20,8 +20,8 @@ from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import tensor_type
-from h2learn.dialects.spike.normalisation import BatchNormTrainOp
 from h2learn.dialects.spike.interpreter import main_block
+from h2learn.dialects.spike.normalisation import BatchNormTrainOp
 
 from .lut_arguments import argument_type
 from .lut_backward import BACKWARD
