@@ -61,7 +61,9 @@ def order_streams(streams: Sequence[Sequence[StageUse]]) -> list[StreamWait]:
                 if not needed or mine.get(producer, 0) > needed[-1]:
                     continue
                 if streams[producer][needed[-1]].front and not stage.behind:
-                    raise ValueError("a stage in a loop over groups waits for nothing but what stands in front of another")
+                    raise ValueError(
+                        "a stage in a loop over groups waits for nothing but what stands in front of another"
+                    )
                 waits.append(StreamWait(producer, needed[-1], consumer, target))
                 told = known[producer][needed[-1]]
                 mine = {n: max(mine.get(n, 0), told.get(n, 0)) for n in mine | told}

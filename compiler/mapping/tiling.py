@@ -421,9 +421,9 @@ def plan_sums(
 ) -> WeightTile:
     """Choose the tile of sums per channel over fp32 values ``[steps, batch, height, width, channels]``.
 
-    With ``gradients`` slots (``item`` bytes a value) lie beside the values. Tiles are whole everywhere, because zeros around
-    a tensor would count in a variance. ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen
-    before. Raises H2LearnError when nothing fits.
+    With ``gradients`` slots (``item`` bytes a value) lie beside the values. Tiles are whole everywhere, because zeros
+    around a tensor would count in a variance. ``reduce_block`` pins (steps, samples, rows, columns) when they were
+    chosen before. Raises H2LearnError when nothing fits.
     """
     steps, batch, height, width, channels = shape
     gblk = slot_channels(channels, slot_cap(machine, limits))

@@ -126,7 +126,9 @@ def _write_streams(main: func.FuncOp, symbols: dict[SSAValue, h2.TensorSymbol]) 
         mine = least[number] + max(0, spare) // (len(bodies) - number)
         plans = assign_semaphores(uses, available[:mine])
         del available[:mine]
-        writers.append(_Writer(symbols, shared, dict(zip(_sections(body), plans, strict=True))))
+        parent = body.parent_op()
+        label = parent.label.data.partition(JOINED)[0] if isinstance(parent, tile.StreamOp) else ""
+        writers.append(_Writer(symbols, shared, dict(zip(_sections(body), plans, strict=True)), label))
         writers[-1].program(body, main.location)
     return writers
 
@@ -217,6 +219,7 @@ class _Writer:
         symbols: dict[SSAValue, h2.TensorSymbol],
         shared: dict[int, int],
         plans: dict[Block, SemaphorePlan],
+        label: str,
     ) -> None:
         self.ops: list[Operation] = []
         self.setups: list[tuple[int, list[Word], LocationAttr, str]] = []
@@ -225,6 +228,7 @@ class _Writer:
         self._shared = shared
         self._plans = plans
         self._plan = SemaphorePlan()
+        self._label = label
         self._outer = ""
         self._place = ""
 
@@ -252,13 +256,19 @@ class _Writer:
                 self._add("loop", child.location, count=child.trips.data)
                 self.table.forget()
                 self._outer = f" {child.label.data}"
+                self._place = self._between
                 self._section(child.body.block)
-                self._outer = ""
                 self._add("endl", child.location)
+                self._outer = self._place = ""
             elif isinstance(child, tile.FenceOp):
                 self._drain(self._plan.left, child.location)
                 self._add("fence", child.location)
         self._plan = self._plans[block]
+
+    @property
+    def _between(self) -> str:
+        """The place of what stands between the stages of a loop."""
+        return f"{self._label}:{self._outer}"
 
     def _drain(self, drains: Sequence[tuple[str, int, int]], location: LocationAttr) -> None:
         for engine, semaphore, count in drains:
@@ -291,7 +301,7 @@ class _Writer:
         if self.table.words:
             self.setups.append((len(self.ops), self.table.words, stage.location, self._place))
         self._block(stage.body.block, body)
-        self._place = ""
+        self._place = self._between if self._outer else ""
 
     def _block(self, block: Block, body: dict[Operation, dict[str, int | str]]) -> None:
         for op in block.ops:

@@ -36,20 +36,21 @@ def program(model: Model) -> LoadedProgram:
 
 def test_a_fault_can_name_stage_and_iterations(program: LoadedProgram) -> None:
     (pc,) = (pc for pc, item in enumerate(program.code) if item.mnemonic == "fe.run")
-    assert program.depths[pc] == 6
-    text = program.describe(pc, range(6))
+    assert program.depths[pc] == 7
+    text = program.describe(pc, range(7))
     assert text.startswith(f"pc {pc} (") and ".snn:" in text
-    assert text.endswith(", forward f1, k=0, n=1, y=2, x=3, t=4, c=5)")
+    assert text.endswith(", forward f1, group=0, k=1, n=2, y=3, x=4, t=5, c=6)")
 
 
 def test_every_instruction_says_where_it_came_from(program: LoadedProgram) -> None:
     stages = {"forward", "neuron", "pool", "readout", "loss", "gradient", "weights", "bias", "backward"}
-    stages |= {"unpool", "time", "optimizer"}
+    stages |= {"unpool", "time", "optimizer", "update"}
     for pc, item in enumerate(program.code):
         assert item.mnemonic == "halt" or ".snn:" in program.source(pc)
         depth = program.depths[pc]
         if depth:
-            place, *loops = program.describe(pc, range(depth)).rstrip(")").split(", ")[1:]
+            parts = program.describe(pc, range(depth)).partition(" (")[2].rstrip(")").split(", ")
+            place, *loops = parts[1 + parts[0].startswith("stream ") :]
             assert place.split()[0] in stages and len(loops) == depth
             assert not any(loop.startswith("loop ") for loop in loops)
 
