@@ -106,6 +106,9 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             state = stage.state(area, t.k) if stage is not None else None
+            before = state["ss"] if fed_back and state is not None and c_trips == 1 else None
+            if before is not None:
+                b.load(source, before, *activation_window(source, Cut(-1, 1), *area.cuts, Cut(0, t.k)))
 
             def accumulate(time: Start) -> SSAValue:
                 shape_of_acc = (static_steps, t.samples, t.rows, t.columns, t.k)
@@ -115,7 +118,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
                 with b.loop("c", c_trips) as ic:
                     held = tables if c_trips == 1 else _load_weights(ctx, weights, shape, t, ic, ik, real)
                     seen = Cut(Affine() + time + -1 if fed_back else time, t.steps)
-                    inputs = _load_input(ctx, source, shape, t, area, seen, ic * t.c)
+                    inputs = before or _load_input(ctx, source, shape, t, area, seen, ic * t.c)
                     _convolve(ctx, op, acc, inputs, held, images(source, t), shape, t, ic)
                 return acc
 
@@ -184,6 +187,10 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x)
             state = stage.state(area, t.c) if stage is not None else None
+            later = None
+            if fed_back and k_trips == 1:
+                later = b.alloc("gu later", "G", f"slots.{ctx.dtype}", (1, *area.dims, t.k), gblk, slots=1)
+                b.load(source, later, *activation_window(source, Cut(shape.steps, 1), *area.cuts, Cut(0, t.k)))
             with b.loop("t", blocks) as it:
                 time = Cut(it * -t.steps + (blocks - 1) * t.steps, t.steps)
                 channels = Cut(ic * t.c, t.c)
@@ -201,12 +208,13 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                     columns = Cut(x * (t.columns // shape.stride[1]) + first_x, gw)
                     seen = Cut(time.start + 1, t.steps) if fed_back else time
                     window = activation_window(source, seen, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
-                    g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
-                    b.load(source, g, *window)
+                    g = later or b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
+                    if later is None:
+                        b.load(source, g, *window)
                     first, carry = _start(op, ik)
                     b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=first, carry=carry)
                 if stage is not None and par is not None and state is not None:
-                    stage.steps(acc, par, state, area, it, time, channels)
+                    stage.steps(acc, par, state, area, it, time, channels, later)
                 if result is not None:
                     b.store(result, acc, *activation_window(result, time, *area.cuts, channels))
 
@@ -373,10 +381,14 @@ class GradientStep:
         block: Affine,
         time: Cut,
         channels: Cut,
+        out: SSAValue | None = None,
     ) -> None:
-        """Run the steps of one time block backwards and store the gradients; ``gs`` without time serves all steps."""
+        """Run the steps of one time block backwards and store the gradients; ``gs`` without time serves all steps.
+
+        ``out`` is the buffer of the gradients, where it is not one of this block's own.
+        """
         b, k, steps = self.ctx.builder, channels.size, time.size
-        out = b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", (steps, *area.dims, k), self.gblk)
+        out = out or b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", (steps, *area.dims, k), self.gblk)
         buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, **state}
         loaded: dict[str, SSAValue] = {}
         for role, memory, value in (("u", "U", self.op.u), ("s", "S", self.op.s)):
