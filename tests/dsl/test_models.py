@@ -12,12 +12,12 @@ import pytest
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
-from h2learn.compiler.autodiff import SGD, Rectangular, Train, Triangular, differentiate
+from h2learn.compiler.autodiff import SGD, FastSigmoid, Rectangular, Sigmoid, Train, Triangular, differentiate
 from h2learn.compiler.frontends.dsl import load_snn, parse_snn
 from h2learn.compiler.model import TensorSpec
 from h2learn.dialects.common import get_io, source_of
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import neuron_of
+from h2learn.dialects.spike.base import integrator_of, neuron_of
 from h2learn.dialects.spike.interpreter import interpret, main_block
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,25 @@ lif
 
 def ops(model, kind):
     return [op for op in main_block(model.module).ops if isinstance(op, kind)]
+
+
+def test_how_currents_act_and_surrogates_without_a_window():
+    text = (
+        EVENTS.replace("lif\nflatten", "flatten").replace("\nlif\npool", "\nlif: DRIVE\npool")
+        + "linear f: 3 features\nli: LI\n"
+    )
+    drive = (
+        "gain 2, leak to -0.5, initial 0.25, delayed synapse decay 0.75, reset soft delayed, surrogate atan(alpha 4)"
+    )
+    text = text.replace("DRIVE", drive).replace("LI\n", "decay 0.5, synapse decay 0.25, gain 0.5\n")
+    model = parse_snn(text)
+    first, last = ops(model, spike.LifOp)[0], ops(model, spike.LiOp)[0]
+    neuron = neuron_of(first)
+    assert (neuron.gain, neuron.v_leak, neuron.initial, neuron.beta) == ((2.0,), (-0.5,), (0.25,), (0.75,))
+    assert (neuron.synapse, neuron.reset, neuron.surrogate) == ("delayed", "soft_delayed", "atan")
+    assert (neuron.width, neuron.height) == pytest.approx((1 / (2 * np.pi), 2.0))
+    found = integrator_of(last)
+    assert (found.synapse, found.beta, found.gain, found.alpha) == ("immediate", (0.25,), (0.5,), (0.5,))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.snn")), ids=lambda p: p.name)
@@ -133,6 +152,8 @@ def test_training_recipe():
     assert list(model.outputs) == ["logits"]
     assert parse_snn(base + "surrogate rectangular(height 2)").train == Train(surrogate=Rectangular(0.5, 2.0))
     assert parse_snn(base + "surrogate triangular").train == Train(surrogate=Triangular())
+    assert parse_snn(base + "surrogate sigmoid(slope 8)").train == Train(surrogate=Sigmoid(0.125, 2.0))
+    assert parse_snn(base + "surrogate fast_sigmoid").train == Train(surrogate=FastSigmoid.with_slope(25.0))
 
 
 def test_keywords_may_be_names():

@@ -85,6 +85,21 @@ def test_any_model_can_be_exported(tmp_path: Path, last: str) -> None:
     np.testing.assert_array_equal(h2learn.compile(again, batch=2).run({"image": x}).outputs[name], expected)
 
 
+def test_driven_neurons_can_be_exported(tmp_path: Path) -> None:
+    drive = "decay 0.75, gain 2.0, leak to 0.1, initial 0.1"
+    last = f"lif: {drive}, synapse decay 0.5, threshold 0.8, reset hard to 0.05, spike at u > threshold"
+    text = SNN.format(pool="avg", last=last).replace("lif n1: decay 0.75", f"lif n1: {drive}")
+    (tmp_path / "tiny.snn").write_text(text)
+    model = h2learn.load_model(tmp_path / "tiny.snn")
+    path = graphs.write(tmp_path / "tiny.nir", h2learn.to_nir(model, dt=1e-3))
+    assert [type(node).__name__ for node in nir.read(path).nodes.values()].count("CubaLIF") == 1
+    again = h2learn.load_model(path, time_steps=3, dt=1e-3, encode="direct")
+    x = np.random.default_rng(2).uniform(0, 1, (2, 2, 4, 4)).astype(np.float32)
+    expected = h2learn.compile(model, batch=2).run({"image": x}).outputs["output"]
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(h2learn.compile(again, batch=2).run({"image": x}).outputs["output"], expected)
+
+
 def test_what_nir_has_no_node_for_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.snn").write_text(SNN.format(pool="max", last="li: decay 0.5"))
     with pytest.raises(h2learn.H2LearnError, match="no max pooling") as caught:

@@ -10,6 +10,7 @@ import pytest
 
 from h2learn.backends.h2learn import isa, numerics
 from h2learn.runtime import reference
+from h2learn.runtime.kernels import vector
 from h2learn.runtime.operation import Memories, Operand, Operation, Work, slot_bytes, spans
 
 torch = pytest.importorskip("torch")
@@ -280,6 +281,14 @@ def test_pooling_and_its_gradient(kind: str, bits: bool) -> None:
         result, _ = run("v.unpool", full | {"src": form, "dst": form}, {"src": data, **winners})
         found = result["dst"].view(np.float32) if form == "f32" else unslotted(result["dst"], k, 4)
         np.testing.assert_array_equal(found.reshape(imgs, ih, iw, k), scattered)
+
+
+def test_the_exponential_of_the_kernels_is_that_of_the_levels() -> None:
+    rng = np.random.default_rng(9)
+    edges = [-np.inf, -87.3, -87.29999, -1e-30, -0.0, 0.0, 88.69999, 88.7, np.inf, np.nan]
+    values = np.concatenate([rng.uniform(-90, 90, 20000), rng.normal(0, 1, 20000), edges]).astype(np.float32)
+    found = np.array([vector.exponential(value) for value in values], np.float32)
+    np.testing.assert_array_equal(found, numerics.exp(values))
 
 
 def test_reductions() -> None:
