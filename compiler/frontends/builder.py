@@ -67,6 +67,7 @@ class NetworkBuilder:
         self._constants: dict[str, float] = {}
         self._results: list[SSAValue] = []
         self._streams = 0
+        self._rows: set[SSAValue] = set()
 
     def input(
         self,
@@ -78,24 +79,36 @@ class NetworkBuilder:
         binary: bool = False,
         time_axis: int = 0,
     ) -> Signal:
-        """Add an input of one sample's ``shape`` (F) or (C, H, W).
+        """Add an input of one sample's ``shape`` (F), (C, L) or (C, H, W).
 
-        With ``time_steps`` it is ``[T,N,...]``, or ``[N,...]`` with time inserted at ``time_axis``.
+        With ``time_steps`` it is ``[T,N,...]``, or ``[N,...]`` with time inserted at ``time_axis``. (C, L) are maps of
+        one row, on which windows have one row, too.
         """
-        if len(shape) not in (1, 3):
-            raise H2LearnError(f"expected an input F or C x H x W, found {len(shape)} dimensions", location=location)
+        if len(shape) not in (1, 2, 3):
+            raise H2LearnError(
+                f"expected an input F, C x L or C x H x W, found {len(shape)} dimensions", location=location
+            )
         outer = [self._batch] if time_steps is None else [time_steps, self._batch]
-        device = (*outer, *shape[1:], shape[0])
+        row = len(shape) == 2
+        if row and time_axis:
+            raise H2LearnError(f"expected time as first dimension of the rows {name}, found another order")
+        maps = (shape[0], 1, shape[1]) if row else tuple(shape)
+        device = (*outer, *maps[1:], maps[0])
         _check_size(f"input {name}", device, location)
-        order = _channels_last(len(outer)) if len(shape) == 3 else ()
+        order = _channels_last(len(outer)) if len(maps) == 3 else ()
         source = (*outer, *shape)
         if time_axis and time_steps is not None:
             order = _time_moved(order or tuple(range(len(source))), time_axis)
             source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
-        entry = IoEntry(name, "input", (), order)
+        entry = IoEntry(name, "input", (*outer, *maps) if row else (), order)
         value = self._argument(entry, spikes(device) if binary else real(device), location)
+        self._rows |= {value} if row else set()
         self._inputs[name] = TensorSpec(source, "bool" if binary else "float32")
         return Signal(value)
+
+    def is_row(self, x: Signal) -> bool:
+        """Whether a signal has maps (C, L) rather than (C, H, W)."""
+        return x.value in self._rows
 
     def encode(self, x: Signal, kind: str, time_steps: int, location: Location) -> Signal:
         """Present reals ``[N,...]`` for ``time_steps`` steps, ``direct`` or as ``bernoulli`` spikes."""
@@ -126,9 +139,11 @@ class NetworkBuilder:
     ) -> Signal:
         """Add a convolution with parameters ``name.weight`` ``[K,C/groups,kh,kw]`` and ``name.bias`` ``[K]``.
 
-        ``names`` are those of the two parameters, where they are others.
+        On maps of one row (:meth:`is_row`) windows have one row and weights are ``[K,C/groups,kw]``. ``names`` are
+        those of the two parameters, where they are others.
         """
         _expect_maps(x, f"conv {name}", location)
+        assert not self.is_row(x) or (kernel[0], stride[0], padding[0]) == (1, 1, 0)
         rows, columns, channels_in = x.shape[-3:]
         span = ((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1)
         if rows + 2 * padding[0] < span[0] or columns + 2 * padding[1] < span[1]:
@@ -144,9 +159,11 @@ class NetworkBuilder:
             )
         inner = channels_in // groups
         weight_name, bias_name = names or (f"{name}.weight", f"{name}.bias")
-        weight = self._parameter(
-            weight_name, (channels, inner, *kernel), (*kernel, inner, channels), (), (2, 3, 1, 0), location
-        )
+        source: tuple[int, ...] = (channels, inner, *kernel)
+        view: tuple[int, ...] = ()
+        if self.is_row(x):
+            source, view = (channels, inner, kernel[1]), source
+        weight = self._parameter(weight_name, source, (*kernel, inner, channels), view, (2, 3, 1, 0), location)
         if groups > 1 or dilation != (1, 1):
             weight = self._add(spike.EmbedOp(weight, dilation, groups, location=_mark(location)), location).value
         offset = self._bias(bias_name, channels, location) if bias else None
@@ -359,12 +376,16 @@ class NetworkBuilder:
         view: tuple[int, ...] = ()
         perm: tuple[int, ...] = ()
         source = shape
-        if rank >= 4:
+        if self.is_row(x):
+            source, view = (*outer, shape[-1], shape[-2]), (*outer[:-1], -1, shape[-1], 1, shape[-2])
+            perm = _channels_last(len(outer))
+        elif rank >= 4:
             source, perm = (*outer, shape[-1], *shape[-3:-1]), _channels_last(len(outer))
         elif x.maps:
             view, perm = (*outer[:-1], -1, *x.maps), _channels_last(len(outer))
-        if time_axis and time and x.maps and rank == 3:
-            raise H2LearnError(f"expected time as first dimension of the flattened maps {name}, found another order")
+        if time_axis and time and view:
+            kind = "rows" if self.is_row(x) else "flattened maps"
+            raise H2LearnError(f"expected time as first dimension of the {kind} {name}, found another order")
         if time_axis and time:
             perm = _time_moved(perm or tuple(range(rank)), time_axis)
             source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
@@ -428,6 +449,8 @@ class NetworkBuilder:
             result.name_hint = _hint(name)
         signal = Signal(result)
         _check_size(name or op.name, signal.shape, location)
+        if len(signal.shape) >= 4 and not self._rows.isdisjoint(op.operands):
+            self._rows.update(op.results)
         return signal
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import RunScalars
@@ -130,6 +131,33 @@ def test_branches_are_named_and_added():
     assert isinstance(second.rhs.owner, spike.EncodeOp)
     assert ops(model, spike.PoolOp)[0].x is ops(model, spike.LifOp)[0].s
     assert ops(model, spike.FlattenOp)[0].x is ops(model, spike.LifOp)[1].s
+
+
+def test_rows_have_windows_of_one_size():
+    lines = [
+        "network rows",
+        "input x: 3 x 20 over time",
+        "time steps: 4",
+        "conv c: 4 channels, kernel 5, stride 2, padding 2",
+    ]
+    lines += ["lif", "pool: avg 2", "conv d: 2 channels, kernel 3, dilation 2", "lif"]
+    model = parse_snn("\n".join(lines)).with_batch(2)
+    assert model.inputs["x"].shape == (4, 2, 3, 20) and model.outputs["output"].shape == (4, 2, 2, 1)
+    assert model.parameters["c.weight"].shape == (4, 3, 5) and model.parameters["d.weight"].shape == (2, 4, 3)
+    x = np.random.default_rng(0).normal(0, 2, (4, 2, 3, 20)).astype(np.float32)
+    program = h2learn.compile(model, batch=2)
+    expected = np.zeros((4, 2, 4, 10))
+    for at, k in np.ndindex(10, 5):
+        if 0 <= 2 * at + k - 2 < 20:
+            expected[..., at] += x[..., 2 * at + k - 2] @ model.parameters["c.weight"][..., k].T
+    first = (
+        parse_snn("\n".join([*lines[:4], "li: decay 0"]))
+        .with_batch(2)
+        .with_parameters({n: v for n, v in model.parameters.items() if n.startswith("c.")})
+    )
+    found = h2learn.compile(first, batch=2).run({"x": x}).outputs["output"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert program.run({"x": x}).outputs["output"].shape == (4, 2, 2, 1)
 
 
 def test_layer_options_override_the_default_neuron():

@@ -24,7 +24,7 @@ from h2learn.dialects.common import PRECISION_ATTRIBUTE, Array, get_io, paramete
 from h2learn.dialects.h2.interpreter import interpret as interpret_h2
 from h2learn.dialects.lut.interpreter import interpret as interpret_lut
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import SPIKE_READOUTS, int_values, neuron_of
+from h2learn.dialects.spike.base import SPIKE_READOUTS, int_values, neuron_of, tensor_type
 from h2learn.dialects.spike.interpreter import interpret as interpret_spike
 from h2learn.dialects.spike.interpreter import main_block
 from h2learn.dialects.spike.scan import scans, with_all_values
@@ -57,6 +57,7 @@ class Data:
     arrays: Named
     valid: int
     certain: bool = True
+    over_time: bool = False
 
 
 @dataclass
@@ -199,7 +200,9 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
     timed = None if encoding in ("direct", "bernoulli") else steps
     maps = rng.random() < 0.85
     shape = (int(rng.choice([1, 2, 3, 8, 10])), int(rng.integers(4, 7)), int(rng.integers(4, 7)))
-    x = builder.input("x", shape if maps else (24,), HERE, time_steps=timed, binary=encoding == "spikes")
+    rows = maps and rng.random() < 0.15
+    sample = (shape[0], 4 * shape[2]) if rows else shape if maps else (24,)
+    x = builder.input("x", sample, HERE, time_steps=timed, binary=encoding == "spikes")
     if timed is None:
         x = builder.encode(x, encoding, steps, HERE)
     if maps:
@@ -208,7 +211,8 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
             if rng.random() < 0.4:
                 x = _residual(builder, x, f"block{layer}", rng, dyadic=dyadic)
         while np.prod(x.shape[-3:]) > MOST_FEATURES:
-            x = builder.pool(x, "avg", (2, 2), (2, 2), HERE)
+            window = (1, 2) if builder.is_row(x) else (2, 2)
+            x = builder.pool(x, "avg", window, window, HERE)
         x = builder.flatten(x, HERE)
     if rng.random() < 0.5:
         x = builder.linear(x, "hidden", int(rng.choice([6, 16, 20])), HERE, bias=bool(rng.integers(2)))
@@ -263,6 +267,8 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
     (kh, kw), (sh, sw), (ph, pw) = (rng.integers(low, high, 2).tolist() for low, high in ((1, 4), (1, 3), (0, 2)))
     rows, columns = x.shape[-3:-1]
     channels, bias = int(rng.choice([3, 8, 12, 16])), bool(rng.integers(2))
+    if builder.is_row(x):
+        kh, sh, ph = 1, 1, 0
     kernel = (min(kh, rows + 2 * ph), min(kw, columns + 2 * pw))
     dilation, groups = (1, 1), 1
     if rng.random() < 0.3:
@@ -290,12 +296,12 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
     """Return ``x`` after a block with a shortcut: currents or spikes are added, by convolution or as they are."""
 
     def conv(source: Signal, suffix: str, channels: int, size: int, stride: int = 1) -> Signal:
-        kernel, padding = (size, size), (size // 2, size // 2)
+        kernel, padding, strides = (size, size), (size // 2, size // 2), (stride, stride)
+        if builder.is_row(x):
+            kernel, padding, strides = (1, size), (0, size // 2), (1, stride)
         bias = bool(rng.integers(2))
         label = f"{name}{suffix}"
-        return builder.conv(
-            source, label, channels, HERE, kernel=kernel, stride=(stride, stride), padding=padding, bias=bias
-        )
+        return builder.conv(source, label, channels, HERE, kernel=kernel, stride=strides, padding=padding, bias=bias)
 
     def lif(current: Signal) -> Signal:
         return builder.lif(current, random_neuron(rng, dyadic=dyadic), HERE)
@@ -326,10 +332,11 @@ def _normalised(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Ge
 
 
 def _pooling(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Signal:
-    if rng.random() > 0.35 or min(x.shape[-3:-1]) < 3:
+    down = 1 if builder.is_row(x) else 2
+    if rng.random() > 0.35 or min(x.shape[-3:-1]) < 3 * down - 3 or x.shape[-2] < 3:
         return x
-    stride = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
-    window, padding = (2, 2), (int(rng.integers(0, 2)), int(rng.integers(0, 2)))
+    stride = (int(rng.integers(1, down + 1)), int(rng.integers(1, 3)))
+    window, padding = (down, 2), (int(rng.integers(0, down)), int(rng.integers(0, 2)))
     return builder.pool(x, str(rng.choice(["avg", "max", "sum"])), window, stride, HERE, padding=padding)
 
 
@@ -342,13 +349,14 @@ def certain_data(model: Model, recipe: Recipe, rng: np.random.Generator) -> Data
         data = random_data(model, recipe.train, rng)
         if margin(graph, data) > MARGIN:
             return data
-    return Data(data.arrays, data.valid, certain=False)
+    return replace(data, certain=False)
 
 
 def random_data(model: Model, train: Train | None, rng: np.random.Generator, *, dyadic: bool = False) -> Data:
     """Return one batch, of which the last samples may be absent."""
     (spec,) = model.inputs.values()
-    axis = 1 if len(spec.shape) in (3, 5) else 0
+    over_time = len(tensor_type(main_block(model.module).args[0].type).get_shape()) in (3, 5)
+    axis = 1 if over_time else 0
     batch = spec.shape[axis]
     valid = int(rng.integers(1, batch + 1))
     live = (np.arange(batch) < valid).reshape([-1 if n == axis else 1 for n in range(len(spec.shape))])
@@ -364,13 +372,13 @@ def random_data(model: Model, train: Train | None, rng: np.random.Generator, *, 
             state = rng.integers(-4, 5, value.shape) / 8 if dyadic else rng.normal(0, 0.1, value.shape)
             state = np.abs(state) + 0.01 if kind == "exp_avg_sq" else state
             arrays["state", state_name(kind, name)] = state.astype(np.float32)
-    return Data(arrays, valid)
+    return Data(arrays, valid, over_time=over_time)
 
 
 def device_samples(data: Data, role: str, name: str) -> Array:
     """Return only the samples of an input that are there."""
     value = data.arrays[role, name]
-    return value[:, : data.valid] if value.ndim in (3, 5) else value[: data.valid]
+    return value[:, : data.valid] if data.over_time and role == "input" else value[: data.valid]
 
 
 def arguments(graph: builtin.ModuleOp, data: Data) -> list[Array]:

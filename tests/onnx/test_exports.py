@@ -395,6 +395,14 @@ def test_convolutions(tmp_path, pool):
     check(ConvNet(pool), spikes_over_time(shape=(3, 2, 2, 6, 6)) * 2, tmp_path / "net.onnx")
 
 
+def test_convolutions_of_rows(tmp_path):
+    net = ConvNet("avg")
+    net.conv, net.pool, net.fc = nn.Conv1d(2, 4, 5, 2, 2), nn.AvgPool1d(3, 2, 1), nn.Linear(12, 3)
+    nn.init.normal_(net.conv.weight, 0.1, 0.6)
+    model = check(net, spikes_over_time(shape=(3, 2, 2, 12)) * 2, tmp_path / "net.onnx")
+    assert model.parameters["conv.weight"].shape == (4, 2, 5)
+
+
 @pytest.mark.parametrize("window", [{"groups": 2}, {"dilation": 2, "padding": 2}])
 def test_grouped_and_dilated_convolutions(tmp_path, window):
     net = ConvNet("avg", **window)

@@ -26,6 +26,7 @@ from .syntax import (
     Pool,
     Readout,
     Recurrent,
+    Sizes,
 )
 
 
@@ -93,10 +94,10 @@ def _conv(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
         layer.name,
         layer.channels,
         layer.location,
-        kernel=layer.kernel,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
+        kernel=_pair(builder, x, layer, layer.kernel),
+        stride=_pair(builder, x, layer, layer.stride),
+        padding=_pair(builder, x, layer, layer.padding, 0),
+        dilation=_pair(builder, x, layer, layer.dilation),
         groups=layer.groups,
         bias=layer.bias,
     )
@@ -114,8 +115,19 @@ def _batch_norm(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
 
 def _pool(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Pool)
-    kernel = layer.kernel or builder.whole_map(x, layer.location)
-    return builder.pool(x, layer.kind, kernel, layer.stride or kernel, layer.location, padding=layer.padding)
+    kernel = _pair(builder, x, layer, layer.kernel) if layer.kernel else builder.whole_map(x, layer.location)
+    stride = _pair(builder, x, layer, layer.stride) if layer.stride else kernel
+    padding = _pair(builder, x, layer, layer.padding, 0)
+    return builder.pool(x, layer.kind, kernel, stride, layer.location, padding=padding)
+
+
+def _pair(builder: NetworkBuilder, x: Signal, layer: Conv | Pool, sizes: Sizes, down: int = 1) -> tuple[int, int]:
+    """Return the sizes down and across; a row has one size, and ``down`` is nothing down."""
+    if not builder.is_row(x):
+        return sizes[0], sizes[-1]
+    if len(sizes) > 1:
+        raise H2LearnError("expected one size on rows C x L, found two", location=layer.location)
+    return down, sizes[0]
 
 
 def _flatten(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:

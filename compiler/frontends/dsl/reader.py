@@ -49,6 +49,7 @@ from .syntax import (
     Pool,
     Readout,
     Recurrent,
+    Sizes,
 )
 
 MAX_INTEGER = (1 << 31) - 1
@@ -243,9 +244,8 @@ class _Reader:
             )
         return value
 
-    def size(self, node: Node, what: str, low: int = 1) -> tuple[int, int]:
-        values = [self.integer(token, what, low) for token in _tokens(node)]
-        return values[0], values[-1]
+    def sizes(self, node: Node, what: str, low: int = 1) -> Sizes:
+        return tuple(self.integer(token, what, low) for token in _tokens(node))
 
     def options(self, nodes: Iterable[Node]) -> dict[str, Node]:
         found: dict[str, Node] = {}
@@ -259,8 +259,8 @@ class _Reader:
     def input(self, node: Node) -> Input:
         name, *sizes = _tokens(node)
         shape = tuple(self.integer(token, "size") for token in sizes)
-        if len(shape) not in (1, 3):
-            self.fail(sizes[0], f"expected an input of 1 or 3 sizes (C x H x W), found {len(shape)}")
+        if len(shape) not in (1, 2, 3):
+            self.fail(sizes[0], f"expected an input of 1 to 3 sizes (F, C x L or C x H x W), found {len(shape)}")
         timing = _children(node)
         return Input(self.at(node), str(name), shape, bool(timing), bool(timing and _tokens(timing[0])))
 
@@ -321,10 +321,10 @@ class _Reader:
         options = self.options(_children(node))
         if "kernel" not in options:
             self.fail(node, f"expected a kernel of conv {name}, found none", "add `, kernel 3 x 3`")
-        kernel = self.size(_children(options["kernel"])[0], "kernel size")
-        stride = self.size(_children(options["stride"])[0], "stride") if "stride" in options else (1, 1)
-        padding = self.size(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0, 0)
-        dilation = self.size(_children(options["dilation"])[0], "dilation") if "dilation" in options else (1, 1)
+        kernel = self.sizes(_children(options["kernel"])[0], "kernel size")
+        stride = self.sizes(_children(options["stride"])[0], "stride") if "stride" in options else (1,)
+        padding = self.sizes(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0,)
+        dilation = self.sizes(_children(options["dilation"])[0], "dilation") if "dilation" in options else (1,)
         groups = self.integer(_tokens(options["groups"])[0], "number of groups") if "groups" in options else 1
         count, bias = self.integer(channels, "number of channels"), "no_bias" not in options
         return Conv(self.at(node), str(name), count, kernel, stride, padding, bias, dilation, groups)
@@ -352,9 +352,9 @@ class _Reader:
         options = self.options(rest)
         if window.data == "whole" and rest:
             self.fail(rest[0], "expected nothing behind `whole map`, found an option")
-        size = None if window.data == "whole" else self.size(window, "pool size")
-        stride = self.size(_children(options["stride"])[0], "stride") if "stride" in options else None
-        padding = self.size(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0, 0)
+        size = None if window.data == "whole" else self.sizes(window, "pool size")
+        stride = self.sizes(_children(options["stride"])[0], "stride") if "stride" in options else None
+        padding = self.sizes(_children(options["padding"])[0], "padding", 0) if "padding" in options else (0,)
         return Pool(self.at(node), _name(name), str(kind), size, stride, padding)
 
     def flatten(self, node: Node, default: Neuron) -> Flatten:

@@ -9,6 +9,9 @@ from h2learn.backends.h2learn.errors import Location
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.autodiff.spec import Train
 
+Sizes: TypeAlias = tuple[int, ...]
+"""One size, or one down and one across."""
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -43,15 +46,15 @@ class LayerStatement(Statement):
 
 @dataclass(frozen=True)
 class Conv(LayerStatement):
-    """A 2-D convolution."""
+    """A convolution; windows have one size for rows and columns alike (on rows: for columns), or one for each."""
 
     name: str
     channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    kernel: Sizes
+    stride: Sizes = (1,)
+    padding: Sizes = (0,)
     bias: bool = True
-    dilation: tuple[int, int] = (1, 1)
+    dilation: Sizes = (1,)
     groups: int = 1
 
 
@@ -88,9 +91,9 @@ class Pool(LayerStatement):
 
     name: str
     kind: str
-    kernel: tuple[int, int] | None
-    stride: tuple[int, int] | None = None
-    padding: tuple[int, int] = (0, 0)
+    kernel: Sizes | None
+    stride: Sizes | None = None
+    padding: Sizes = (0,)
 
 
 @dataclass(frozen=True)

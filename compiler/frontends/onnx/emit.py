@@ -146,11 +146,11 @@ def _prepare_synapse(plan: Plan, layer: Layer) -> None:
     if layer.kind == "linear" and len(node.shape) != 2:
         raise RefusalError("a matrix product of maps is not supported", "flatten before it")
     if layer.kind == "conv":
-        _check_window(node, 2)
+        _check_window(node)
     names = _parameter_names(plan, layer, synapse)
     weight = _float(synapse.weight)
-    if weight.ndim not in (2, 4):
-        raise RefusalError("only 2-D convolutions are supported yet")
+    if weight.ndim not in (2, 3, 4):
+        raise RefusalError("only 1-D and 2-D convolutions are supported")
     plan.parameters[names.weight] = weight
     if synapse.bias is not None:
         plan.parameters[names.bias] = _float(synapse.bias)
@@ -214,20 +214,25 @@ def _free(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _check_window(node: StepNode, rank: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Return kernel, stride and padding of a two-dimensional window."""
+def _check_window(node: StepNode) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Return kernel, stride and padding of a window over maps; over rows it has one row."""
     kernel, stride, pads = [part for part in node.key if isinstance(part, tuple)][:3]
-    if len(kernel) != rank:
-        raise RefusalError("only 2-D windows are supported yet")
+    rank = len(kernel)
+    if rank > 2:
+        raise RefusalError("only 1-D and 2-D windows are supported")
     if pads[:rank] != pads[rank:]:
         raise RefusalError("a padding that differs between the two sides is not supported yet")
-    return (kernel[0], kernel[1]), (stride[0], stride[1]), (pads[0], pads[1])
+    return _pair(kernel, 1), _pair(stride, 1), _pair(pads[:rank], 0)
 
 
 def _dilation(node: StepNode) -> tuple[int, int]:
-    """Return the dilation of a two-dimensional window."""
-    down, across = [part for part in node.key if isinstance(part, tuple)][3]
-    return down, across
+    """Return the dilation of a window."""
+    return _pair([part for part in node.key if isinstance(part, tuple)][3], 1)
+
+
+def _pair(sizes: Sequence[int], down: int) -> tuple[int, int]:
+    """Return sizes down and across; rows have ``down`` down."""
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else (down, sizes[0])
 
 
 def _groups(node: StepNode) -> int:
@@ -238,7 +243,7 @@ def _groups(node: StepNode) -> int:
 
 
 def _prepare_pool(plan: Plan, layer: Layer) -> None:
-    kernel, _, padding = _check_window(layer.node, 2)
+    kernel, _, padding = _check_window(layer.node)
     if _dilation(layer.node) != (1, 1):
         raise RefusalError("a dilated pooling is not supported yet")
     if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
@@ -274,8 +279,8 @@ def _prepare_readout(plan: Plan, layer: Layer) -> None:
 
 
 def _prepare_flatten(plan: Plan, layer: Layer) -> None:
-    if len(layer.node.args[0].shape) != 4:
-        raise RefusalError("only maps C x H x W can be flattened yet")
+    if len(layer.node.args[0].shape) not in (3, 4):
+        raise RefusalError("only maps C x H x W and rows C x L can be flattened")
 
 
 def _emit_input(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
@@ -288,7 +293,7 @@ def _emit_input(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seque
 
 
 def _emit_conv(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
-    kernel, stride, padding = _check_window(layer.node, 2)
+    kernel, stride, padding = _check_window(layer.node)
     names, synapse = plan.names[layer], layer.node.synapse
     assert synapse is not None
     return builder.conv(
@@ -330,7 +335,7 @@ def _emit_norm(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequen
 
 
 def _emit_pool(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
-    kernel, stride, padding = _check_window(layer.node, 2)
+    kernel, stride, padding = _check_window(layer.node)
     kind = layer.kind.removesuffix("pool")
     return builder.pool(inputs[0], kind, kernel, stride, plan.location(layer), padding=padding)
 
