@@ -134,6 +134,9 @@ class _Recogniser:
         product = total * total - rows[2] if self.count > 2 else np.zeros_like(gain)
         if np.all(np.abs(product) <= NO_SYNAPSE * np.maximum(1.0, total * total)):
             yield total, np.zeros_like(total), False
+            if self.count == 2 and self.closure.decisions:  # too short to tell, but a hard reset leaves the synapse
+                kept = self._responses({0: ABOVE})[1][0] / gain - (1.0 if self.static else 0.0)
+                yield total - kept, kept, True
             return
         spread = total * total - 4 * product
         if np.any(spread < -NO_SYNAPSE):
