@@ -42,6 +42,7 @@ NETS = {
     "mlp": Net(HERE / "networks" / "mlp512.snn", 64, "mnist"),
     "conv": Net(HERE.parent / "examples" / "mnist.snn", 32, "mnist"),
     "vgg5": Net(HERE / "networks" / "vgg5.snn", 8, "cifar"),
+    "vgg": Net(HERE / "networks" / "vgg_cifar.snn", 2, "cifar"),
 }
 
 

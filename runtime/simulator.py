@@ -277,7 +277,9 @@ class Simulator:
         if counters is None:
             counters = self._counters[operation.pc] = PcCounters(operation.pc, operation.mnemonic, "", "")
         try:
-            check_transfer(operation, kept)
+            if "checked" not in operation.kept:
+                check_transfer(operation, kept)
+                operation.kept["checked"] = True
             if self._sanitizers is not None:
                 where = self.program.describe(operation.pc, entry.iterations)
                 self._sanitizers.before(agent, operation, kept.accesses, entry.unset, where)

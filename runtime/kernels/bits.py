@@ -280,12 +280,24 @@ def encode(
     width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
     blocks = (width + block_channels - np.uint64(1)) // block_channels
     total = np.uint64(0)
+    in_bytes = (width | block_channels) & np.uint64(7) == np.uint64(0)
+    flags = np.empty(rows * k if in_bytes else 0, np.uint8)
+    eights = flags.view(np.uint64)
+    for i in range(np.uint64(flags.size)):
+        flags[i] = np.uint8(values[i] != np.float32(0))
     for row in range(np.uint64(rows)):
         for block in range(blocks):
             first = block * block_channels
             start = row * width + first
             slot = ((np.uint64(first_position) + row) * blocks + block) * words
-            bitmap = bitmap_of(values, start, min(block_channels, width - first))
+            here = min(block_channels, width - first)
+            bitmap = np.uint64(0)
+            if in_bytes:
+                for byte in range(here >> np.uint64(3)):
+                    lanes = eights[(start >> np.uint64(3)) + byte]
+                    bitmap |= np.uint64(collect(lanes)) << (byte << np.uint64(3))
+            else:
+                bitmap = bitmap_of(values, start, here)
             slots[slot] = bitmap
             live = population(bitmap)
             total += live

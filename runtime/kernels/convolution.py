@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..jit import jit
 from .bits import F32, I64, U8, U32, U64, last_byte_mask, population, round_half
-from .rows import LANES, add_pair, add_products, add_rows, append
+from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append
 
 I32 = npt.NDArray[np.int32]
 Shape = tuple[int, int, int, int, int, int]
@@ -112,15 +112,18 @@ def sum_tables(
     """``acc[position] += tables[tap][row]`` over taps and listed rows; ``work`` += (look-ups that add, spikes)."""
     in_rows, in_columns, oh, ow, kh, kw = shape
     width, per_position = np.uint64(k), np.uint64(groups)
-    offsets = np.empty(kh * kw * groups + LANES, np.uint32)
-    adds = spikes = np.uint64(0)
+    room = np.uint64(kh * kw * groups + LANES)
+    together = FOUR if k <= 2 * LANES else 1
+    offsets = np.empty(room * np.uint64(together), np.uint32)
+    starts, lengths = np.zeros(FOUR, np.uint64), np.zeros(FOUR, np.uint64)
+    adds = spikes = gathered = np.uint64(0)
     image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow
     for position in range(low, high):
         start = np.uint64(position) * width
         if init:
             for j in range(width):
                 acc[start + j] = np.float32(0)
-        n = np.uint64(0)
+        list_start = n = gathered * room
         tap_start = np.uint64(0)
         for ky in range(kh):
             row = (image * in_rows + row_of[np.uint64(oy * kh + ky)]) * in_columns
@@ -131,13 +134,22 @@ def sum_tables(
                 n += count
                 spikes += np.uint64(spike_counts[source])
                 tap_start += np.uint64(tap_rows) * width
-        add_rows(acc, start, tables, offsets, np.uint64(0), n, width)
-        adds += n
+        starts[gathered], lengths[gathered] = start, n - list_start
+        adds += n - list_start
+        gathered += np.uint64(1)
+        if gathered == np.uint64(together):
+            if gathered == np.uint64(1):
+                add_rows(acc, start, tables, offsets, np.uint64(0), n, width)
+            else:
+                add_four(acc, starts, tables, offsets, room, lengths, width)
+            gathered = np.uint64(0)
         ox += 1
         if ox == ow:
             ox, oy = 0, oy + 1
             if oy == oh:
                 oy, image = 0, image + 1
+    for i in range(gathered):
+        add_rows(acc, starts[i], tables, offsets, i * room, lengths[i], width)
     work[0] += np.int64(adds)
     work[1] += np.int64(spikes)
 
@@ -186,8 +198,12 @@ def sum_products(
     width, per_position = np.uint64(out_width), np.uint64(in_width)
     mask_bytes = (width + np.uint64(7)) >> np.uint64(3)
     last_mask = last_byte_mask(width)
-    offsets = np.empty(kh * kw * in_width + LANES, np.uint32)
-    factors = np.empty(kh * kw * in_width + LANES, np.float32)
+    room = np.uint64(kh * kw * in_width + LANES)
+    together = FOUR if out_width <= 2 * LANES else 1
+    offsets = np.empty(room * np.uint64(together), np.uint32)
+    factors = np.empty(room * np.uint64(together), np.float32)
+    starts, lengths = np.zeros(FOUR, np.uint64), np.zeros(FOUR, np.uint64)
+    gathered = np.uint64(0)
     image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow - 1
     for position in range(low, high):
         ox += 1
@@ -205,7 +221,7 @@ def sum_products(
         if init or alive == np.uint64(0):
             for j in range(width):
                 acc[start + j] = np.float32(0)
-        n = np.uint64(0)
+        list_start = n = gathered * room
         taps = 0
         for ky in range(kh):
             y = row_of[np.uint64(oy * kh + ky)]
@@ -223,16 +239,42 @@ def sum_products(
                     append(offsets, n, rows, source * per_position, count, tap_start)
                     append(factors, n, values, source * per_position, count, tap_start)
                 n += count
-        live[position] = np.uint32(n)
+        live[position] = np.uint32(n - list_start)
         dense[position] = np.uint32(taps * in_width)
         outputs[position] = np.uint32(alive)
         if alive == np.uint64(0):
             continue
-        add_products(acc, start, weights, offsets, factors, n, width)
-        if masked and alive < width:
-            for j in range(width):
-                bit = (mask[mask_start + (j >> np.uint64(3))] >> np.uint8(j & np.uint64(7))) & np.uint8(1)
-                acc[start + j] = acc[start + j] if bit else np.float32(0)
+        starts[gathered], lengths[gathered] = start, n - list_start
+        gathered += np.uint64(1)
+        if gathered < np.uint64(together):
+            continue
+        if gathered == np.uint64(1):
+            add_products(acc, start, weights, offsets, factors, n, width)
+        else:
+            add_four_products(acc, starts, weights, offsets, factors, room, lengths, width)
+        if masked:
+            for i in range(gathered):
+                clear_masked(acc, starts[i], mask, width)
+        gathered = np.uint64(0)
+    for i in range(gathered):
+        first = i * room
+        add_products(acc, starts[i], weights, offsets[first:], factors[first:], lengths[i], width)
+        if masked:
+            clear_masked(acc, starts[i], mask, width)
+
+
+@jit
+def clear_masked(acc: F32, start: np.uint64, mask: U8, width: np.uint64) -> None:
+    """Set the row of ``acc`` at ``start`` to +0 where its row of ``mask`` has no bit."""
+    mask_start = start // width * ((width + np.uint64(7)) >> np.uint64(3))
+    for byte in range((width + np.uint64(7)) >> np.uint64(3)):
+        bits = mask[mask_start + byte]
+        if bits == np.uint8(255):
+            continue
+        first = byte << np.uint64(3)
+        for j in range(min(np.uint64(8), width - first)):
+            if not (bits >> np.uint8(j)) & np.uint8(1):
+                acc[start + first + j] = np.float32(0)
 
 
 @jit
