@@ -154,7 +154,7 @@ def test_illegal_programs_are_refused(lines: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("h2.signal FE, 64, 1", "sem must be 0 to 63"),
+        ("h2.signal FE, 128, 1", "sem must be 0 to 127"),
         ("h2.cfg c0.images, 1", "no field 'images'"),
         ("h2.v.opt p=a1, g=a1", "',' expected|Expected"),
         ("h2.nop VECC", "unknown value 'VECC'"),
