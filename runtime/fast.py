@@ -335,6 +335,12 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
 
 
+def v_spread(op: Operation, buffers: Buffers) -> Work:
+    """``v.spread``: as in the reference; there are few logits."""
+    with np.errstate(all="ignore"):
+        return reference.v_spread(op, buffers)
+
+
 def v_map(op: Operation, buffers: Buffers) -> Work:
     """``v.map``: a change of format, or a + b."""
     n, k, target = op.number("n"), op.number("k"), op.choice("dst")
@@ -782,6 +788,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.unpool": v_unpool,
     "v.rng": v_rng,
     "v.reduce": v_reduce,
+    "v.spread": v_spread,
     "v.map": v_map,
     "v.stat": v_stat,
     "v.fold": v_fold,

@@ -337,7 +337,7 @@ def _v_rng(op: Operation) -> dict[str, int]:
 def _v_reduce(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
-    if kind not in ("rate", "count", "mean", "last", "tsum", "bias"):
+    if kind not in ("rate", "count", "mean", "last", "max", "tsum", "bias"):
         raise op.fault(f"v.reduce cannot compute {kind}")
     if kind == "bias":
         return {"dst": k * 4, "src": n * slot_row_bytes(op)}
@@ -394,6 +394,12 @@ def _v_norm(op: Operation) -> dict[str, int]:
         return sizes
     slots = values // k * slot_row_bytes(op)
     return sizes | {"dst": slots, "g": slots, "scal": SCALARS_BYTES}
+
+
+def _v_spread(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT, steps=(1, (1 << 32) - 1))
+    values, steps = op.number("n") * op.number("k"), op.number("steps")
+    return {"dst": 4 * steps * values, "src": 4 * values, "x": steps * values * item_bytes(op)}
 
 
 def _v_loss(op: Operation) -> dict[str, int]:
@@ -459,6 +465,7 @@ _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "v.stat": _v_stat,
     "v.fold": _v_fold,
     "v.norm": _v_norm,
+    "v.spread": _v_spread,
     "v.loss": _v_loss,
     "v.opt": _v_opt,
 }

@@ -396,6 +396,8 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     else:
         source = _load(buffers["src"], op.storage()).reshape(steps, n, k)
         result = source[-1]
+        if kind == "max":
+            result, _ = _maximum(source)
         if kind == "mean":
             result = np.zeros((n, k), np.float32)
             for t in range(steps):
@@ -404,6 +406,25 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
     if kind != "tsum":
         _save(buffers["dst"], result, "f32")
     return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def v_spread(op: Operation, buffers: Buffers) -> Work:
+    """``v.spread``: the gradient goes to the first step with the maximum."""
+    n, k, steps = op.number("n"), op.number("k"), op.number("steps")
+    _, first = _maximum(_load(buffers["x"], op.storage()).reshape(steps, n, k))
+    gradient = _load(buffers["src"], "f32").reshape(n, k)
+    result = np.stack([np.where(first == step, gradient, np.float32(0)) for step in range(steps)])
+    _save(buffers["dst"], result, "f32")
+    return Work({"elements": steps * n * k, "nonfinite": nonfinite(result)})
+
+
+def _maximum(source: F32) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Return the maximum over the first axis, and where it stands first."""
+    best, first = source[0], np.zeros(source.shape[1:], np.int64)
+    for step in range(1, len(source)):
+        better = (source[step] > best) | (np.isnan(source[step]) & ~np.isnan(best))
+        best, first = np.where(better, source[step], best), np.where(better, step, first)
+    return best, first
 
 
 def v_map(op: Operation, buffers: Buffers) -> Work:
@@ -740,6 +761,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.unpool": v_unpool,
     "v.rng": v_rng,
     "v.reduce": v_reduce,
+    "v.spread": v_spread,
     "v.map": v_map,
     "v.stat": v_stat,
     "v.fold": v_fold,

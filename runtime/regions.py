@@ -32,7 +32,7 @@ FROM_BITS, FROM_SLOTS = _value("pool", "src", "bits"), _value("pool", "src", "sl
 TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
 TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "slots")
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
-COUNT = _value("vec", "kind", "count")
+COUNT, MAXIMUM = _value("vec", "kind", "count"), _value("vec", "kind", "max")
 TIME_SUM, ADD = _value("vec", "kind", "tsum"), _value("vec", "kind", "add")
 ADAMS = (_value("opt", "kind", "adam"), _value("opt", "kind", "adamw"))
 PRODUCT, BACKWARD = _value("norm", "kind", "product"), _value("norm", "kind", "backward")
@@ -300,7 +300,7 @@ def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]
     if kind in (RATE, COUNT):
         return [_read("src", steps * n * _spikes(k)), _write("dst", n * k * 4)]
     membrane = n * k * item_bytes(desc)
-    if kind == MEAN:
+    if kind in (MEAN, MAXIMUM):
         return [_read("src", steps * membrane), _write("dst", n * k * 4)]
     if kind == LAST:
         return [_read("src", membrane, max(0, steps - 1) * membrane), _write("dst", n * k * 4)]
@@ -354,6 +354,11 @@ def _rows_of_kind(desc: Desc) -> int:
     return NORM_ROWS[_NORM_KINDS[int(desc["kind"])]]
 
 
+def _v_spread(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    values, steps = int(desc["n"]) * int(desc["k"]), int(desc["steps"])
+    return [_read("src", values * 4), _read("x", steps * values * item_bytes(desc)), _write("dst", steps * values * 4)]
+
+
 def _v_loss(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k = int(desc["n"]), int(desc["k"])
     offset, size = LOSS_SCALARS
@@ -388,6 +393,7 @@ _RULES: dict[str, Callable[[Desc, bool, Mapping[str, int]], list[Access]]] = {
     "v.stat": _v_stat,
     "v.fold": _v_fold,
     "v.norm": _v_norm,
+    "v.spread": _v_spread,
     "v.loss": _v_loss,
     "v.opt": _v_opt,
 }

@@ -44,9 +44,11 @@ def delay(x: npt.NDArray[Item], steps: Sequence[int]) -> npt.NDArray[Item]:
 
 
 def readout(x: Real, kind: str) -> Real:
-    """Return logits ``[N,K]`` of ``x`` ``[T,N,K]``: mean over time (of spikes: their rate), count, or the last step."""
+    """Return logits ``[N,K]`` of ``x`` ``[T,N,K]``: mean over time (of spikes: their rate), count, last or maximum."""
     if kind == "membrane_last":
         return np.asarray(x[-1].copy())
+    if kind == "membrane_max":
+        return np.asarray(x.max(axis=0))
     total = np.asarray(x.sum(axis=0))
     return total if kind == "count" else np.asarray(total / x.dtype.type(len(x)))
 
@@ -60,3 +62,9 @@ def readout_gradient(gradient: Real, kind: str, time_steps: int) -> Real:
     result = np.zeros((time_steps, *gradient.shape), dtype=gradient.dtype)
     result[-1] = gradient
     return result
+
+
+def maximum_gradient(gradient: Real, x: Real) -> Real:
+    """Return the gradient of ``x`` ``[T,N,K]``: ``gradient`` ``[N,K]`` at the first step with the maximum, else 0."""
+    first = np.arange(len(x))[:, None, None] == x.argmax(axis=0)
+    return np.where(first, gradient, gradient.dtype.type(0))

@@ -112,8 +112,7 @@ def _delay(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence
 
 def _readout(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.ReadoutOp)
-    steps = shape_of(op.x)[0]
-    return [tape.emit(sgrad.ReadoutOp(_required(gradients), op.kind.data, steps, location=op.location))]
+    return [tape.emit(sgrad.ReadoutOp(_required(gradients), op))]
 
 
 def _batch_norm(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:

@@ -42,6 +42,7 @@ ENCODINGS: dict[str, Encoding] = {
         "v.rng", "vec", (*_same("n", "k", "stream"), ("steps", "positions")), coords=("pos", "neu", "tick")
     ),
     "tile.reduce": Encoding("v.reduce", "vec", _same("n", "k", "steps", "kind", "dtype", "gblk")),
+    "tile.spread": Encoding("v.spread", "vec", _same("n", "k", "steps", "dtype")),
     "tile.map": Encoding("v.map", "vec", _same("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")),
     "tile.stat": Encoding("v.stat", "norm", _NORM, coords=("pos",)),
     "tile.fold": Encoding("v.fold", "norm", _same("k", "kind", "count", "repeats", "eps", "momentum")),

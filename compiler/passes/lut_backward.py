@@ -44,6 +44,10 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     users = [use.operation for use in op.result.uses]
     if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp | sgrad.AddOp | spike.ScanOp) for user in users):
         raise NoLoweringError("expected a neuron in front of the readout")
+    if op.x is not None:
+        spread = lut.SpreadOp(dlogits, context.of(op.x), op.location)
+        context.emit(spread)
+        return [spread.gs]
     gs_time = "last" if op.kind.data == "membrane_last" else "broadcast"
     if context.gs_time.setdefault(dlogits, gs_time) != gs_time:
         raise NoLoweringError("expected one readout of the logits, found two kinds")

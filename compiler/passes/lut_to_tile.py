@@ -258,6 +258,7 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.CastOp: (FORWARD, _cast),
     lut.ReadoutOp: (FORWARD, vector_stages.lower_readout),
     lut.LossOp: (FORWARD, vector_stages.lower_loss),
+    lut.SpreadOp: (BACKWARD, vector_stages.lower_spread),
     lut.UnpoolOp: (BACKWARD, vector_stages.lower_unpool),
     lut.GradOp: (BACKWARD, _gradient),
     lut.BeGradOp: (BACKWARD, convolution_stages.lower_backward),

@@ -537,6 +537,29 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
         b.store(result, logits, [n * t.samples, 0, 0, 0], (t.samples, 1, 1, classes))
 
 
+def lower_spread(ctx: TileContext, op: lut.SpreadOp) -> None:
+    """Lower the gradient of a maximum over time: all steps of some samples at once."""
+    gradient, source = ctx.values[op.g], ctx.values[op.x]
+    steps, batch, _, _, classes = shape_of(op.x.type)
+
+    def usage(t: Tile) -> Usage:
+        values = SLOTS * t.samples * classes
+        return Usage(U=values * steps * item_bytes(ctx.dtype), A=values * (steps + 1) * 4)
+
+    t = plan_positions(steps, batch, 1, 1, classes, usage, ctx.machine, ctx.limits, whole_steps=True)
+    b, label = ctx.builder, ctx.label("readout gradient", op)
+    result = ctx.declare(op.gs, f"{label}.gs")
+    params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "steps": steps, "dtype": ctx.dtype}
+    with b.stage(label, op.location), b.loop("n", trips(batch, t.samples)) as n:
+        sizes = (steps, t.samples, 1, 1, classes)
+        x, g = b.alloc("read", "U", ctx.dtype, sizes), b.alloc("gradient", "A", "f32", sizes[1:])
+        b.load(source, x, [0, n * t.samples, 0, 0, 0], sizes)
+        b.load(gradient, g, [n * t.samples, 0, 0, 0], sizes[1:])
+        out = b.alloc("gs", "A", "f32", sizes)
+        b.job(tile.SpreadOp, {"dst": out, "src": g, "x": x}, params)
+        b.store(result, out, [0, n * t.samples, 0, 0, 0], sizes)
+
+
 def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
     """Lower the loss; a gradient that only the last step receives goes to the last slice of a zero tensor."""
     logits, label_tensor = ctx.values[op.logits], ctx.values[op.label]

@@ -374,6 +374,16 @@ def unpool(job: Job) -> None:
         write_real(job["dst"], total, "f32")
 
 
+def spread(job: Job) -> None:
+    """Gradient of a maximum over time."""
+    n, k, steps = job.size("n", "k", "steps")
+    first = _first_maximum(read_real(job["x"], (steps, n, k), job.word("dtype")))
+    gradient = read_real(job["src"], (n, k), "f32")
+    result = np.zeros((steps, n, k), dtype=np.float32)
+    np.put_along_axis(result, first[None], gradient[None], axis=0)
+    write_real(job["dst"], result, "f32")
+
+
 def elementwise(job: Job) -> None:
     """A change of format, or a sum of two values."""
     shape, kind = job.size("n", "k"), job.word("kind")
@@ -420,6 +430,9 @@ def reduce(job: Job) -> None:
     if kind in ("rate", "count"):
         count = np.count_nonzero(read_bits(job["src"], (steps, n, k)), axis=0).astype(np.float32)
         write_real(job["dst"], count / np.float32(steps) if kind == "rate" else count, "f32")
+    elif kind == "max":
+        values = read_real(job["src"], (steps, n, k), dtype)
+        write_real(job["dst"], np.take_along_axis(values, _first_maximum(values)[None], axis=0)[0], "f32")
     elif kind in ("mean", "last"):
         values = read_real(job["src"], (steps, n, k), dtype)
         total = np.zeros((n, k), dtype=np.float32)
@@ -550,6 +563,7 @@ SEMANTICS: dict[str, Callable[[Job], None]] = {
     "v.grad": gradient,
     "v.pool": pool,
     "v.unpool": unpool,
+    "v.spread": spread,
     "v.map": elementwise,
     "v.rng": rng,
     "v.reduce": reduce,
@@ -679,6 +693,13 @@ def _valid(job: Job) -> Bits:
 def _norm_count(job: Job) -> int:
     """Return how many values per channel the statistics have."""
     return max(int(read_numbers(job["scal"].offset(4), (1,), "u4")[0]), 1) * job.integer("count")
+
+
+def _first_maximum(values: F32) -> Ints:
+    """Return the first step with the largest value, or with the first NaN."""
+    ranked = np.where(np.isnan(values), np.inf, values)
+    first_nan = np.isnan(values).argmax(axis=0)
+    return np.asarray(np.where(np.isnan(values).any(axis=0), first_nan, ranked.argmax(axis=0)), dtype=np.int64)
 
 
 def _ascending_sum(values: F32) -> np.float32:

@@ -38,6 +38,7 @@ from .ops import (
     PoolOp,
     ReadoutOp,
     RngOp,
+    SpreadOp,
     TimeSumOp,
     UnpoolOp,
     WuOp,
@@ -169,6 +170,10 @@ def _readout(op: ReadoutOp, x: Real) -> Sequence[Array]:
     return [vector.readout(x, op.kind)]
 
 
+def _spread(op: SpreadOp, g: Real, x: Real) -> Sequence[Array]:
+    return [vector.spread(g, x)]
+
+
 def _loss(op: LossOp, logits: Real, label: Real, scalars: Real) -> Sequence[Array]:
     return vector.loss(logits, label, scalars, op.what, op.scale)
 
@@ -267,6 +272,7 @@ _RULES: dict[type[Operation], Rule] = {
     RngOp: _rng,
     CastOp: _cast,
     ReadoutOp: _readout,
+    SpreadOp: _spread,
     LossOp: _loss,
     GradOp: _grad,
     BeGradOp: _be_grad,

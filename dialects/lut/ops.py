@@ -70,7 +70,7 @@ Block: TypeAlias = tuple[int, int, int, int]
 ENGINES = ("FE", "BE", "WUE", "VEC", "DMA")
 MODES = ("dense", "in", "out", "dual")
 POOL_KINDS = ("avg", "max", "sum")
-READOUT_KINDS = ("rate", "count", "membrane_mean", "membrane_last")
+READOUT_KINDS = ("rate", "count", "membrane_mean", "membrane_last", "membrane_max")
 SPIKE_READOUTS = ("rate", "count")
 LOSS_KINDS = ("cross_entropy", "mse")
 GS_TIMES = ("all", "broadcast", "last")
@@ -504,7 +504,7 @@ class ReadoutOp(LutOp):
 
     @property
     def kind(self) -> str:
-        """``"rate"``, ``"count"``, ``"membrane_mean"`` or ``"membrane_last"``."""
+        """``"rate"``, ``"count"``, ``"membrane_mean"``, ``"membrane_last"`` or ``"membrane_max"``."""
         return self.kind_attr.data
 
     def verify_(self) -> None:
@@ -516,6 +516,28 @@ class ReadoutOp(LutOp):
         shape = shape_of(self.x.type)
         _expect("rank of the readout's input", len(shape), 5)
         _expect_shape("logits", self.logits.type, shape[1:])
+
+
+@irdl_op_definition
+class SpreadOp(LutOp):
+    """Gradient ``[T,N,1,1,K]`` of a maximum over time: ``g`` at the first step with the maximum of ``x``, else +0."""
+
+    name = "lut.spread"
+    ENGINE: ClassVar[str] = "VEC"
+    g = operand_def(TensorType)
+    x = operand_def(StoreType)
+    gs = result_def(TensorType)
+    assembly_format = _PLAIN
+
+    def __init__(self, g: SSAValue, x: SSAValue, location: LocationAttr | None = None) -> None:
+        self.construct([g, x], [tensor(shape_of(x.type))], {}, location)
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        shape = shape_of(self.x.type)
+        _expect("rank of what was read out", len(shape), 5)
+        _expect_shape("gradient", self.g.type, shape[1:])
+        _expect_shape("result", self.gs.type, shape)
 
 
 @irdl_op_definition

@@ -157,17 +157,35 @@ def rng(x: F32, scalars: Ints, stream: int, steps: int) -> Bits:
 
 
 def readout(x: F32 | Bits, kind: str) -> F32:
-    """Return the spike rate or count, mean or last membrane potential of ``[T,..]`` as ``[..]``."""
+    """Return the spike rate or count, mean, last or largest membrane potential of ``[T,..]`` as ``[..]``."""
     steps = np.float32(len(x))
     if kind in ("rate", "count"):
         count = np.asarray(np.count_nonzero(x, axis=0), dtype=np.float32)
         return count if kind == "count" else count / steps
     if kind == "membrane_last":
         return np.asarray(x[-1], dtype=np.float32)
+    if kind == "membrane_max":
+        values = np.asarray(x, dtype=np.float32)
+        return np.asarray(np.take_along_axis(values, _first_largest(values)[None], axis=0)[0])
     total = np.zeros(x.shape[1:], dtype=np.float32)
     for u in x:
         total = total + u
     return total / steps
+
+
+def spread(g: F32, x: F32) -> F32:
+    """Return ``g`` ``[..]`` at the first step with the maximum of ``x`` ``[T,..]``, +0 at the others."""
+    steps = np.arange(len(x)).reshape(-1, *(1 for _ in g.shape))
+    return np.where(steps == _first_largest(x), g, ZERO)
+
+
+def _first_largest(x: F32) -> npt.NDArray[np.int64]:
+    """Return the first step with the maximum; NaN counts as greater than anything before it that is not NaN."""
+    best, where = x[0], np.zeros(x.shape[1:], dtype=np.int64)
+    for step, value in enumerate(x[1:], start=1):
+        better = (value > best) | (np.isnan(value) & ~np.isnan(best))
+        best, where = np.where(better, value, best), np.where(better, step, where)
+    return where
 
 
 def loss(logits: F32, label: Ints, scalars: Ints, what: Loss, scale: float) -> tuple[F32, F32]:

@@ -16,7 +16,7 @@ from xdsl.dialects.builtin import (
     i1,
 )
 from xdsl.ir import Dialect, SSAValue
-from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def, result_def
 from xdsl.utils.exceptions import VerifyException
 
 from h2learn.backends.reference.neuron import Neuron
@@ -49,8 +49,10 @@ from ..spike.base import (
     number,
     real,
     spikes,
+    tensor_type,
 )
 from ..spike.normalisation import BatchNormTrainOp
+from ..spike.ops import ReadoutOp as ReadoutForwardOp
 from ..spike.ops import check_loss, check_neuron, pool_properties, pooled_shape
 from ..spike.scan import check_delay
 
@@ -123,23 +125,41 @@ class LossOp(InferredOp):
 
 
 @irdl_op_definition
-class ReadoutOp(UnaryOp):
-    """Adjoint of ``spike.readout``: ``[N,K]`` to ``[T,N,K]`` (g / T at every step, or for last: g at T-1)."""
+class ReadoutOp(InferredOp):
+    """Adjoint of ``spike.readout``: ``[N,K]`` to ``[T,N,K]``.
+
+    g / T at every step (for counts: g), for last: g at T-1, for max: g at the first step with the maximum of ``x``,
+    which no other kind reads.
+    """
 
     name = "sgrad.readout"
 
+    gradient = operand_def(TensorType)
+    x = opt_operand_def(TensorType)
+    result = result_def(TensorType)
     kind = prop_def(StringAttr)
     time_steps = prop_def(IntegerAttr)
 
-    def __init__(self, gradient: SSAValue, kind: str, time_steps: int, *, location: LocationAttr) -> None:
-        super().__init__([gradient], {"kind": StringAttr(kind), "time_steps": integer(time_steps)}, location)
+    assembly_format = "$gradient (`of` $x^)? attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, gradient: SSAValue, readout: ReadoutForwardOp) -> None:
+        steps = tensor_type(readout.x.type).get_shape()[0]
+        read = [readout.x] if readout.kind.data == "membrane_max" else []
+        super().__init__([gradient, read], {"kind": readout.kind, "time_steps": integer(steps)}, readout.location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Prefix the time steps."""
-        choice(properties, "kind", READOUT_KINDS)
-        expect_element("gradient", operands[0], f32)
-        return [real((int_value(properties, "time_steps", 1), *expect_rank("gradient", operands[0], 2)))]
+        gradient, *read = operands
+        kind = choice(properties, "kind", READOUT_KINDS)
+        expect_element("gradient", gradient, f32)
+        result = real((int_value(properties, "time_steps", 1), *expect_rank("gradient", gradient, 2)))
+        wanted = int(kind == "membrane_max")
+        if len(read) != wanted:
+            raise VerifyException(f"expected {wanted} values that were read out for {kind}, found {len(read)}")
+        for x in read:
+            expect_type("x", x, result)
+        return [result]
 
 
 @irdl_op_definition

@@ -41,7 +41,7 @@ SCALARS = TensorType(i32, [8])
 """Type of the 32 bytes of run scalars."""
 
 LOSS_KINDS = ("cross_entropy", "mse")
-READOUT_KINDS = ("rate", "count", "membrane_mean", "membrane_last")
+READOUT_KINDS = ("rate", "count", "membrane_mean", "membrane_last", "membrane_max")
 SPIKE_READOUTS = ("rate", "count")
 POOL_KINDS = ("avg", "max", "sum")
 ENCODE_KINDS = ("direct", "bernoulli")

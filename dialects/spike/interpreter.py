@@ -226,6 +226,8 @@ def _loss_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -
 
 
 def _readout_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    if len(inputs) == 2:
+        return [coding.maximum_gradient(*inputs)]
     kind = choice(op.properties, "kind", READOUT_KINDS)
     return [coding.readout_gradient(inputs[0], kind, int_value(op.properties, "time_steps", 1))]
 

@@ -435,6 +435,8 @@ def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
         result = result / np.float32(steps) if p["kind"] == "rate" else result
     elif p["kind"] == "last":
         result = source[-1].astype(np.float32)
+    elif p["kind"] == "max":
+        result = _running_maximum(source)[0]
     else:
         result = np.zeros((n, k), np.float32)
         for step in source if p["kind"] == "mean" else source[::-1]:
@@ -508,6 +510,22 @@ def _norm(b: Buffers, p: Params, fresh: bool) -> None:
     away = b["g"].reshape(z.shape) - b["par"][4] / count - h * (b["par"][5] / count)
     result = numerics.round_to_storage(weight * inverse * away, str(p["dtype"]))
     b["dst"][...] = np.where(counts[:, None, None], result, _ZERO).reshape(b["dst"].shape)
+
+
+def _running_maximum(values: F32) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Return the maximum of ``[steps, ...]`` and the first step that has it."""
+    best, first = values[0].astype(np.float32), np.zeros(values.shape[1:], np.int64)
+    for step in range(1, len(values)):
+        greater = (values[step] > best) | (np.isnan(values[step]) & ~np.isnan(best))
+        best, first = np.where(greater, values[step], best), np.where(greater, step, first)
+    return best, first
+
+
+def _spread(b: Buffers, p: Params, fresh: bool) -> None:
+    n, k, steps = _int(p, "n", "k", "steps")
+    first = _running_maximum(b["x"].reshape(steps, n, k))[1]
+    spread = np.where(np.arange(steps)[:, None, None] == first, b["src"].reshape(n, k), _ZERO)
+    b["dst"][...] = spread.reshape(b["dst"].shape)
 
 
 def _loss(b: Buffers, p: Params, fresh: bool) -> None:
@@ -590,6 +608,7 @@ JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.stat": _stat,
     "tile.fold": _fold,
     "tile.norm": _norm,
+    "tile.spread": _spread,
     "tile.loss": _loss,
     "tile.opt": _opt,
 }

@@ -488,6 +488,7 @@ FACTS: dict[str, JobFacts] = {
     "tile.reduce": JobFacts(
         "VEC", ("dst", "src"), ("src", "dst"), ("dst",), ("n", "k", "steps", "kind", "dtype", "gblk")
     ),
+    "tile.spread": JobFacts("VEC", ("dst", "src", "x"), ("src", "x"), ("dst",), ("n", "k", "steps", "dtype")),
     "tile.map": JobFacts(
         "VEC", ("dst", "a", "b"), ("a", "b"), ("dst",), ("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")
     ),
@@ -773,6 +774,13 @@ class ReduceOp(JobOp):
 
 
 @irdl_op_definition
+class SpreadOp(JobOp):
+    """Gradient of a maximum over time."""
+
+    name = "tile.spread"
+
+
+@irdl_op_definition
 class MapOp(JobOp):
     """Sum of two values element by element, or a change of format; no role ``b`` when ``kind`` is ``copy``."""
 
@@ -876,6 +884,7 @@ JOBS: tuple[type[JobOp], ...] = (
     UnpoolOp,
     RngOp,
     ReduceOp,
+    SpreadOp,
     MapOp,
     StatOp,
     FoldOp,

@@ -160,7 +160,7 @@ def torch_run(model, train, x, label):
             value = torch_li(value, integrator_of(op))
         elif isinstance(op, spike.ReadoutOp):
             steps = len(value)
-            reduced = {"membrane_last": value[-1], "count": value.sum(0)}
+            reduced = {"membrane_last": value[-1], "membrane_max": value.max(0).values, "count": value.sum(0)}
             value = reduced.get(op.kind.data, value.mean(0))
             counts = value * steps if op.kind.data == "rate" else value
         values[op.results[0]] = value
@@ -224,7 +224,8 @@ def random_model(rng):
         lines.append(norm.format(2))
     ending = pick(["lif d", "readout rate"], ["lif d"], ["recurrent d", "readout rate"])
     ending = pick(ending, [f"li d: {integrator}", "readout membrane mean"])
-    lines += pick(ending, [f"li d: {integrator}", "readout membrane last"])
+    ending = pick(ending, [f"li d: {integrator}", "readout membrane last"])
+    lines += pick(ending, ending, ending, [f"li d: {integrator}", "readout membrane max"])
     lines.append(f"init: normal gain 2.0 seed {rng.integers(1000)}")
     return parse_snn("\n".join(lines)).with_batch(3)
 

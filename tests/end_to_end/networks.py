@@ -222,6 +222,7 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
     kind = "count" if kind == "rate" and rng.spawn(1)[0].random() < 0.5 else kind
+    kind = "membrane_max" if kind == "membrane_last" and rng.spawn(1)[0].random() < 0.5 else kind
     if kind in ("rate", "count"):
         x = _neurons(builder, x, "last_feedback", rng, dyadic=dyadic)
     else:
@@ -402,7 +403,7 @@ def margin(graph: builtin.ModuleOp, data: Data) -> float:
     deciding = [
         op
         for op in block.walk()
-        if isinstance(op, spike.LifOp) or (isinstance(op, spike.PoolOp) and op.kind.data == "max")
+        if isinstance(op, spike.LifOp) or (isinstance(op, spike.PoolOp | spike.ReadoutOp) and "max" in op.kind.data)
     ]
     end = block.last_op
     assert end is not None
@@ -411,7 +412,7 @@ def margin(graph: builtin.ModuleOp, data: Data) -> float:
     return min((_distance(op, value) for op, value in zip(deciding, values, strict=True)), default=np.inf)
 
 
-def _distance(op: spike.LifOp | spike.PoolOp, value: npt.NDArray[np.float64]) -> float:
+def _distance(op: spike.LifOp | spike.PoolOp | spike.ReadoutOp, value: npt.NDArray[np.float64]) -> float:
     if isinstance(op, spike.LifOp):
         neuron = neuron_of(op)
         away = np.abs(value - np.asarray(neuron.theta))
@@ -419,6 +420,9 @@ def _distance(op: spike.LifOp | spike.PoolOp, value: npt.NDArray[np.float64]) ->
         return float(min(away.min(), edges.min()))
     if value.dtype == np.bool_:
         return np.inf
+    if isinstance(op, spike.ReadoutOp):
+        ranked = np.sort(value, axis=0)
+        return float((ranked[-1] - ranked[-2]).min()) if len(value) > 1 else np.inf
     kernel, stride, (ph, pw) = (int_values(op.properties, name, 2) for name in ("kernel", "stride", "padding"))
     value = np.pad(value, ((0, 0),) * (value.ndim - 3) + ((ph, ph), (pw, pw), (0, 0)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(value, kernel, axis=(-3, -2))

@@ -71,6 +71,7 @@ def one_of_each():
     add(lut.PoolOp(conv.current, "max", HALF, "f16"))
     add(RngOp(given(tensor((2, 6, 6, 8))), scalars, 1, 4))
     logits = add(lut.ReadoutOp(maxima.y, "rate")).logits
+    add(lut.SpreadOp(given(tensor((2, 1, 1, 4))), given(lut.StoreType((4, 2, 1, 1, 4), "f16"))))
     loss = add(lut.LossOp(logits, given(LABELS), scalars, Loss("mse"), 0.25))
     gs = add(
         UnpoolOp(given(tensor((4, 2, 1, 1, 2))), maxima.winners, "max", lut.ConvGeometry((3, 6)), CURRENT.get_shape())

@@ -114,12 +114,15 @@ class Builder:
         self.draw_vec()
 
     def draw_v_reduce(self) -> None:
-        self.draw_vec("rate", "count", "mean", "last", "tsum", "bias")
+        self.draw_vec("rate", "count", "max", "mean", "last", "tsum", "bias")
 
     def draw_v_map(self) -> None:
         self.draw_vec("copy", "add")
         for operand in ("a", "b", "dst"):
             self.enum(operand)
+
+    def draw_v_spread(self) -> None:
+        self.draw_vec()
 
     def draw_norm(self, *kinds: str) -> None:
         self.desc |= {"steps": self.pick(1, 3), "n": self.pick(1, 4), "positions": self.pick(1, 5)}
@@ -230,6 +233,8 @@ def format_of(op: Operation, name: str) -> str:
         return storage if form == "storage" else form
     if op.mnemonic == "v.rng" and name in ("src", "dst"):
         return {"src": "f32", "dst": "bits"}[name]
+    if op.mnemonic == "v.spread":
+        return storage if name == "x" else "f32"
     if op.mnemonic == "v.map":
         return {"storage": storage, "row": "f32"}.get(op.choice(name), op.choice(name))
     if op.mnemonic == "v.reduce":

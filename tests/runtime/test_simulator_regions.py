@@ -12,7 +12,7 @@ BYTES = 1 << 16
 START = BYTES // 2
 COORDINATES = ("y", "x", "pos", "neu", "tick")
 COMPUTING = sorted(row.mnemonic for row in isa.INSTRUCTIONS if row.reads or row.writes)
-KINDS = {"v.reduce": (*range(5), 9), "v.loss": (5, 6), "v.map": (7, 8)}
+KINDS = {"v.reduce": (*range(5), 9, 10), "v.loss": (5, 6), "v.map": (7, 8)}
 KINDS |= {"v.stat": range(3), "v.fold": (3, 4), "v.norm": (5, 6)}
 POOLS = ((0, 0, 2), (0, 1, 1), (1, 0, 0), (1, 1, 1), (2, 0, 2), (2, 1, 1))  # kind, source, result: what v.pool can do
 

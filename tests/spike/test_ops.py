@@ -9,6 +9,7 @@ from xdsl.parser import Parser
 from xdsl.utils.exceptions import VerifyException
 
 from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.training import Loss
 from h2learn.compiler.autodiff import SGD, Train, differentiate
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.dialects.sgrad import ops as sgrad
@@ -96,7 +97,7 @@ REFUSED = [
             value(real((4, 3))),
             value(builtin.TensorType(builtin.i64, [4])),
             value(SCALARS),
-            "cross_entropy",
+            Loss(),
             location=HERE,
         ),
     ),

@@ -22,7 +22,12 @@ from .values import RefusalError
 
 Floats = npt.NDArray[np.float32]
 
-READOUTS: dict[str, tuple[str, str]] = {"time_mean": ("rate", "membrane_mean"), "time_last": ("", "membrane_last")}
+READOUTS: dict[str, tuple[str, str]] = {
+    "time_mean": ("rate", "membrane_mean"),
+    "time_sum": ("count", ""),
+    "time_last": ("", "membrane_last"),
+    "time_max": ("", "membrane_max"),
+}
 """Readout layer -> the readout of spikes (none: not possible), and of reals."""
 
 STATISTICS = ("running_mean", "running_var")
@@ -379,6 +384,4 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
 _LACKING = {
     "concat": "concatenation is not supported yet",
     "reshape": "a reshape of features that is no flattening is not supported",
-    "time_sum": "a sum over time is not supported yet",
-    "time_max": "a maximum over time is not supported yet",
 }
