@@ -233,7 +233,7 @@ def delayed(context: LutContext, x: SSAValue, steps: Sequence[int], direction: i
         raise NoLoweringError("expected a value of its own at every time step to delay, found a repeated one")
     if steps[0] == 0:
         return x
-    delay = DelayOp(x, direction * steps[0], location)
+    delay = DelayOp(x, direction * min(steps[0], shape(x)[0]), location)
     context.emit(delay)
     return delay.result
 

@@ -31,6 +31,10 @@ def network() -> Any:
     inner = graphs.chain(
         graphs.ports((3, 6, 6), (3, 6, 6))[0], ("cell", graphs.lif((3, 6, 6))), graphs.ports((1,), (3, 6, 6))[1]
     )
+    (entry, first), (exit_, last) = graphs.ports((8,), (8,))
+    nodes = {entry: first, "count": nir.IF(np.full(8, 1e4), np.ones(8), np.zeros(8)), exit_: last}
+    edges = [(entry, "count"), ("count", "back"), ("back", "count"), ("count", exit_)]
+    loop = nir.NIRGraph({**nodes, "back": graphs.affine(2, 8, 8)}, edges, type_check=False)
     return graphs.chain(
         start,
         ("conv", conv),
@@ -38,7 +42,8 @@ def network() -> Any:
         ("pool", pool),
         ("flat", nir.Flatten(np.array([3, 3, 3]), 0, -1)),
         ("dense", graphs.affine(1, 8, 27)),
-        ("count", nir.IF(np.full(8, 1e4), np.ones(8), np.zeros(8))),
+        ("loop", loop),
+        ("late", nir.Delay(np.full(8, 2e-4))),
         ("scale", nir.Scale(np.full(8, 0.5))),
         ("linear", nir.Linear(np.ones((4, 8), np.float32))),
         ("integrate", nir.LI(np.full(4, 1e-3), np.ones(4), np.zeros(4))),

@@ -116,6 +116,13 @@ def test_it_trains() -> None:
     assert min(losses) < losses[0] and moved > 0
 
 
+def test_a_delay_beyond_the_last_step_leaves_nothing() -> None:
+    start, end = graphs.ports((4,), (K,))
+    nodes = (start, ("a", graphs.affine(1, K, 4, 2.0)), ("n", graphs.lif((K,))), ("d", nir.Delay(np.full(K, 1e5))), end)
+    program = h2learn.compile(h2learn.from_nir(graphs.chain(*nodes), time_steps=T), batch=N)
+    assert not np.asarray(program.run({"input": inputs()}).outputs["output"]).any()
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
