@@ -11,7 +11,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler import checks
-from h2learn.compiler.autodiff.spec import SGD, Rectangular, Surrogate, Train, Triangular
+from h2learn.compiler.autodiff.spec import SGD, AdamW, Rectangular, Surrogate, Train, Triangular
 from h2learn.compiler.driver import Recipe, compile_to, run_passes
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.compiler.model import Model
@@ -102,6 +102,39 @@ def test_gradients_of_the_smooth_variant_agree_with_finite_differences(reset: st
 
 def test_integrators_need_no_smoothing() -> None:
     assert "11 gradient entries" in checked(parse_snn(SMOOTH), list(Recipe(train=Train()).passes("train")), Train())
+
+
+NORMALISED = """
+network normalised
+input x: 2 x 5 x 5
+time steps: 2
+encode direct
+neuron: lif(decay 0.5, threshold 0.6, reset hard, spike at u > threshold)
+conv c1: 8 channels, kernel 3 x 3
+batchnorm n1
+lif a
+conv c2 from a: 8 channels, kernel 3 x 3, padding 1, no bias
+batchnorm n2
+conv s2 from a: 8 channels, kernel 1 x 1, no bias
+batchnorm ns
+add sum: n2, ns
+lif b
+flatten
+linear f1: 4 features
+li c: decay 0.7
+readout membrane max
+init: normal gain 2 seed 3
+"""
+
+
+def test_batch_norm_has_the_gradient_of_finite_differences_and_every_level_the_same_numbers() -> None:
+    stream = io.StringIO()
+    recipe = Recipe(train=Train(optimizer=AdamW()))
+    compile_to(parse_snn(NORMALISED).with_batch(2), recipe, "h2", check_each=True, stream=stream)
+    lines = dict(line.removeprefix("check ").split(": ", 1) for line in stream.getvalue().splitlines())
+    assert "results not compared" in lines["h2l-train"] and "agree with finite differences" in lines["h2l-train"]
+    assert lines["h2l-tile-to-h2"] == lines["h2l-insert-tokens"] == "equal bit for bit"
+    assert "of the largest value" in lines["h2l-spike-to-lut"]
 
 
 def test_a_detached_reset_is_skipped_with_the_reason() -> None:
