@@ -37,7 +37,7 @@ def read_step(note: Mapping[str, Any]) -> StepInterface | None:
 def translate(step: StepInterface, inputs: Arrays, lr: float | None) -> Request:
     """Return a run in the program's names; the label may also come under the program's name for it.
 
-    Raises H2LearnError for a target that is not one-hot and for two learning rates.
+    Raises H2LearnError for a target that is not one-hot, and for two learning rates or none where it is an input.
     """
     fed = {name: value for name, value in inputs.items() if name not in (*step.parameters, step.target, step.rate)}
     parameters = {name: value for name, value in inputs.items() if name in step.parameters}
@@ -48,6 +48,8 @@ def translate(step: StepInterface, inputs: Arrays, lr: float | None) -> Request:
         if lr is not None:
             raise H2LearnError(f"expected one learning rate, found lr and the input {step.rate!r}")
         lr = float(np.asarray(inputs[step.rate], dtype=np.float64).reshape(-1)[0])
+    if step.rate and lr is None:
+        raise H2LearnError(f"expected the learning rate among the inputs, found none named {step.rate!r}")
     return Request(fed, parameters, lr)
 
 

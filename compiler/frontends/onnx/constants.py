@@ -24,7 +24,10 @@ _OTHER_NAMES = (
     "CastLike Reshape Squeeze Unsqueeze Flatten Gather Slice Concat Split Shape Size Transpose ReduceSum ReduceProd "
     "ReduceMean ReduceMax ReduceMin Identity ScatterND ScatterElements Trilu CumSum Conv BatchNormalization "
     "AveragePool MaxPool GlobalAveragePool Dropout ConvTranspose Softmax LogSoftmax SoftmaxCrossEntropyLoss "
-    "NegativeLogLikelihoodLoss GatherElements GatherND OneHot Pad ReduceLogSumExp ReduceSumSquare ReduceL2 Einsum"
+    "NegativeLogLikelihoodLoss GatherElements GatherND OneHot Pad ReduceLogSumExp ReduceSumSquare ReduceL2 "
+    "ReduceL1 ReduceLogSum Einsum "
+    "Mean ArgMax ArgMin TopK NonZero EyeLike Scatter DepthToSpace SpaceToDepth MaxUnpool Elu Selu LeakyRelu PRelu Gelu "
+    "ThresholdedRelu Softsign HardSwish Mish Sin Cos Tan Atan Sinh Cosh IsNaN IsInf LogSumExp LayerNormalization"
 )
 _BROADCAST = frozenset(_BROADCAST_NAMES.split()) - {"Gemm", "MatMul"}
 _FOLDABLE = frozenset(_BROADCAST_NAMES.split()) | frozenset(_OTHER_NAMES.split())
@@ -71,6 +74,9 @@ def _check_constant_size(node: GraphNode, inputs: Sequence[Constant | None]) -> 
         size = math.prod(int(n) for n in arrays[0].ravel())
     elif node.op in ("Expand", "Tile"):
         size = math.prod(max(1, int(n)) for n in arrays[1].ravel()) * arrays[0].size
+    elif node.op == "Resize":
+        factors = float(np.prod(arrays[-1].astype(np.float64)))
+        size = int(factors if arrays[-1].dtype.kind == "i" else factors * arrays[0].size)
     elif node.op == "Range":
         start, limit, delta = (float(a.ravel()[0].astype(np.float64)) for a in arrays)
         size = int(abs((limit - start) / delta)) if delta else 0

@@ -188,17 +188,20 @@ def _find_optimizer(step: StepGraph, values: Mapping[str, Array]) -> tuple[dict[
     """Return the gradient of each parameter, and the optimizer, from the sums that the new parameters are."""
     if step.roles.states:
         raise RefusalError(f"the optimizer has a state ({', '.join(step.roles.states)})", "plain SGD has none")
-    gradients, rates = {}, set()
+    gradients, rules = {}, set()
     for parameter, output in step.roles.parameters.items():
         terms = step.linear_terms(output, values)
         others = {name: factor for name, factor in terms.items() if name != parameter}
-        if terms.get(parameter) != 1.0 or len(others) != 1:
+        if len(others) != 1 or not min(others.values()) < 0:
             raise RefusalError(f"{output} is not {parameter} minus a rate times one gradient")
         [(gradients[parameter], factor)] = others.items()
-        rates.add(-factor)
-    if len(rates) != 1:
-        raise RefusalError(f"the parameters have different learning rates: {', '.join(map(str, sorted(rates)))}")
-    return gradients, SGD(lr=float(f"{rates.pop():.7g}"))
+        decay = (1 - terms.get(parameter, 0.0)) / -factor
+        rules.add((float(f"{-factor:.7g}"), float(f"{decay:.6g}") + 0.0))
+    if len(rules) != 1:
+        shown = ", ".join(f"rate {rate:g} with weight decay {decay:g}" for rate, decay in sorted(rules))
+        raise RefusalError(f"the parameters are updated by different rules: {shown}")
+    [(rate, decay)] = rules
+    return gradients, SGD(lr=rate, weight_decay=decay)
 
 
 def _prove(
