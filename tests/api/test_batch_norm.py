@@ -87,3 +87,55 @@ def test_training_moves_the_running_statistics_and_evaluates_with_them() -> None
     program = h2learn.compile(parse_snn(text).with_parameters(history.parameters), batch=12)
     found = program.run({"x": images}).outputs["output"].argmax(axis=1)
     assert (found == labels).mean() == pytest.approx(history.test_accuracy)
+
+
+SMOOTH = """network smooth
+input x: 2 x 5 x 5 over time
+time steps: 3
+conv c1: 8 channels, kernel 3 x 3, padding 1
+batchnorm n1: momentum 0.3
+li a: decay 0.5
+flatten
+linear f1: 3 features
+li c: decay 0.7
+readout membrane mean
+init: normal gain 2 seed 3
+"""
+
+
+def test_a_step_on_the_simulator_is_that_of_torch() -> None:
+    torch = pytest.importorskip("torch", reason="compares with torch.nn.BatchNorm2d")
+    functional = torch.nn.functional
+    rng = np.random.default_rng(6)
+    fresh = parse_snn(SMOOTH)
+    moved = fresh.with_parameters({n: v + rng.normal(0, 0.1, v.shape) for n, v in fresh.parameters.items()})
+    x, label = rng.normal(0.4, 1, (3, 3, 2, 5, 5)).astype(np.float32), np.array([2, 0, 1], np.int32)
+    step = h2learn.compile(moved, train=h2learn.Train(optimizer=h2learn.SGD(lr=0.1)), batch=4)
+    result = step.run({"x": x, "label": label})  # one sample of the batch is absent
+
+    weights = {n: torch.tensor(v, dtype=torch.float64, requires_grad=True) for n, v in moved.parameters.items()}
+    norm = torch.nn.BatchNorm2d(8, momentum=0.3).double()
+    norm.load_state_dict({n.removeprefix("n1."): v.detach() for n, v in weights.items() if "n1" in n}, strict=False)
+
+    def integrate(currents, decay):  # type: ignore[no-untyped-def]
+        potentials = [currents[0]]
+        for current in currents[1:]:
+            potentials.append(decay * potentials[-1] + current)
+        return torch.stack(potentials)
+
+    folded_time = torch.tensor(x, dtype=torch.float64).flatten(0, 1)
+    currents = functional.conv2d(folded_time, weights["c1.weight"], weights["c1.bias"], padding=1)
+    hidden = integrate(norm(currents).unflatten(0, (3, 3)), 0.5).flatten(2)
+    logits = integrate(functional.linear(hidden, weights["f1.weight"], weights["f1.bias"]), 0.7).mean(0)
+    loss = functional.cross_entropy(logits, torch.tensor(label).long())
+    loss.backward()
+    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+    expected = {n: w.grad for n, w in weights.items() if w.grad is not None}
+    expected |= {"n1.weight": norm.weight.grad, "n1.bias": norm.bias.grad}
+    steepest = max(float(g.abs().max()) for g in expected.values())
+    assert result.gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = steepest if name == "c1.bias" else float(gradient.abs().max())
+        assert np.abs(result.gradients[name] - gradient.numpy()).max() <= 1e-5 * scale, name
+    for name, running in (("n1.running_mean", norm.running_mean), ("n1.running_var", norm.running_var)):
+        np.testing.assert_allclose(result.parameters[name], running.numpy(), rtol=1e-5, atol=1e-6)
