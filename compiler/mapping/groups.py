@@ -13,7 +13,7 @@ from math import ceil
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, lane_shape
 
-BORDER = 2000
+BORDER = 4000
 """Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""
 BACKWARD_EFFICIENCY = 0.75
 """Share of its multipliers that the backward engine keeps busy (measured on CIFAR VGG)."""
@@ -40,12 +40,14 @@ class Layer:
         return self.taps * self.c * self.k
 
 
-def choose_group(layers: Sequence[Layer], batch: int, machine: Machine, item: int, most: int | None = None) -> int:
-    """Return the divisor of ``batch``, at most ``most``, with the shortest estimated training step.
+def choose_group(layers: Sequence[Layer], batch: int, machine: Machine, item: int, wanted: int | None = None) -> int:
+    """Return the divisor of ``batch`` with the shortest estimated training step, or the largest one up to ``wanted``.
 
     ``item``: bytes of a stored weight.
     """
-    sizes = [size for size in range(1, min(batch, most or batch) + 1) if batch % size == 0]
+    sizes = [size for size in range(1, min(batch, wanted or batch) + 1) if batch % size == 0]
+    if wanted is not None:
+        return sizes[-1]
     return min(reversed(sizes), key=lambda size: step_cycles(layers, size, batch // size, machine, item))
 
 
