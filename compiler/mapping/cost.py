@@ -140,16 +140,14 @@ def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost
     return Cost(count * tiles * engine, 0, 0, moved, ends)
 
 
-def defers_weights(shape: ConvShape, machine: Machine) -> bool:
+def defers_weights(shape: ConvShape) -> bool:
     """Whether a weight gradient waits for the end of the batch: its sums take longer to move than to compute.
 
-    ``shape`` is that of one group of samples. The spikes and gradients that are read later are few where this holds.
+    That is so where a sample has one position per time step, as in linear layers; the spikes and gradients that are
+    read later are few there. It depends on nothing that changes with time steps or batch, as the program's shape must
+    not.
     """
-    unit = machine.weight_update
-    positions = shape.steps * shape.batch * shape.out_h * shape.out_w
-    lanes = unit.lanes_k * unit.lanes_c * unit.fan_in
-    work = 0.0 if shape.real else positions * shape.taps * shape.c * shape.k / lanes
-    return not shape.real and 2 * _moved(4 * shape.taps * shape.c * shape.k, machine) > work
+    return not shape.real and shape.out_h * shape.out_w == 1
 
 
 def _areas(shape: ConvShape, t: Tile, height: int, width: int) -> int:

@@ -222,7 +222,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
 def waits_for_batch(ctx: TileContext, op: lut.WuOp) -> bool:
     """Whether a weight gradient in the loop over groups is better computed behind it."""
     shape = conv_shape(ctx, op, op.s, op.gu, shape_of(op.gu.type)[-1], real=False)
-    return ctx.group is not None and defers_weights(shape, ctx.machine)
+    return ctx.group is not None and defers_weights(shape)
 
 
 def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:

@@ -208,7 +208,7 @@ def _reduction(context: LutContext, inputs: Shape, geometry: ConvGeometry, k: in
     with_time = inputs if len(inputs) == 5 else (1, *inputs)
     part = streams.UPDATE
     planned = context.conv_shape(with_time, geometry, k, real=real)
-    if context.group is not None and defers_weights(planned, context.machine):
+    if context.group is not None and defers_weights(planned):
         part = streams.OPTIMIZER
         planned = context.conv_shape(with_time, geometry, k, real=real, whole=True)
     return plan_weights(planned, context.chip(part), context.limits).reduce_block

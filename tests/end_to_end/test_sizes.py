@@ -21,8 +21,8 @@ from .networks import HERE, lowered
 OPS_PER_LEVEL = 3000
 TEXT_BYTES = 256 << 10
 TILES = "steps=2,samples=1,rows=4,columns=4,c=8,k=8,elements=64"
-SIZES = {TILES: [(4, 1), (64, 1), (4, 64), (64, 64)], "": [(4, 1), (64, 1), (4, 64)]}
-"""Tile limits -> (time steps, batch); without limits only what fits the chip in one tile."""
+SIZES = {TILES: [(4, 1), (64, 1), (4, 64), (64, 64)], "": [(4, 1), (16, 1), (4, 8)]}
+"""Tile limits -> (time steps, batch); without limits only what fits the share of a part in one tile, side by side."""
 CIFAR_VGG = [(128, 1), (128, 1), (128, 2), (256, 1), (256, 1), (256, 2), (512, 1), (512, 1), (512, 2)]
 
 
