@@ -124,6 +124,31 @@ def test_trained_weights_go_back():
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
+class Reduced(Loop):
+    """A reduction over time as output."""
+
+    def __init__(self, body, reduce):
+        super().__init__(body)
+        self.reduce = reduce
+
+    def forward(self, x):
+        return self.reduce(super().forward(x))
+
+
+@pytest.mark.parametrize("spikes", [False, True])
+@pytest.mark.parametrize("kind", ["sum", "amax", "mean"])
+def test_reductions_over_time_are_outputs_or_refused(kind, spikes):
+    net = Reduced(layers() if spikes else layers()[:3], lambda y: getattr(y, kind)(0))
+    x = torch.rand(STEPS, 5, 6)
+    if (kind, spikes) in (("sum", False), ("amax", True)):
+        with pytest.raises(H2LearnError) as caught:
+            h2learn.from_torch(net, x)
+        assert "over time of" in caught.value.render()
+        return
+    found = h2learn.compile(h2learn.from_torch(net, x)).run({"input": x.numpy()}).outputs["output"]
+    np.testing.assert_allclose(found, net(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_what_cannot_be_read_is_refused():
     with pytest.raises(H2LearnError, match="positive number of time steps"):
         h2learn.from_torch(layers(), torch.rand(2, 6), 0)

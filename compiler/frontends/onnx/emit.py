@@ -357,7 +357,11 @@ def _emit_readout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seq
     x, place = inputs[0], plan.location(layer)
     if not x.is_spikes and layer.inputs[0].kind != "neuron":
         x = builder.li(x, 0.0, place)
-    return builder.readout(x, READOUTS[layer.kind][0 if x.is_spikes else 1], place)
+    kind = READOUTS[layer.kind][0 if x.is_spikes else 1]
+    if not kind:
+        what = f"{layer.kind.removeprefix('time_')} over time of {'spikes' if x.is_spikes else 'potentials'}"
+        raise H2LearnError(f"the {what} is no output yet", location=place, hint="average over time")
+    return builder.readout(x, kind, place)
 
 
 _PREPARE: dict[str, Callable[[Plan, Layer], None]] = {
