@@ -37,6 +37,7 @@ from .operation import (
     spans,
     transfer_range,
 )
+from .regions import HALF
 from .work import (
     BACKWARD_MODES,
     issue_width,
@@ -664,7 +665,7 @@ def _position_count(op: Operation) -> int:
 
 
 def _is_half(op: Operation) -> bool:
-    return op.storage() == "f16"
+    return op.desc["dtype"] == HALF
 
 
 def _starts(op: Operation) -> U64:

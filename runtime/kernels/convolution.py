@@ -286,8 +286,10 @@ def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: in
     one that is free first (``free`` is a heap of their times).
     """
     free = np.zeros((4, units), np.int64)
+    issue, whole = np.uint32(lanes), (width + lanes - 1) // lanes
     for position in range(np.uint64(live.size)):
         ins, all_ins, outs = np.int64(live[position]), np.int64(dense[position]), np.int64(outputs[position])
+        some = np.int64((outputs[position] + issue - np.uint32(1)) // issue)
         totals[0] += ins
         totals[1] += outs
         totals[2] += ins * outs
@@ -295,7 +297,7 @@ def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: in
         for mode in range(4):
             mode_ins = ins if mode & 1 else all_ins
             mode_outs = outs if mode & 2 else width
-            cycles = mode_ins * ((mode_outs + lanes - 1) // lanes)
+            cycles = mode_ins * (some if mode & 2 else whole)
             modes[mode, 0] += mode_ins * mode_outs
             modes[mode, 1] += cycles
             until = free[mode, 0] + cycles
