@@ -32,6 +32,8 @@ _PHASE_OF_STAGE = {
     "pool": "forward",
     "sum": "forward",
     "convert": "forward",
+    "concat": "forward",
+    "slice": "backward",
     "embed": "forward",
     "extract": "weights",
     "readout": "forward",

@@ -84,6 +84,16 @@ def _pool(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[
     return [tape.emit(sgrad.PoolOp(gradient, op.x, op.kind.data, *window, location=op.location))]
 
 
+def _concat(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    gradient, first, found = _required(gradients), 0, list[Gradient]()
+    for part in op.operands:
+        channels = shape_of(part)[-1]
+        needed = tape.needs(part)
+        found.append(tape.emit(sgrad.SliceOp(gradient, first, channels, location=op.location)) if needed else None)
+        first += channels
+    return found
+
+
 def _add(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     gradient = _required(gradients)
     return [gradient, gradient]
@@ -155,6 +165,7 @@ RULES: dict[type[Operation], Rule] = {
     spike.FlattenOp: _flatten,
     spike.PoolOp: _pool,
     spike.AddOp: _add,
+    spike.ConcatOp: _concat,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     spike.DelayOp: _delay,

@@ -250,6 +250,17 @@ class NetworkBuilder:
             total = replace(self._add(op, location, name), maps=total.maps)
         return total
 
+    def concat(self, parts: Sequence[Signal], location: Location, name: str = "") -> Signal:
+        """Put the channels of maps, or features, side by side."""
+        shapes = {part.shape[:-1] for part in parts}
+        if len(shapes) > 1 or any(part.maps for part in parts):
+            raise H2LearnError(
+                f"expected values that differ in channels only, found {' and '.join(p.describe() for p in parts)}",
+                location=location,
+                hint="concatenate maps before `flatten`" if any(part.maps for part in parts) else "",
+            )
+        return self._add(spike.ConcatOp([part.value for part in parts], location=_mark(location)), location, name)
+
     def batch_norm(
         self,
         x: Signal,

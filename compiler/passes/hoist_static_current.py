@@ -14,7 +14,10 @@ from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import integer, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 
-TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp, spike.AddOp, spike.BatchNormOp)
+JOINS = (spike.AddOp, spike.ConcatOp)
+"""Ops whose operands are all values of layers."""
+
+TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp, spike.AddOp, spike.ConcatOp, spike.BatchNormOp)
 """Ops that treat every time step alike, so that ``op(repeat(x)) = repeat(op(x))``, bit for bit.
 
 Batch normalisation counts each of its inputs once for every step."""
@@ -45,10 +48,16 @@ class HoistStaticCurrentPass(ModulePass):
 
 
 def _sink(
-    op: spike.ConvOp | spike.LinearOp | spike.PoolOp | spike.FlattenOp | spike.AddOp | spike.BatchNormOp,
+    op: spike.ConvOp
+    | spike.LinearOp
+    | spike.PoolOp
+    | spike.FlattenOp
+    | spike.AddOp
+    | spike.ConcatOp
+    | spike.BatchNormOp,
 ) -> None:
     """Compute ``op`` once when all that it reads, parameters apart, is repeated."""
-    inputs = op.operands if isinstance(op, spike.AddOp) else op.operands[:1]
+    inputs = op.operands if isinstance(op, JOINS) else op.operands[:1]
     repeats = [value.owner for value in inputs if isinstance(value.owner, spike.RepeatOp)]
     if len(repeats) < len(inputs):
         return

@@ -256,6 +256,14 @@ def _batch_norm(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     return [grad.result, sums.weight_gradient, sums.shift_gradient]
 
 
+def _slice(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.SliceOp)
+    channels = int(op.channels.value.data)
+    cut = lut.SliceOp(context.plain(op.gradient), int(op.first.value.data), channels, op.location)
+    context.emit(cut)
+    return [cut.result]
+
+
 def _time_sum(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.TimeSumOp)
     total = lut.TimeSumOp(context.slots(op.gradient), op.location)
@@ -293,6 +301,7 @@ BACKWARD: dict[type[Operation], Lowering] = {
     sgrad.BiasOp: _bias,
     sgrad.PoolOp: _pool,
     sgrad.BatchNormOp: _batch_norm,
+    sgrad.SliceOp: _slice,
     sgrad.TimeSumOp: _time_sum,
     sgrad.DelayOp: _delay,
     sgrad.AddOp: _add,

@@ -97,6 +97,13 @@ class LutContext:
         bias = None if pending is None else pending.bias
         return self._converted(found, StoreType(shape(found), self.dtype), parameter_location(value), bias)
 
+    def real(self, value: SSAValue) -> SSAValue:
+        """Return spikes or stored values as reals in storage type."""
+        found = self.of(value)
+        if is_real(found):
+            return found
+        return self._converted(found, StoreType(shape(found), self.dtype), parameter_location(value))
+
     def biased(self, value: SSAValue) -> SSAValue:
         """Return a current with the bias that it waits for."""
         found, pending = self.values[value], self.biases[self.values[value]]

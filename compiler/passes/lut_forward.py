@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from xdsl.dialects import func
 from xdsl.dialects.builtin import LocationAttr
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.tiling import plan_forward
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, StoreType, Update
+from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, SpikesType, StoreType, Update
 from h2learn.dialects.lut.normalisation import NormOp, NormStatsOp
 from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
@@ -135,6 +135,26 @@ def _add(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     context.emit(total)
     _wait(context, total.result, context.join_biases(context.biases.get(a), context.biases.get(b)))
     return [total.result]
+
+
+def _concat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Spikes stay spikes where their bytes fit together, and are stored as reals otherwise; currents get their bias."""
+    found = [context.values[part] for part in op.operands]
+    if len({shape(part)[:-1] for part in found}) > 1:
+        raise NoLoweringError("expected values that differ in channels only, found one that is repeated over time")
+    total = (*shape(found[0])[:-1], sum(shape(part)[-1] for part in found))
+    result: Attribute = SpikesType(total)
+    parts = found
+    if any(is_tensor(part) for part in found):
+        waiting = [part in context.biases for part in found]
+        parts = [(context.biased if w else context.plain)(p) for p, w in zip(op.operands, waiting, strict=True)]
+        result = lut.tensor(total)
+    elif any(is_real(part) for part in found) or any(shape(part)[-1] % 8 for part in found[:-1]):
+        parts = [context.real(part) for part in op.operands]
+        result = StoreType(total, context.dtype)
+    concat = lut.ConcatOp(parts, result, op.location)
+    context.emit(concat)
+    return [concat.result]
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -336,6 +356,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.LinearOp: _linear,
     spike.PoolOp: _pool,
     spike.AddOp: _add,
+    spike.ConcatOp: _concat,
     spike.BatchNormOp: _batch_norm,
     spike.BatchNormTrainOp: _batch_norm_train,
     spike.LifOp: _lif,

@@ -250,6 +250,8 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.PoolOp: (FORWARD, vector_stages.lower_pool),
     lut.AddOp: (None, vector_stages.lower_elementwise),
     lut.ConvertOp: (None, vector_stages.lower_elementwise),
+    lut.ConcatOp: (FORWARD, vector_stages.lower_channels),
+    lut.SliceOp: (BACKWARD, vector_stages.lower_channels),
     lut.EmbedOp: (None, vector_stages.lower_sparse_weights),
     lut.ExtractOp: (None, vector_stages.lower_sparse_weights),
     lut.ScanOp: (None, _scan),

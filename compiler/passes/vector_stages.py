@@ -387,6 +387,40 @@ def lower_sparse_weights(ctx: TileContext, op: lut.EmbedOp | lut.ExtractOp) -> N
         b.store(tensors[1], buffer, plain if embeds else sparse, sizes)
 
 
+def lower_channels(ctx: TileContext, op: lut.ConcatOp | lut.SliceOp) -> None:
+    """Lower parts put side by side, or one taken out: transfers of whole channels."""
+    joins = isinstance(op, lut.ConcatOp)
+    whole = op.result if isinstance(op, lut.ConcatOp) else op.g
+    parts = op.parts if isinstance(op, lut.ConcatOp) else [op.result]
+    form, shape, _ = ctx.form_of(whole.type)
+    steps, (batch, height, width, channels) = leading(shape), shape[-4:]
+
+    def usage(t: Tile) -> Usage:
+        return Usage(**{memory_of(form): SLOTS * t.steps * t.positions * row_bytes(form, channels)})
+
+    t = plan_positions(steps, ctx.samples(batch), height, width, 1, usage, ctx.chip, ctx.limits)
+    b, label = ctx.builder, ctx.label("concat" if joins else "slice", op)
+    result = ctx.declare(op.result, f"{label}.result")
+    first = op.first if isinstance(op, lut.SliceOp) else 0
+    with (
+        b.stage(label, op.location),
+        ctx.sample_loop(batch, t.samples) as n,
+        b.loop("y", trips(height, t.rows)) as y,
+        b.loop("x", trips(width, t.columns)) as x,
+        b.loop("t", trips(steps, t.steps)) as it,
+    ):
+        area, time = Area(t.samples, t.rows, t.columns, n, y, x), Cut(it * t.steps, t.steps)
+        for part in parts:
+            count = shape_of(part.type)[-1]
+            small, large = Cut(0, count), Cut(first, count)
+            source, target = (ctx.values[part], result) if joins else (ctx.values[whole], result)
+            window = activation_window(source, time, *area.cuts, small if joins else large)
+            buffer = b.alloc("channels", memory_of(form), form, tuple(window[1]))
+            b.load(source, buffer, *window)
+            b.store(target, buffer, *activation_window(target, time, *area.cuts, large if joins else small))
+            first += count
+
+
 def lower_time_sum(ctx: TileContext, op: lut.TimeSumOp) -> None:
     """Lower the sum over time: all steps of a tile at once."""
     source = ctx.values[op.g]

@@ -26,6 +26,7 @@ from .ops import (
     BeWgtOp,
     BiasGradOp,
     CastOp,
+    ConcatOp,
     ConvertOp,
     EmbedOp,
     ExtractOp,
@@ -38,6 +39,7 @@ from .ops import (
     PoolOp,
     ReadoutOp,
     RngOp,
+    SliceOp,
     SpreadOp,
     TimeSumOp,
     UnpoolOp,
@@ -196,6 +198,14 @@ def _convert(op: ConvertOp, a: Real) -> Sequence[Array]:
     return [_formatted(a.astype(np.float32), op.result)]
 
 
+def _concat(op: ConcatOp, *parts: Real) -> Sequence[Array]:
+    return [np.concatenate(parts, axis=-1)]
+
+
+def _slice(op: SliceOp, g: Real) -> Sequence[Array]:
+    return [np.ascontiguousarray(g[..., op.first : op.first + shape_of(op.result.type)[-1]])]
+
+
 def _embed(op: EmbedOp, w: Real) -> Sequence[Array]:
     return [convolution.embedded(w, op.kernel, op.dilation, op.groups, shape_of(op.result.type))]
 
@@ -278,6 +288,8 @@ _RULES: dict[type[Operation], Rule] = {
     BeGradOp: _be_grad,
     AddOp: _add,
     ConvertOp: _convert,
+    ConcatOp: _concat,
+    SliceOp: _slice,
     EmbedOp: _embed,
     ExtractOp: _extract,
     TimeSumOp: _time_sum,

@@ -792,6 +792,58 @@ class ConvertOp(LutOp):
         _expect_shape("result", self.result.type, _activation("operand", self.a.type))
 
 
+@irdl_op_definition
+class ConcatOp(LutOp):
+    """Channels of several values in one format, side by side; spikes in whole bytes but for the last part."""
+
+    name = "lut.concat"
+    ENGINE: ClassVar[str] = "DMA"
+    parts = var_operand_def()
+    result = result_def()
+    assembly_format = _PLAIN
+
+    def __init__(self, parts: Sequence[SSAValue], result: Attribute, location: LocationAttr | None = None) -> None:
+        self.construct([list(parts)], [result], {}, location)
+
+    def verify_(self) -> None:
+        """Check formats and channels."""
+        shape = _activation("result", self.result.type)
+        for part in self.parts:
+            if type(part.type) is not type(self.result.type):
+                raise VerifyException(f"expected parts in the format of {self.result.type}, found {part.type}")
+            _expect_shape("part", part.type, (*shape[:-1], shape_of(part.type)[-1]))
+        _expect("channels of the parts", sum(shape_of(part.type)[-1] for part in self.parts), shape[-1])
+        if isinstance(self.result.type, SpikesType) and any(shape_of(p.type)[-1] % 8 for p in self.parts[:-1]):
+            raise VerifyException("expected spikes of a multiple of 8 channels in all parts but the last")
+
+
+@irdl_op_definition
+class SliceOp(LutOp):
+    """``channels`` channels of a gradient ``[(T,)N,H,W,C]`` in fp32, from ``first`` on."""
+
+    name = "lut.slice"
+    ENGINE: ClassVar[str] = "DMA"
+    g = operand_def(TensorType)
+    result = result_def(TensorType)
+    first_attr = prop_def(IntegerAttr[IntegerType], prop_name="first")
+    assembly_format = _PLAIN
+
+    def __init__(self, g: SSAValue, first: int, channels: int, location: LocationAttr | None = None) -> None:
+        self.construct([g], [tensor((*shape_of(g.type)[:-1], channels))], {"first": _int(first)}, location)
+
+    @property
+    def first(self) -> int:
+        """The first channel."""
+        return self.first_attr.value.data
+
+    def verify_(self) -> None:
+        """Check shapes."""
+        shape, cut = _activation("gradient", self.g.type), shape_of(self.result.type)
+        _expect_shape("slice", self.result.type, (*shape[:-1], cut[-1]))
+        if self.first < 0 or self.first + cut[-1] > shape[-1]:
+            raise VerifyException(f"expected channels below {shape[-1]}, found {self.first} and {cut[-1]} more")
+
+
 class SparseWeightsOp(LutOp, ABC):
     """Weights of a grouped or dilated convolution inside those of a plain one; only moved, never computed with."""
 
@@ -829,7 +881,7 @@ class EmbedOp(SparseWeightsOp):
     """Grouped or dilated weights ``[kh*kw,C/groups,K]`` as plain ones, zeros in between."""
 
     name = "lut.embed"
-    ENGINE: ClassVar[str] = "VEC"
+    ENGINE: ClassVar[str] = "DMA"
     w = operand_def()
     result = result_def()
     assembly_format = _PLAIN
@@ -857,7 +909,7 @@ class ExtractOp(SparseWeightsOp):
     """Gradient ``[kh*kw,C/groups,K]`` of grouped or dilated weights out of that of plain ones."""
 
     name = "lut.extract"
-    ENGINE: ClassVar[str] = "VEC"
+    ENGINE: ClassVar[str] = "DMA"
     g = operand_def(TensorType)
     result = result_def(TensorType)
     assembly_format = _PLAIN

@@ -473,6 +473,29 @@ class UnflattenOp(UnaryOp):
 
 
 @irdl_op_definition
+class SliceOp(UnaryOp):
+    """Adjoint of ``spike.concat`` for one part: ``channels`` channels from ``first`` on."""
+
+    name = "sgrad.slice"
+
+    first = prop_def(IntegerAttr)
+    channels = prop_def(IntegerAttr)
+
+    def __init__(self, gradient: SSAValue, first: int, channels: int, *, location: LocationAttr) -> None:
+        super().__init__([gradient], {"first": integer(first), "channels": integer(channels)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Take some of the channels."""
+        expect_element("gradient", operands[0], f32)
+        *outer, there = expect_rank("gradient", operands[0], 2, 3, 4, 5)
+        first, channels = int_value(properties, "first", 0), int_value(properties, "channels", 1)
+        if first + channels > there:
+            raise VerifyException(f"expected channels {first} to {first + channels - 1} of {there}")
+        return [real((*outer, channels))]
+
+
+@irdl_op_definition
 class AddOp(InferredOp):
     """Sum of two gradients of the same value."""
 
@@ -557,6 +580,7 @@ Sgrad = Dialect(
         TimeSumOp,
         DelayOp,
         UnflattenOp,
+        SliceOp,
         AddOp,
         BatchNormOp,
     ],

@@ -168,6 +168,17 @@ def _pool(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequenc
     return [pool(inputs[0].astype(real, copy=False), window)]
 
 
+def _concat(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    if all(part.dtype == np.bool_ for part in inputs):
+        return [np.concatenate(list(inputs), axis=-1)]
+    return [np.concatenate([part.astype(real, copy=False) for part in inputs], axis=-1)]
+
+
+def _slice(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    first = int_value(op.properties, "first", 0)
+    return [np.ascontiguousarray(inputs[0][..., first : first + int_value(op.properties, "channels", 1)])]
+
+
 def _sum(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
     lhs, rhs = (value.astype(real, copy=False) for value in inputs)
     return [lhs + rhs]
@@ -339,6 +350,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     spike.FlattenOp: _reshape,
     spike.PoolOp: _pool,
     spike.AddOp: _sum,
+    spike.ConcatOp: _concat,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     scan.DelayOp: _delay,
@@ -358,6 +370,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     sgrad.BiasOp: _bias_gradient,
     sgrad.PoolOp: _pool_gradient,
     sgrad.TimeSumOp: _time_sum,
+    sgrad.SliceOp: _slice,
     sgrad.DelayOp: _delay_gradient,
     sgrad.UnflattenOp: _reshape,
     sgrad.AddOp: _add,

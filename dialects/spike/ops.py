@@ -23,6 +23,7 @@ from xdsl.irdl import (
     opt_operand_def,
     prop_def,
     result_def,
+    var_operand_def,
 )
 from xdsl.utils.exceptions import VerifyException
 
@@ -327,6 +328,35 @@ class AddOp(InferredOp):
 
 
 @irdl_op_definition
+class ConcatOp(InferredOp):
+    """Channels of several values of otherwise one shape, side by side; spikes stay spikes if all are."""
+
+    name = "spike.concat"
+
+    parts = var_operand_def(TensorType)
+    result = result_def(TensorType)
+
+    assembly_format = "$parts attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, parts: Sequence[SSAValue], *, location: LocationAttr) -> None:
+        super().__init__([list(parts)], {}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Add up the channels."""
+        if not operands:
+            raise VerifyException("expected values to concatenate, found none")
+        for part in operands:
+            expect_element("part", part, f32, i1)
+        *outer, _ = expect_rank("part", operands[0], 2, 3, 4, 5)
+        if any([*part.get_shape()[:-1]] != outer for part in operands):
+            raise VerifyException(f"expected values that differ in channels only, found {_list(operands)}")
+        channels = sum(part.get_shape()[-1] for part in operands)
+        binary = all(part.element_type == i1 for part in operands)
+        return [TensorType(i1 if binary else f32, [*outer, channels])]
+
+
+@irdl_op_definition
 class LifOp(FiringOp):
     """Leaky integrate-and-fire neurons over time: currents ``[T,N,...,K]`` to spikes and membrane potentials.
 
@@ -466,6 +496,10 @@ def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:
     return logits
 
 
+def _list(types: Sequence[Attribute]) -> str:
+    return ", ".join(map(str, types))
+
+
 def _optional(value: SSAValue | None) -> list[SSAValue]:
     return [] if value is None else [value]
 
@@ -483,6 +517,7 @@ Spike = Dialect(
         FlattenOp,
         PoolOp,
         AddOp,
+        ConcatOp,
         LifOp,
         LiOp,
         DelayOp,

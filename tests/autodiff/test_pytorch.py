@@ -119,7 +119,9 @@ def torch_run(model, train, x, label):
         if isinstance(op, spike.EmbedOp):
             continue
         value = values[op.operands[0]]
-        if isinstance(op, spike.AddOp):
+        if isinstance(op, spike.ConcatOp):
+            value = torch.cat([values[part] for part in op.parts], dim=2)
+        elif isinstance(op, spike.AddOp):
             value = value + values[op.rhs]
         elif isinstance(op, spike.EncodeOp):
             value = value.expand(op.time_steps.value.data, *value.shape)
@@ -186,6 +188,13 @@ BRANCHES = (
         "lif e",
     ],
     ["conv m from a: 4 channels, kernel 3 x 3, padding 1, no bias", "add: m, a", "lif e"],
+    [
+        "conv m from a: 3 channels, kernel 1 x 1",
+        "lif e",
+        "concat g: e, a, m",
+        "conv h: 4 channels, kernel 1 x 1",
+        "lif k",
+    ],
     ["conv m from a: 8 channels, kernel 2 x 3, padding 1, dilation 2 x 1, groups 4", "lif e"],
     ["conv m from a: 4 channels, kernel 1 x 1", "lif e", "add g: e, a", "conv h: 4 channels, kernel 1 x 1", "lif k"],
 )

@@ -73,6 +73,8 @@ WRONG = [
         "",
     ),
     ("kernel 3 x 3", "kernel 3 x 3, dilation 3", "at least 7 x 7 after padding, found 6 x 6", 6, 1, ""),
+    ("lif n1", "lif n1\nconcat: n1, image", "expected values that differ in channels only, found 2 x 4 x 4", 8, 1, ""),
+    ("flatten", "flatten f\nconcat: f, f", "expected values that differ in channels only", 9, 1, "before `flatten`"),
     ("1 x 6 x 6", "1 x 6", "expected one size on rows C x L, found two", 6, 1, ""),
     ("1 x 6 x 6", "1 x 6 x 2 x 3", "expected an input of 1 to 3 sizes", 2, 14, ""),
     ("1 x 6 x 6", "6", "expected maps C x H x W as input of conv c1, found 6 reals", 6, 1, "flatten"),

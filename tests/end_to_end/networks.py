@@ -307,7 +307,7 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
     def lif(current: Signal) -> Signal:
         return builder.lif(current, random_neuron(rng, dyadic=dyadic), HERE)
 
-    kind = str(rng.choice(["projection", "identity", "spikes", "double"]))
+    kind = str(rng.choice(["projection", "identity", "spikes", "double", "concat"]))
     if kind == "projection":
         channels, stride = int(rng.choice([3, 8, 12])), int(rng.integers(1, 3))
         inner = lif(conv(x, "a", channels, 3, stride)) if rng.random() < 0.5 else x
@@ -317,6 +317,10 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
     channels = x.shape[-1]
     if kind == "identity":
         return lif(builder.add([conv(x, "a", channels, 3), x], HERE))
+    if kind == "concat":
+        parts = [x, lif(conv(x, "a", int(rng.choice([3, 8])), 3))]
+        parts += [conv(x, "b", 3, 1)] if rng.random() < 0.4 else []
+        return builder.concat(parts[:: int(rng.choice([1, -1]))], HERE)
     spikes = lif(conv(x, "a", channels, 3))
     total = builder.add([spikes, x], HERE)
     if kind == "double":

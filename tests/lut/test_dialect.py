@@ -59,6 +59,8 @@ def one_of_each():
     add(lut.BeConvOp(store, w, WINDOW, 8, onto=static.current))
     total = add(lut.AddOp(conv.current, static.current, conv.current.type))
     add(lut.AddOp(add(lut.ConvertOp(total.result, lut.StoreType(CURRENT.get_shape(), "f16"))).result, bias, CURRENT))
+    add(lut.ConcatOp([s, s], lut.SpikesType((*SPIKES.shape[:-1], 16))))
+    add(lut.SliceOp(conv.current, 1, 1))
     wide = add(lut.EmbedOp(w, (3, 3), (2, 1), 2)).result
     add(lut.EmbedOp(add(lut.CastOp(w, "f16")).w, (3, 3), (1, 2), 1))
     add(lut.ExtractOp(wide, (3, 3), (2, 1), 2))
@@ -221,6 +223,15 @@ def test_attributes_that_are_refused(make, message):
         ),
         (lambda: lut.EmbedOp(value(WEIGHTS), (3, 2), (1, 1), 2), "kernel positions of the weights to be 6, found 9"),
         (lambda: lut.EmbedOp(value(WEIGHTS), (3, 3), (1, 1), 4), "expected output channels of 4 groups"),
+        (
+            lambda: lut.ConcatOp([value(CURRENT)] * 2, tensor((4, 2, 3, 6, 3))),
+            "channels of the parts to be 3, found 4",
+        ),
+        (
+            lambda: lut.ConcatOp([value(lut.SpikesType((2, 1, 1, 4)))] * 2, lut.SpikesType((2, 1, 1, 8))),
+            "multiple of 8 channels",
+        ),
+        (lambda: lut.SliceOp(value(CURRENT), 1, 2), "expected channels below 2, found 1 and 2 more"),
         (lambda: lut.ConvertOp(value(CURRENT), lut.StoreType((4, 2), "f16")), "shape of the result"),
         (
             lambda: NormSumsOp(

@@ -15,6 +15,7 @@ from .reader import excerpt, read
 from .syntax import (
     Add,
     BatchNorm,
+    Concat,
     Conv,
     Delay,
     Description,
@@ -77,8 +78,9 @@ def build(description: Description, batch: int) -> Network:
         signal = builder.encode(signal, encode.kind, description.time_steps, encode.location)
     named = {source.name: signal}
     for layer in description.layers:
-        if isinstance(layer, Add):
-            signal = builder.add([named[term] for term in layer.terms], layer.location, layer.name)
+        if isinstance(layer, Add | Concat):
+            join = builder.add if isinstance(layer, Add) else builder.concat
+            signal = join([named[term] for term in layer.terms], layer.location, layer.name)
         else:
             signal = _ADD[type(layer)](builder, named[layer.source] if layer.source else signal, layer)
         named[layer.name] = signal

@@ -35,6 +35,7 @@ from h2learn.compiler.autodiff.spec import (
 from .syntax import (
     Add,
     BatchNorm,
+    Concat,
     Conv,
     Delay,
     Description,
@@ -346,6 +347,9 @@ class _Reader:
         eps, momentum, gain = (numbers.get(key, getattr(plain, key)) for key in limits)
         return replace(plain, eps=eps, momentum=momentum, gain=gain)
 
+    def concat(self, node: Node, default: Neuron) -> Concat:
+        return Concat(self.at(node), _name(_tokens(node)), tuple(map(str, _tokens(_children(node)[0]))))
+
     def pool(self, node: Node, default: Neuron) -> Pool:
         *name, kind = _tokens(node)
         window, *rest = _children(node)
@@ -475,6 +479,7 @@ _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "conv": _Reader.conv,
     "linear": _Reader.linear,
     "add": _Reader.add,
+    "concat": _Reader.concat,
     "batchnorm": _Reader.batchnorm,
     "pool": _Reader.pool,
     "flatten": _Reader.flatten,

@@ -86,6 +86,14 @@ class Add(LayerStatement):
 
 
 @dataclass(frozen=True)
+class Concat(LayerStatement):
+    """The channels of several layers side by side."""
+
+    name: str
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Pool(LayerStatement):
     """``max``, ``avg`` or ``sum`` pooling; without ``kernel`` of the whole map."""
 
@@ -144,7 +152,7 @@ class Readout(LayerStatement):
     kind: str
 
 
-Layer: TypeAlias = Conv | Linear | BatchNorm | Add | Pool | Flatten | Lif | Li | Recurrent | Delay | Readout
+Layer: TypeAlias = Conv | Linear | BatchNorm | Add | Concat | Pool | Flatten | Lif | Li | Recurrent | Delay | Readout
 
 
 @dataclass(frozen=True)
