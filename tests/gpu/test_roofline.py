@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 import h2learn
 from h2learn.backends import gpu
 from h2learn.backends.gpu.roofline import EAGER, PRECISIONS, STYLES
-from h2learn.backends.gpu.shapes import NEURON, SYNAPSE
+from h2learn.backends.gpu.shapes import NEURON, SYNAPSE, layers_of
 from h2learn.cli import run
+from h2learn.compiler.frontends.dsl import load_snn
 
 CONV = gpu.LayerShape("c", SYNAPSE, steps=4, inputs=1000, outputs=500, macs=10**9, weights=2000, input_gradient=True)
 LIF = gpu.LayerShape("n", NEURON, steps=4, inputs=500, outputs=10**6)
@@ -136,3 +138,12 @@ def test_the_command_prints_ranges_and_assumptions(tmp_path, capsys):
     steps = json.loads(capsys.readouterr().out)
     assert [(one["style"], one["precision"]) for one in steps] == [(s, p) for s in STYLES for p in PRECISIONS]
     assert run(["baseline", str(file), "--device", "x"]) == 1
+
+
+@pytest.mark.parametrize(("name", "parameters", "gmacs"), [("cifar_vgg", 16.6, 13.1), ("resnet34", 21.8, 65.5)])
+def test_benchmark_networks_have_the_sizes_they_are_named_for(name: str, parameters: float, gmacs: float) -> None:
+    model = load_snn(Path(__file__).parents[2] / "benchmarks" / "networks" / f"{name}.snn")
+    layers = layers_of(model.module)
+    assert round(sum(layer.weights for layer in layers) / 1e6, 1) == parameters
+    forward, first = sum(layer.macs for layer in layers), layers[0].macs
+    assert round((3 * forward - first) / 1e9, 1) == gmacs  # the first layer has no input gradient
