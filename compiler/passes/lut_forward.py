@@ -241,8 +241,15 @@ def _check_constants(current: SSAValue, neuron: Neuron) -> None:
 
 
 def _delay(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """A current is delayed with its bias, because before the first step there is neither."""
     assert isinstance(op, spike.DelayOp)
-    return [delayed(context, context.of(op.x), int_list(op.properties, "steps"), 1, op.location)]
+    x = context.values[op.x]
+    pending = context.biases.get(x)
+    if pending is not None:
+        total = lut.AddOp(x, pending.bias, x.type, fused(op.location, pending.location))
+        context.emit(total)
+        x = total.result
+    return [delayed(context, x, int_list(op.properties, "steps"), 1, op.location)]
 
 
 def delayed(context: LutContext, x: SSAValue, steps: Sequence[int], direction: int, location: LocationAttr) -> SSAValue:

@@ -227,7 +227,8 @@ def random_model(rng):
     if rng.random() < 0.5:
         lines += [f"conv c2: 3 channels, kernel 2 x 2{pick('', ', no bias')}", "lif b", pick("", "pool: avg 1 x 2")]
     lines += ["flatten", f"linear f1: 6 features{pick('', ', no bias')}"]
-    lines += [pick("lif c", "recurrent c", "recurrent c: bias"), pick("", "", f"delay: {rng.integers(1, 5)} steps")]
+    lines += [pick("", "", "", "delay: 1 steps"), pick("lif c", "recurrent c", "recurrent c: bias")]
+    lines += [pick("", "", f"delay: {rng.integers(1, 3)} steps")]
     lines += ["linear f2: 4 features"]
     if rng.random() < 0.3:
         lines.append(norm.format(2))

@@ -216,9 +216,12 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = builder.flatten(x, HERE)
     if rng.random() < 0.5:
         x = builder.linear(x, "hidden", int(rng.choice([6, 16, 20])), HERE, bias=bool(rng.integers(2)))
+        before, behind = (int(rng.integers(0, 4)) if rng.random() < 0.25 else 0 for _ in range(2))
+        if before and timed is not None:
+            x = builder.delay(x, [before], HERE)
         x = _neurons(builder, x, "hidden_feedback", rng, dyadic=dyadic)
-        if rng.random() < 0.3:
-            x = builder.delay(x, [int(rng.integers(0, 4))], HERE)
+        if behind:
+            x = builder.delay(x, [behind], HERE)
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
     kind = "count" if kind == "rate" and rng.spawn(1)[0].random() < 0.5 else kind
