@@ -344,10 +344,14 @@ def _phase(label: str, items: Iterable[PcCounters]) -> str:
 
 
 def _layer_name(label: str) -> str:
-    """Return the layer in a stage label: what follows the kind; a number alone only counts stages."""
+    """Return the layer in a stage label: what follows the kind; a number alone only counts stages.
+
+    The optimizer's stages are named after parameters, ``layer.weight``.
+    """
     words = label.split()
     rest = words[2:] if " ".join(words[:2]) in _PHASE_OF_STAGE else words[1:]
-    return rest[0] if rest and not rest[0].isdigit() else ""
+    name = rest[0] if rest and not rest[0].isdigit() else ""
+    return name.rpartition(".")[0] or name if words and words[0] == "optimizer" else name
 
 
 def _peaks(machine: Machine) -> dict[str, float]:
