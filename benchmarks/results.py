@@ -1,0 +1,223 @@
+"""The comparison page: runs networks on the simulator and writes ``docs/results.md``.
+
+``python benchmarks/results.py [--cifar cifar10.npz] [--batch 16] [--steps 5] [--net NAME ...] [-o docs/results.md]``.
+Every network is trained on the simulator for a few steps first (fp16), so that densities are those of a network in
+training; then one step is measured per row. Without a data file the images are uniform noise, and the page says so.
+Nothing on the page is typed in: figures come from the runs, the analytic GPU model and the area model of this package.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+import h2learn
+from h2learn.backends import gpu
+from h2learn.backends.gpu.roofline import PAPER_ENERGY_SAVING, PAPER_SPEED_UP, compare
+from h2learn.backends.h2learn.area import area_of, area_text
+from h2learn.backends.h2learn.machine import load_machine
+from h2learn.runtime.counters import RunReport
+
+HERE = Path(__file__).parent
+NETS = {"cifar_vgg": HERE / "networks" / "cifar_vgg.snn", "vgg5": HERE / "networks" / "vgg5.snn"}
+ABLATIONS = (
+    ("as compiled", ""),
+    ("engines serial", "overlap=serial"),
+    ("forward and backward in one stream", "overlap=backward"),
+    ("fan-in 1", "fan=1"),
+    ("fan-in 2", "fan=2"),
+    ("fan-in 4", "fan=4"),
+)
+GROUPS = (1, 2, 4, 8, 16)
+MULTIPLIERS = 2048  # of h2l-v0
+MODES = ("dense", "in", "out", "dual")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One training step: its report and the seconds that simulating it took."""
+
+    report: RunReport
+    seconds: float
+
+    @property
+    def over_bound(self) -> float:
+        """Makespan over the busiest resource."""
+        return self.report.cycles / max(self.report.busy.values())
+
+
+class Bench:
+    """A network with its data and the parameters after a few steps of training."""
+
+    def __init__(self, name: str, batch: int, steps: int, data: str | None) -> None:
+        self.name, self.batch = name, batch
+        self.model = h2learn.load_model(NETS[name])
+        assert self.model.train is not None
+        self.recipe = replace(self.model.train, keep_gradients=False)
+        self.images, self.labels = _samples(self.model, data, batch * (steps + 1))
+        program = h2learn.compile(self.model, train=self.recipe, batch=batch, precision="fp16")
+        with program.session() as session:
+            for first in range(0, steps * batch, batch):
+                session.run(self._feed(first))
+            self.model = self.model.with_parameters(dict(session.parameters))
+
+    def _feed(self, first: int) -> dict[str, npt.NDArray[np.generic]]:
+        chosen = slice(first, first + self.batch)
+        return {next(iter(self.model.inputs)): self.images[chosen], "label": self.labels[chosen]}
+
+    def measure(self, mapping: str = "", arch: str = "h2l-v0") -> Measured:
+        """Run the step behind the training under a mapping."""
+        program = h2learn.compile(
+            self.model, arch=arch, train=self.recipe, batch=self.batch, precision="fp16", mapping=mapping
+        )
+        start = time.perf_counter()
+        with program.session() as session:
+            report = session.run(self._feed(len(self.images) - self.batch)).report
+        return Measured(report, time.perf_counter() - start)
+
+
+def _samples(
+    model: h2learn.Model, data: str | None, count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    shape = next(iter(model.inputs.values())).shape[1:]
+    rng = np.random.default_rng(0)
+    if data is None:
+        return rng.random((count, *shape), dtype=np.float32), rng.integers(0, 10, count).astype(np.int32)
+    found = h2learn.load_npz(data, shape)
+    chosen = rng.permutation(len(found.x_train))[:count]
+    return found.x_train[chosen], found.y_train[chosen]
+
+
+def page(names: tuple[str, ...], batch: int, steps: int, data: str | None) -> str:
+    """Return the whole page."""
+    source = f"images of `{Path(data).name}`" if data else "uniform noise"
+    lines = [
+        "# Results",
+        "",
+        f"Written by `python benchmarks/results.py`: batch {batch}, fp16, machine `h2l-v0` where no row says otherwise;",
+        f"every network is trained in-tool for {steps} steps on {source} before the step that is measured.",
+        "H2Learn-style: the micro-architecture parameters are ours.",
+        "",
+    ]
+    for name in names:
+        lines += _network(Bench(name, batch, steps, data))
+    lines += ["## Area of h2l-v0", "", "```text", area_text(area_of(load_machine("h2l-v0"))), "```", ""]
+    return "\n".join(lines)
+
+
+def _network(bench: Bench) -> list[str]:
+    click.echo(f"{bench.name}: as compiled", err=True)
+    chosen = bench.measure()
+    lines = [f"## {bench.name}", "", *_machine_rows(bench, chosen), "", *_densities(chosen.report), ""]
+    lines += ["### Against a V100 (analytic)", "", *_against_gpu(bench, chosen), ""]
+    lines += [
+        "### Ablations",
+        "",
+        "| choice | cycles | x as compiled | makespan / busiest | DRAM MB | uJ |",
+        "|---|---|---|---|---|---|",
+    ]
+    for what, mapping in ABLATIONS:
+        click.echo(f"{bench.name}: {what}", err=True)
+        lines.append(_row(what, chosen if not mapping else bench.measure(mapping), chosen))
+    for size in GROUPS:
+        if size <= bench.batch:
+            click.echo(f"{bench.name}: groups of {size}", err=True)
+            lines.append(_row(f"groups of {size}", bench.measure(f"group={size}"), chosen))
+    work = chosen.report.work["be.run"]
+    lines += ["", "Backward engine (`be.run`), cycles of the same work in each mode, from the bitmaps of this run:", ""]
+    lines += ["| dense | input | output | dual |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(f"{work[f'pe_cycles_{mode}']:,}" for mode in MODES) + " |", ""]
+    return lines
+
+
+def _machine_rows(bench: Bench, chosen: Measured) -> list[str]:
+    click.echo(f"{bench.name}: h2l-edge", err=True)
+    rows = ["| machine | cycles | ms | makespan / busiest | busy | DRAM MB | mJ |", "|---|---|---|---|---|---|---|"]
+    found = {"h2l-v0": chosen}
+    try:
+        found["h2l-edge"] = bench.measure(arch="h2l-edge")
+    except h2learn.H2LearnError as error:
+        rows.append(f"| h2l-edge | {error.message} | | | | | |")
+    for name, one in found.items():
+        report = one.report
+        busy = ", ".join(f"{engine} {100 * cycles / report.cycles:.0f}%" for engine, cycles in report.busy.items())
+        milliseconds = 1e3 * report.cycles / load_machine(name).clock_hz
+        rows.append(
+            f"| {name} | {report.cycles:,} | {milliseconds:.2f} | {one.over_bound:.2f} | {busy} | "
+            f"{_dram(report) / 1e6:.0f} | {report.energy_pj / 1e9:.2f} |"
+        )
+    return rows
+
+
+def _densities(report: RunReport) -> list[str]:
+    look, run = report.work["fe.run"], report.work["be.run"]
+    shares = {
+        "spikes into FE": look["spikes"] / look["inputs"],
+        "zero patterns": look["zero_patterns"] / look["patterns"],
+        "gradients into BE": run["live_inputs"] / run["dense_inputs"],
+        "open masks": run["live_outputs"] / run["dense_outputs"],
+        "efficiency of BE's multipliers": run["products"] / (run["pe_cycles"] * MULTIPLIERS),
+    }
+    return ["In this run: " + ", ".join(f"{what} {share:.3f}" for what, share in shares.items()) + "."]
+
+
+def _against_gpu(bench: Bench, chosen: Measured) -> list[str]:
+    report = chosen.report
+    seconds, joules = report.cycles / load_machine("h2l-v0").clock_hz, report.energy_pj * 1e-12
+    shapes = gpu.layers_of(bench.model.with_batch(bench.batch).module)
+    rows = ["| backend | ms | speed-up | energy saving |", "|---|---|---|---|"]
+    texts: dict[str, None] = {}
+    for style in ("eager", "fused"):
+        for precision in ("fp32", "amp"):
+            other = gpu.baseline(shapes, gpu.device_named("v100"), style, precision)
+            ratio = compare(other, seconds, joules)
+            texts |= dict.fromkeys(other.assumptions)
+            rows.append(
+                f"| {style} {precision} | {other.seconds.low * 1e3:.2f} - {other.seconds.high * 1e3:.2f} | "
+                f"{ratio.speed_up.low:.1f} - {ratio.speed_up.high:.1f} | "
+                f"{ratio.energy_saving.low:.0f} - {ratio.energy_saving.high:.0f} |"
+            )
+    paper = f"{PAPER_SPEED_UP.low} - {PAPER_SPEED_UP.high} | {PAPER_ENERGY_SAVING.low} - {PAPER_ENERGY_SAVING.high}"
+    rows.append(f"| the paper, its own measurement | | {paper} |")
+    return [
+        *rows,
+        "",
+        "Assumptions:",
+        "",
+        *(f"* {text}" for text in texts),
+        *(f"* {text}" for text in report.energy.assumptions),
+    ]
+
+
+def _row(what: str, one: Measured, chosen: Measured) -> str:
+    report = one.report
+    return (
+        f"| {what} | {report.cycles:,} | {report.cycles / chosen.report.cycles:.2f} | {one.over_bound:.2f} | "
+        f"{_dram(report) / 1e6:.0f} | {report.energy_pj / 1e6:.0f} |"
+    )
+
+
+def _dram(report: RunReport) -> int:
+    return report.bytes_read["DRAM"] + report.bytes_written["DRAM"]
+
+
+@click.command()
+@click.option("--cifar", "data", metavar="FILE", help="CIFAR-10 as npz with x_train and y_train.")
+@click.option("--batch", default=16, show_default=True)
+@click.option("--steps", default=5, show_default=True, help="Training steps before the one that is measured.")
+@click.option("--net", "names", multiple=True, type=click.Choice(list(NETS)), help="Default: all.")
+@click.option("-o", "output", default="docs/results.md", show_default=True, metavar="FILE")
+def main(data: str | None, batch: int, steps: int, names: tuple[str, ...], output: str) -> None:
+    """Run everything and write the page."""
+    text = page(names or tuple(NETS), batch, steps, data)
+    Path(output).write_text(text + "\n", encoding="utf-8")
+    click.echo(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()
