@@ -99,7 +99,7 @@ def page(names: tuple[str, ...], batch: int, steps: int, data: str | None) -> st
     lines = [
         "# Results",
         "",
-        f"Written by `python benchmarks/results.py`: batch {batch}, fp16, machine `h2l-v0` where no row says otherwise;",
+        f"Written by `python benchmarks/results.py`: batch {batch}, fp16, `h2l-v0` unless a row says otherwise;",
         f"every network is trained in-tool for {steps} steps on {source} before the step that is measured.",
         "H2Learn-style: the micro-architecture parameters are ours.",
         "",

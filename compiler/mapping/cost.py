@@ -75,24 +75,17 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
         engine = START + lane_shape(machine.forward.lanes, t.k, positions)[1] * groups
         fill = START + groups * t.k * ((1 << fan) - 1) / machine.forward.builder_entries
     vector = _up(shape.steps, t.steps) * k_tiles * areas * t.steps * _vector(t.positions * t.k, machine)
-    weights = shape.taps * t.c * t.k * shape.item
-    source = (
-        images * _halo(t.rows, shape.kernel[0], shape.stride[0]) * _halo(t.columns, shape.kernel[1], shape.stride[1])
-    )
-    inputs = source * (t.c * shape.item if shape.real else row_bytes("bits", t.c))
-    outputs = t.steps * t.positions * (2 * row_bytes("bits", t.k) + t.k * shape.item)
+    weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
+    source = images * _halo(t.rows, shape.kernel[0], shape.stride[0])
+    source *= _halo(t.columns, shape.kernel[1], shape.stride[1])
+    inputs = _rows(source, t.c * shape.item if shape.real else row_bytes("bits", t.c), t.c < shape.c, machine)
+    outs = t.steps * t.positions
+    outputs = 2 * _rows(outs, row_bytes("bits", t.k), t.k < shape.k, machine)
+    outputs += _rows(outs, t.k * shape.item, t.k < shape.k, machine)
     stores = k_tiles * areas * _up(shape.steps, t.steps)
-    moved = (
-        fills * _moved(weights, machine) + tiles * c_tiles * _moved(inputs, machine) + stores * _moved(outputs, machine)
-    )
-    ends = _moved(weights, machine) + fill + _moved(inputs, machine) + _vector(t.positions * t.k, machine) * t.steps
-    return Cost(
-        tiles * c_tiles * engine,
-        fills * fill,
-        vector,
-        moved,
-        ends + machine.dram.latency_cycles + _moved(outputs, machine),
-    )
+    moved = fills * weights + tiles * c_tiles * inputs + stores * outputs
+    ends = weights + fill + inputs + _vector(t.positions * t.k, machine) * t.steps + outputs
+    return Cost(tiles * c_tiles * engine, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
 
 
 def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
@@ -105,16 +98,17 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     position = inputs * _up(MASK_DENSITY * t.c, machine.backward.width // 2)
     units = 2 * machine.backward.elements
     engine = START + position * (t.steps * t.positions / units + 0.5)
-    weights = shape.taps * t.c * t.k * shape.item
+    weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
     rows = t.steps * t.samples * _halo(t.rows, shape.kernel[0], 1) * _halo(t.columns, shape.kernel[1], 1)
-    gradients = rows / (shape.stride[0] * shape.stride[1]) * _slots(t.k, slot, shape.item)
+    gradients = _slots(rows / (shape.stride[0] * shape.stride[1]), t.k, slot, shape.item, machine)
     outs = t.steps * t.positions
-    results = outs * (2 * row_bytes("bits", t.c) + t.c * shape.item + _slots(t.c, slot, shape.item))
+    results = 2 * _rows(outs, row_bytes("bits", t.c), t.c < shape.c, machine)
+    results += _rows(outs, t.c * shape.item, t.c < shape.c, machine) + _slots(outs, t.c, slot, shape.item, machine)
     loads = c_tiles if k_tiles == 1 else tiles * k_tiles
-    moved = loads * _moved(weights, machine) + tiles * (k_tiles * _moved(gradients, machine) + _moved(results, machine))
+    moved = loads * weights + tiles * (k_tiles * gradients + results)
     vector = t.steps * _vector(t.positions * t.c, machine)
-    ends = _moved(weights + gradients, machine) + vector + _moved(results, machine)
-    return Cost(tiles * k_tiles * engine, 0, tiles * vector, moved, ends + machine.dram.latency_cycles)
+    ends = weights + gradients + vector + results + machine.dram.latency_cycles
+    return Cost(tiles * k_tiles * engine, 0, tiles * vector, moved, ends)
 
 
 def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
@@ -131,12 +125,12 @@ def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost
         engine = START + passes * _up(positions, unit.fan_in)
     source = t.steps * t.samples * _halo(t.rows, shape.kernel[0], shape.stride[0])
     source *= _halo(t.columns, shape.kernel[1], shape.stride[1])
-    inputs = source * (t.c * shape.item if shape.real else row_bytes("bits", t.c))
-    gradients = positions * _slots(t.k, slot, shape.item)
-    sums = shape.taps * t.c * t.k * 4
+    inputs = _rows(source, t.c * shape.item if shape.real else row_bytes("bits", t.c), t.c < shape.c, machine)
+    gradients = _slots(positions, t.k, slot, shape.item, machine)
+    sums = _rows(shape.taps * t.c, t.k * 4, t.k < shape.k, machine)
     count = k_tiles * c_tiles
-    moved = count * (2 * _moved(sums, machine) + tiles * (_moved(inputs, machine) + _moved(gradients, machine)))
-    ends = _moved(inputs + gradients, machine) + 2 * _moved(sums, machine) + machine.dram.latency_cycles
+    moved = count * (2 * sums + tiles * (inputs + gradients))
+    ends = inputs + gradients + 2 * sums + machine.dram.latency_cycles
     return Cost(count * tiles * engine, 0, 0, moved, ends)
 
 
@@ -162,13 +156,17 @@ def _halo(count: int, kernel: int, stride: int) -> int:
     return (count - 1) * stride + kernel
 
 
-def _slots(channels: int, slot: int, item: int) -> float:
-    """Return the expected bytes of the gradients of ``channels`` channels: bitmaps and live values."""
-    return _up(channels, slot) * 8 + GRADIENT_DENSITY * channels * item
+def _rows(count: float, size: float, apart: bool, machine: Machine) -> float:
+    """Return the cycles of ``count`` rows of ``size`` bytes; those that lie ``apart`` take whole bursts each."""
+    burst = machine.dram.burst_bytes
+    moved = count * _up(size, burst) * burst if apart else count * size + burst
+    return moved / machine.dram.bytes_per_cycle
 
 
-def _moved(size: float, machine: Machine) -> float:
-    return size / machine.dram.bytes_per_cycle + machine.dram.burst_bytes / machine.dram.bytes_per_cycle
+def _slots(positions: float, channels: int, slot: int, item: int, machine: Machine) -> float:
+    """Return the cycles of gradient slots, each of which moves its bitmap and live values in whole bursts."""
+    expected = 8 + GRADIENT_DENSITY * min(slot, channels) * item
+    return _rows(positions * _up(channels, slot), expected, True, machine)
 
 
 def _up(count: float, size: int) -> int:

@@ -126,7 +126,7 @@ def test_hand_written_program_for_the_default_machine() -> None:
     [
         ("fe.walk acc=a1", 1, "there is no instruction 'fe.walk'"),
         ("  nop VECC", 7, "unknown value 'VECC'"),
-        ("signal FE, 64, 1", 12, "sem must be 0 to 63, found 64"),
+        ("signal FE, 128, 1", 12, "sem must be 0 to 127, found 128"),
         ("signal FE, 5", 1, "operand 'count' is missing"),
         ("signal FE, 5, 1, 2", 18, "has 3 operands, found more"),
         ("wu.run acc=a1, acc=a2", 16, "given twice"),
