@@ -22,6 +22,9 @@ GRADIENT_DENSITY = 0.45
 MASK_DENSITY = 0.35
 """Shares of live gradients and of open surrogate windows that stand in for data."""
 
+FANS = (1, 2, 4)
+"""Fan-ins of look-up tables between which the mapper chooses, as far as the machine has them."""
+
 LANE_SHAPES = ((16, 128), (32, 64), (64, 32), (128, 16), (256, 8))
 LANES_OF_SHAPES = 2048
 START = 16
@@ -43,6 +46,11 @@ class Cost:
         """The estimate; a tenth of the other resources decides between tilings that are alike otherwise."""
         parts = (self.engine, self.builder, self.vector, self.channel)
         return max(parts) + self.ends + sum(parts) / 10
+
+
+def fans_of(machine: Machine) -> tuple[int, ...]:
+    """Return the fan-ins of look-up tables between which the mapper chooses."""
+    return tuple(fan for fan in FANS if fan <= machine.forward.fan_in)
 
 
 def lane_shape(lanes: int, k: int, positions: int) -> tuple[str, int]:

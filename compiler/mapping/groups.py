@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, lane_shape
+from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, fans_of, lane_shape
 
 BORDER = 4000
 """Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""
@@ -76,7 +76,7 @@ def _forward(layer: Layer, group: int, machine: Machine) -> float:
         return positions * layer.weights / (machine.backward.elements * machine.backward.width)
     unit = machine.forward
     best = float("inf")
-    for fan in (1, 2, 4):
+    for fan in fans_of(machine):
         groups = layer.taps * ceil(layer.c / fan)
         look = lane_shape(unit.lanes, layer.k, positions)[1] * groups
         fill = groups * layer.k * ((1 << fan) - 1) / unit.builder_entries

@@ -15,13 +15,11 @@ from typing import Any, NoReturn
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.cost import backward_cost, forward_cost, weights_cost
+from h2learn.compiler.mapping.cost import backward_cost, fans_of, forward_cost, weights_cost
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 from h2learn.compiler.mapping.streams import streams_of
 
 SLOTS = 2  # every buffer that crosses engines is double-buffered
-FANS = (1, 2, 4)
-"""Fan-ins of look-up tables between which the mapper chooses, as far as the machine has them."""
 
 
 @dataclass(frozen=True)
@@ -236,14 +234,14 @@ def plan_forward(
     """
     if fan is None and shape.real:
         fan = machine.forward.fan_in
-    fans = [fan or limits.fan] if fan or limits.fan else [n for n in FANS if n <= machine.forward.fan_in]
+    pinned = fan or limits.fan
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {})
     if reduce_block is not None:
         choices["c"] = (reduce_block,)
     if looped:
         choices |= {"steps": (1,), "rows": (shape.out_h,), "columns": (shape.out_w,), "k": (shape.k,)}
     best: list[tuple[float, ForwardTile]] = []
-    for number in filter(None, fans):
+    for number in (pinned,) if pinned else fans_of(machine):
 
         def usage(t: Tile, number: int = number) -> Usage:
             return _forward_usage(shape, t, number, neuron)

@@ -17,6 +17,8 @@ from h2learn.compiler.passes.stream_tokens import insert_stream_tokens
 from h2learn.compiler.passes.tile_layout import (
     buffer_of,
     channel_bytes,
+    insert_after,
+    insert_before,
     placed_bytes,
     root_tensor,
     slot_stride,
@@ -121,25 +123,13 @@ def _insert(edge: Edge, token: int, places: dict[Loop | Job, Operation]) -> None
     signal = tile.SignalOp(ENGINES[edge.producer], token, count)
     wait = tile.WaitOp(ENGINES[edge.consumer], token)
     signal.location, wait.location = source.location, target.location
-    _after(source, signal)
-    _before(target, wait)
+    insert_after(source, signal)
+    insert_before(target, wait)
     if edge.credits:
         # posted by the one who takes them: the producer may still be busy with the stage before
         credits = tile.SignalOp(ENGINES[edge.consumer], token, edge.credits)
         credits.location = target.location
-        _before(_stage_of(target), credits)
-
-
-def _after(op: Operation, new: Operation) -> None:
-    block = op.parent
-    assert block is not None
-    block.insert_op_after(new, op)
-
-
-def _before(op: Operation, new: Operation) -> None:
-    block = op.parent
-    assert block is not None
-    block.insert_op_before(new, op)
+        insert_before(_stage_of(target), credits)
 
 
 def _stage_of(op: Operation) -> tile.StageOp:

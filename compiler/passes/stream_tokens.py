@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from h2learn.compiler.mapping.stream_sync import StageUse, StreamWait, order_streams
-from h2learn.compiler.passes.tile_layout import enclosing_loops, root_tensor
+from h2learn.compiler.passes.tile_layout import enclosing_loops, insert_after, insert_before, root_tensor
 from h2learn.dialects import tile
 
 
@@ -39,15 +39,13 @@ def insert_stream_tokens(streams: Sequence[tile.StreamOp], first_token: int) -> 
 def _post(stage: tile.StageOp, token: int) -> None:
     signal = tile.SignalOp("DMAOUT", token)
     signal.location = stage.location
-    assert stage.parent is not None
-    stage.parent.insert_op_after(signal, stage)
+    insert_after(stage, signal)
 
 
 def _take(stage: tile.StageOp, token: int, count: int) -> None:
     wait = tile.WaitOp("DMAIN", token, count)
     wait.location = stage.location
-    assert stage.parent is not None
-    stage.parent.insert_op_before(wait, stage)
+    insert_before(stage, wait)
 
 
 def _use(stage: tile.StageOp) -> StageUse:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
-
 from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.layout import row_bytes, tensor_bytes
@@ -82,6 +79,13 @@ def stage_loops(op: Operation) -> list[tile.ForOp]:
     return [loop for loop in enclosing_loops(op) if not isinstance(loop.parent_op(), tile.StreamOp)]
 
 
-def volume(shape: Sequence[int]) -> int:
-    """Return the number of elements of a shape."""
-    return prod(shape)
+def insert_after(op: Operation, new: Operation) -> None:
+    """Put ``new`` behind ``op``."""
+    assert op.parent is not None
+    op.parent.insert_op_after(new, op)
+
+
+def insert_before(op: Operation, new: Operation) -> None:
+    """Put ``new`` in front of ``op``."""
+    assert op.parent is not None
+    op.parent.insert_op_before(new, op)
