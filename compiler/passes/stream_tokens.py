@@ -26,14 +26,19 @@ def insert_stream_tokens(streams: Sequence[tile.StreamOp], first_token: int) -> 
         for source in sources:
             _post(stages[producer][source], token)
         loops = [_group_loop(stages[producer][source]) for source in sources]
-        inner = sum(loop is not None for loop in loops)
-        groups = loops[0].trips.data if loops[0] is not None else 1
         taken = 0
         for wait in waits:
-            rank = sources.index(wait.source) + 1
-            total = rank + (groups - 1) * inner if behind else rank
+            last = sources.index(wait.source)
+            total = _posts(loops, last) if behind else last + 1
             _take(stages[consumer][wait.target], token, total - taken)
             taken = total
+
+
+def _posts(loops: Sequence[tile.ForOp | None], last: int) -> int:
+    """Return the posts of all sources, each in its loop, up to that of source ``last`` in its last iteration."""
+    trips = [1 if loop is None else loop.trips.data for loop in loops]
+    later = sum(trips[n] - 1 for n in range(last + 1, len(loops)) if loops[n] is loops[last])
+    return sum(trips[: last + 1]) + later
 
 
 def _post(stage: tile.StageOp, token: int) -> None:
