@@ -41,9 +41,11 @@ from .regions import HALF
 from .work import (
     BACKWARD_MODES,
     issue_width,
+    lane_passes,
     lookup_work,
     neuron_counts,
     products_work,
+    skips_zero_patterns,
     unit_count,
     update_elements,
     weight_work,
@@ -134,7 +136,13 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
         counters=2,
     )
     total = positions * taps * groups
-    return lookup_work(total, total - adds, k, spikes, positions * taps * c, int(bits.count_nonfinite(acc)))
+    work = lookup_work(total, total - adds, k, spikes, positions * taps * c, int(bits.count_nonfinite(acc)))
+    if skips_zero_patterns(op):
+        passes, lanes, least = lane_passes(op)
+        work.counts["lane_cycles"] = passes * int(
+            convolution.lane_time(lists[1], *_forward_maps(op), imgs, lanes, least)
+        )
+    return work
 
 
 def be_fwd(op: Operation, buffers: Buffers) -> Work:

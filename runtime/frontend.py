@@ -359,6 +359,8 @@ def _template(program: LoadedProgram, pc: int, word: Decoded | None = None) -> T
         _compute(template, values)
         if row.engine == "BE":
             template.fields |= {"elements": program.machine.backward.elements, "width": program.machine.backward.width}
+        if item.mnemonic == "fe.run" and program.machine.forward.skip_zero_patterns:
+            template.fields["skipping_lanes"] = program.machine.forward.lanes
     return template
 
 

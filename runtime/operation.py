@@ -84,7 +84,7 @@ class Work:
     * ``fe.run wu.run``: ``patterns`` (fe: positions*taps*groups; wu: groups*taps*c), ``zero_patterns`` among them,
       ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part of ``inputs`` bits,
       ``synaptic_operations`` = spikes*k, ``dense_products`` = inputs*k; wu also ``groups``, ``table_adds`` and
-      ``live_inputs`` (live gradients) of ``dense_inputs``
+      ``live_inputs`` (live gradients) of ``dense_inputs``, fe.run that skips zero patterns ``lane_cycles``
     * ``be.fwd be.run be.wgt``: ``positions``, ``live_inputs`` (live (tap, channel) inputs summed over positions),
       ``live_outputs`` (of ``dense_inputs`` and ``dense_outputs``), ``products`` (live inputs x live outputs),
       ``dense_products``, and for the mode of the instruction ``macs`` (products not skipped), ``issue_cycles``,

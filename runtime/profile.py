@@ -366,8 +366,9 @@ def _peaks(machine: Machine) -> dict[str, float]:
 
 
 def _engine_work(work: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    skips = "lane_cycles" in work.get("fe.run", {})
     return {
-        "FE": _sum(work, "lookups", "fe.run"),
+        "FE": _sum(work, "adds" if skips else "lookups", "fe.run"),
         "FE.fill": _sum(work, "entries", "fe.fill"),
         "BE": _sum(work, "macs", *_BACKWARD_ENGINE),
         "WUE": _sum(work, "lookups", "wu.run"),

@@ -34,9 +34,11 @@ from .work import (
     BACKWARD_MODES,
     backward_work,
     issue_width,
+    lane_cycles,
     lookup_work,
     neuron_counts,
     nonfinite,
+    skips_zero_patterns,
     update_elements,
     weight_work,
 )
@@ -102,18 +104,21 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
     patterns = _patterns(_input_spikes(op, buffers["s"]), groups, fan)
     lut = _load(buffers["lut"], op.storage()).reshape(taps, groups, 1 << fan, k)
     acc = _start(op, buffers["acc"], _positions_shape(op) + (k,))
-    nonzero = spikes = 0
+    nonzero, spikes = np.zeros(_positions_shape(op), np.int64), 0
     for tap in range(taps):
         window = _window(op, patterns, tap)
         for group in range(groups):
             p = window[..., group]
             acc = np.where((p != 0)[..., None], acc + lut[tap, group][p], acc)
-            nonzero += int(np.count_nonzero(p))
+            nonzero += p != 0
             spikes += int(np.bitwise_count(p).sum())
     _save(buffers["acc"], acc, "f32")
     total = int(np.prod(_positions_shape(op))) * taps * groups
     inputs = int(np.prod(_positions_shape(op))) * taps * op.number("c")
-    return lookup_work(total, total - nonzero, k, spikes, inputs, nonfinite(acc))
+    work = lookup_work(total, total - int(nonzero.sum()), k, spikes, inputs, nonfinite(acc))
+    if skips_zero_patterns(op):
+        work.counts["lane_cycles"] = lane_cycles(op, nonzero)
+    return work
 
 
 def be_fwd(op: Operation, buffers: Buffers) -> Work:

@@ -26,7 +26,7 @@ from .frontend import Entry, FrontEnd, Template
 from .loader import LoadedProgram
 from .operation import Memories, Operation, Work
 from .sanitizers import CHECKS, Clock, Sanitizers
-from .timing import backward_cycles, channel_cycles, slot_burst_bytes
+from .timing import channel_cycles, counted_cycles, slot_burst_bytes
 from .trace import Span
 
 I64 = npt.NDArray[np.int64]
@@ -264,7 +264,7 @@ class Simulator:
         cycles = 0
         if kept.cycles is None and self._timed:
             if operation.mnemonic not in ("ld", "st"):
-                cycles = backward_cycles(work.counts)
+                cycles = counted_cycles(operation.mnemonic, work.counts)
             elif moves_slots(operation):
                 moved = slot_burst_bytes(operation, self.memories, self.machine)
                 cycles = channel_cycles(moved, self.machine)

@@ -8,7 +8,9 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
 
   ========  ================================================================================================
   fe.fill   ceil(taps * groups * k * (2^fan - 1) / builder_entries), on the builder: one adder per entry and cycle
-  fe.run    ceil(k / lanes_k) * ceil(positions / lanes_p) * taps * groups; zero patterns cost their cycle
+  fe.run    ceil(k / lanes_k) * ceil(positions / lanes_p) * taps * groups; zero patterns cost their cycle. With
+            ``skip_zero_patterns`` ceil(k / lanes_k) times the busiest of ``lanes_p`` lanes: ``lane_cycles`` counted by
+            the execution
   be.*      the busiest processing element: ``pe_cycles`` counted from the actual bitmaps by the execution, for the
             mode of the instruction
   wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
@@ -55,14 +57,18 @@ _FE_SHAPES = tuple(
 
 
 def static_cycles(mnemonic: str, desc: Desc, fields: Mapping[str, int], machine: Machine) -> int | None:
-    """Return the cycles of an engine instruction, or None where they depend on data (``be.*``, ``ld``, ``st``)."""
+    """Return the cycles of an engine instruction, or None where they depend on data.
+
+    They do for ``be.*``, ``ld``, ``st``, and for ``fe.run`` that skips zero patterns.
+    """
     if mnemonic == "fe.fill":
         fan = int(desc["fan"])
         entries = taps(desc) * groups(int(desc["c"]), fan) * int(desc["k"]) * ((1 << fan) - 1)
         return BUILDER_START_UP + -(-entries // machine.forward.builder_entries)
     if mnemonic == "fe.run":
-        lanes_k = min(_FE_SHAPES[fields["shape"]], machine.forward.lanes)
-        lanes_p = machine.forward.lanes // lanes_k
+        if machine.forward.skip_zero_patterns:
+            return None
+        lanes_k, lanes_p = forward_lanes(fields["shape"], machine.forward.lanes)
         passes = -(-int(desc["k"]) // lanes_k) * -(-conv_positions(desc) // lanes_p)
         return START_UP["FE"] + passes * taps(desc) * groups(int(desc["c"]), int(desc["fan"]))
     if mnemonic == "wu.run":
@@ -75,9 +81,17 @@ def static_cycles(mnemonic: str, desc: Desc, fields: Mapping[str, int], machine:
     return None
 
 
-def backward_cycles(counts: Mapping[str, int]) -> int:
-    """Return the cycles of ``be.*`` from the counts of its execution."""
+def counted_cycles(mnemonic: str, counts: Mapping[str, int]) -> int:
+    """Return the cycles of ``be.*``, or of ``fe.run`` that skips zero patterns, from the counts of its execution."""
+    if mnemonic == "fe.run":
+        return START_UP["FE"] + counts["lane_cycles"]
     return START_UP["BE"] + counts["pe_cycles"]
+
+
+def forward_lanes(shape: int, lanes: int) -> tuple[int, int]:
+    """Return how many output channels and how many positions ``lanes`` look-up lanes serve in a lane shape."""
+    lanes_k = min(_FE_SHAPES[shape], lanes)
+    return lanes_k, lanes // lanes_k
 
 
 def channel_cycles(moved_bytes: int, machine: Machine) -> int:

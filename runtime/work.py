@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .operation import ADAM_KINDS, Operation, Work, has_synapse
+from .regions import groups, taps
+from .timing import forward_lanes
 
 F32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -34,7 +36,7 @@ def backward_work(
     modes = []
     for ins, outs in ((dense, 0 * outputs + width), (live, 0 * outputs + width), (dense, outputs), (live, outputs)):
         cycles = ins * -(-outs // issue_width(op))
-        modes.append([int((ins * outs).sum()), int(cycles.sum()), _slowest(op, cycles)])
+        modes.append([int((ins * outs).sum()), int(cycles.sum()), _slowest(unit_count(op), cycles)])
     return products_work(op, mode, live.size, totals, modes, not_finite)
 
 
@@ -76,7 +78,7 @@ def weight_work(
             "dense_products": positions * live.size * op.number("k"),
             "macs": total,
             "issue_cycles": int(cycles.sum()),
-            "pe_cycles": _slowest(op, cycles),
+            "pe_cycles": _slowest(unit_count(op), cycles),
             "nonfinite": not_finite,
         }
     )
@@ -100,6 +102,31 @@ def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, inputs: 
             "nonfinite": not_finite,
         }
     )
+
+
+SEARCHED = 64
+"""Patterns of one position in which a lane of FE finds the next one that is not zero, per cycle."""
+
+
+def skips_zero_patterns(op: Operation) -> bool:
+    """Return whether the lanes of FE take only the patterns that hold a spike."""
+    return "skipping_lanes" in op.fields
+
+
+def lane_passes(op: Operation) -> tuple[int, int, int]:
+    """Return passes over output channels, lanes for positions, and the least cycles of a position (its search)."""
+    lanes_k, lanes_p = forward_lanes(op.fields["shape"], op.fields["skipping_lanes"])
+    patterns = groups(op.number("c"), op.number("fan"))
+    return groups(op.number("k"), lanes_k), lanes_p, taps(op.desc) * groups(patterns, SEARCHED)
+
+
+def lane_cycles(op: Operation, nonzero: npt.NDArray[np.integer]) -> int:
+    """Return the cycles of FE when zero patterns are skipped; ``nonzero``: patterns of each position that hold a spike.
+
+    Each position goes to the lane that is free first; a lane searches ahead of its look-ups.
+    """
+    passes, lanes, least = lane_passes(op)
+    return passes * _slowest(lanes, np.maximum(np.asarray(nonzero, np.int64).reshape(-1), least))
 
 
 def neuron_counts(op: Operation) -> dict[str, int]:
@@ -136,9 +163,9 @@ def nonfinite(values: F32) -> int:
     return int(values.size - np.count_nonzero(np.isfinite(values)))
 
 
-def _slowest(op: Operation, cycles: npt.NDArray[np.int64]) -> int:
-    """Return when the last unit is done if each piece of work goes to the one that is free first."""
-    free = [0] * unit_count(op)
+def _slowest(units: int, cycles: npt.NDArray[np.int64]) -> int:
+    """Return when the last of ``units`` is done if each piece of work goes to the one that is free first."""
+    free = [0] * units
     for piece in cycles.tolist():
         heapreplace(free, free[0] + piece)
     return max(free)

@@ -42,7 +42,13 @@ class Target:
 def target_options(command: Command) -> Command:
     """Add ``--arch --precision --mapping`` to a command, which receives them as ``target``."""
 
-    @click.option("--arch", default="h2l-v0", show_default=True, metavar="NAME|FILE", help="Machine to compile for.")
+    @click.option(
+        "--arch",
+        default="h2l-v0",
+        show_default=True,
+        metavar="NAME|FILE[:PART.KEY=VALUE,...]",
+        help="Machine to compile for, with changes.",
+    )
     @click.option("--precision", default="fp32", show_default=True, metavar="fp32|fp16", help="Storage type.")
     @click.option("--mapping", default="", metavar="LIMITS", help="Caps of tile sizes, such as 'rows=4,k=8'.")
     @functools.wraps(command)

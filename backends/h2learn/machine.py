@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,11 +15,15 @@ from .errors import H2LearnError
 
 @dataclass(frozen=True)
 class ForwardEngine:
-    """Look-up lanes: ``lanes`` look-ups per cycle; beside them ``builder_entries`` table entries written per cycle."""
+    """Look-up lanes: ``lanes`` look-ups per cycle; beside them ``builder_entries`` table entries written per cycle.
+
+    ``skip_zero_patterns``: lanes take only the patterns that hold a spike, each lane at its own pace.
+    """
 
     lanes: int
     fan_in: int
     builder_entries: int
+    skip_zero_patterns: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,16 @@ def names() -> list[str]:
 
 
 def load_machine(name: str | Path | Machine) -> Machine:
-    """Return a machine by name, by path of a TOML file, or as it is; raises H2LearnError when there is none."""
+    """Return a machine by name, by path of a TOML file, or as it is; raises H2LearnError when there is none.
+
+    A name or path may be followed by changes: ``h2l-v0:forward.skip_zero_patterns=true,dram.latency_cycles=200``. The
+    result is named by the whole text.
+    """
     if isinstance(name, Machine):
         return name
+    base, colon, changes = str(name).rpartition(":")
+    if colon and not changes.endswith(".toml"):
+        return _changed(load_machine(base), changes, str(name))
     path = Path(name)
     if path.suffix == ".toml":
         try:
@@ -128,6 +139,35 @@ def load_machine(name: str | Path | Machine) -> Machine:
         raise H2LearnError(f"there is no machine {str(name)!r}", hint=f"known machines: {', '.join(names())}")
     text = resources.files(__package__).joinpath("machines").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     return from_dict(tomllib.loads(text), f"{name}.toml")
+
+
+def _changed(machine: Machine, changes: str, name: str) -> Machine:
+    """Return ``machine`` with the values of ``part.key=value,...`` (values as in TOML) and a new name."""
+    data = machine.to_dict() | {"name": name}
+    for change in changes.split(","):
+        key, equals, text = (part.strip() for part in change.partition("="))
+        *tables, last = key.split(".")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = None
+        if not equals or value is None:
+            raise H2LearnError(
+                f"cannot read the change {change!r} of a machine",
+                location=name,
+                hint="write PART.KEY=VALUE as in its TOML file, for example forward.skip_zero_patterns=true",
+            )
+        place: Any = data
+        for table in tables:
+            place = place.get(table)
+            if not isinstance(place, dict):
+                raise H2LearnError(f"a machine has no part {table!r}", location=name, hint=f"it has {_parts(data)}")
+        place[last] = value
+    return from_dict(data, name)
+
+
+def _parts(data: dict[str, Any]) -> str:
+    return ", ".join(key for key, value in data.items() if isinstance(value, dict))
 
 
 def _build(kind: type[Any], data: object, where: str) -> Any:
@@ -142,6 +182,8 @@ def _build(kind: type[Any], data: object, where: str) -> Any:
             )
     values: dict[str, Any] = {}
     for field in fields(kind):
+        if field.name not in data and field.default is not MISSING:
+            continue
         if field.name not in data:
             raise H2LearnError(f"key {field.name!r} is missing", location=where)
         values[field.name] = _value(hints[field.name], data[field.name], f"{where}: {field.name}")
@@ -152,6 +194,10 @@ def _value(kind: type[Any], value: object, where: str) -> object:
     if kind is str:
         if not isinstance(value, str):
             raise H2LearnError(f"expected a string, found {value!r}", location=where)
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise H2LearnError(f"expected true or false, found {value!r}", location=where)
         return value
     if kind in (int, float):
         number_types = (int,) if kind is int else (int, float)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 GRADIENT_DENSITY = 0.45
 MASK_DENSITY = 0.35
-"""Shares of live gradients and of open surrogate windows that stand in for data."""
+SPIKE_DENSITY = 0.15
+"""Shares of live gradients, of open surrogate windows and of spikes that stand in for data."""
 
 FANS = (1, 2, 4)
 """Fan-ins of look-up tables between which the mapper chooses, as far as the machine has them."""
@@ -66,6 +67,11 @@ def lane_shape(lanes: int, k: int, positions: int) -> tuple[str, int]:
     return f"{best[0]}x{best[1]}", passes(best)
 
 
+def looked_up(machine: Machine, fan: int) -> float:
+    """Return the share of patterns that cost FE a cycle: all, or where zero patterns are skipped those with a spike."""
+    return 1 - (1 - SPIKE_DENSITY) ** fan if machine.forward.skip_zero_patterns else 1.0
+
+
 def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
     """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons."""
     images = t.samples * (1 if shape.static else t.steps)
@@ -80,7 +86,8 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
         work = positions * shape.taps * t.c * _up(t.k, machine.backward.width)
         engine, fill = START + work / machine.backward.elements, 0.0
     else:
-        engine = START + lane_shape(machine.forward.lanes, t.k, positions)[1] * groups
+        passes = lane_shape(machine.forward.lanes, t.k, positions)[1]
+        engine = START + passes * groups * looked_up(machine, fan)
         fill = START + groups * t.k * ((1 << fan) - 1) / machine.forward.builder_entries
     vector = _up(shape.steps, t.steps) * k_tiles * areas * t.steps * _vector(t.positions * t.k, machine)
     weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, fans_of, lane_shape
+from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, fans_of, lane_shape, looked_up
 
 BORDER = 4000
 """Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""
@@ -78,7 +78,7 @@ def _forward(layer: Layer, group: int, machine: Machine) -> float:
     best = float("inf")
     for fan in fans_of(machine):
         groups = layer.taps * ceil(layer.c / fan)
-        look = lane_shape(unit.lanes, layer.k, positions)[1] * groups
+        look = lane_shape(unit.lanes, layer.k, positions)[1] * groups * looked_up(machine, fan)
         fill = groups * layer.k * ((1 << fan) - 1) / unit.builder_entries
         best = min(best, max(look, fill))
     return best

@@ -17,9 +17,13 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import backward_cost, fans_of, forward_cost, weights_cost
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
-from h2learn.compiler.mapping.streams import streams_of
+from h2learn.compiler.mapping.streams import OVERLAPS
 
 SLOTS = 2  # every buffer that crosses engines is double-buffered
+
+
+CHOICES: dict[str, tuple[str, ...]] = {"overlap": tuple(OVERLAPS), "double_buffering": ("on", "off")}
+"""Values of the choices that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class TileLimits:
     """Upper bounds for tile sizes (None: as large as fits), and choices that the mapper would make otherwise.
 
     ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``overlap``:
-    which parts of it run side by side (``streams.OVERLAPS``).
+    which parts of it run side by side (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot
+    instead of two, in the same tiles, so that nothing is loaded while the tile before is at work.
     """
 
     steps: int | None = None
@@ -40,16 +45,19 @@ class TileLimits:
     fan: int | None = None
     group: int | None = None
     overlap: str | None = None
+    double_buffering: str | None = None
 
     @staticmethod
     def parse(text: str) -> TileLimits:
-        """Parse ``"rows=4,k=8,overlap=serial"``; raises H2LearnError for unknown names and values below 1."""
+        """Parse ``"rows=4,k=8,overlap=serial"``; raises H2LearnError for unknown names and values."""
         known = {field.name for field in fields(TileLimits)}
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, _, value = part.partition("=")
-            if name == "overlap":
-                streams_of(value)
+            if name in CHOICES:
+                if value not in CHOICES[name]:
+                    known_values = ", ".join(CHOICES[name])
+                    raise H2LearnError(f"there is no {name} {value!r}", hint=f"known: {known_values}")
                 values[name] = value
                 continue
             if name not in known or not value.isdigit() or int(value) < 1:
@@ -59,6 +67,11 @@ class TileLimits:
                 )
             values[name] = int(value)
         return TileLimits(**values)
+
+    @property
+    def slots(self) -> int:
+        """Slots of a buffer between engines."""
+        return 1 if self.double_buffering == "off" else SLOTS
 
     def __str__(self) -> str:
         """Return the text that ``parse`` reads."""

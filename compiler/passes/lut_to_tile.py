@@ -44,10 +44,11 @@ class LutToTilePass(ModulePass):
         body = main.body.block
         io = get_io(op)
         block = Block()
+        limits = TileLimits.parse(self.limits)
         context = TileContext(
-            StageBuilder(block),
+            StageBuilder(block, limits.slots),
             load_machine(self.arch),
-            TileLimits.parse(self.limits),
+            limits,
             precision(op),
             {arg: entry.name for arg, entry in zip(body.args, io, strict=False)},
         )

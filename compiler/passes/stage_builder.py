@@ -46,11 +46,13 @@ Place = SSAValue | tuple[SSAValue, Start]
 class StageBuilder:
     """Appends ops to the innermost open loop; every op gets the location of the stage.
 
-    Stages go to the end of block ``home``, what they declare in DRAM to the end of the function's block.
+    Stages go to the end of block ``home``, what they declare in DRAM to the end of the function's block. Buffers have
+    ``slots`` slots.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, slots: int = 2) -> None:
         self._function = block
+        self._slots = slots
         self._blocks = [block]
         self._location: LocationAttr | None = None
         self.part: str | None = None
@@ -115,10 +117,10 @@ class StageBuilder:
         return op.result
 
     def alloc(
-        self, label: str, memory: str, form: str, shape: Sequence[int], gblk: int = 0, *, slots: int = 2
+        self, label: str, memory: str, form: str, shape: Sequence[int], gblk: int = 0, *, slots: int | None = None
     ) -> SSAValue:
-        """Allocate a buffer."""
-        op = tile.AllocOp(label, memory, slots, tile.buffer_type(form, shape, gblk))
+        """Allocate a buffer; ``slots``: as many as all have (None), or 1 for what stays."""
+        op = tile.AllocOp(label, memory, slots or self._slots, tile.buffer_type(form, shape, gblk))
         self.add(op)
         return op.result
 

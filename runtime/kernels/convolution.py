@@ -155,6 +155,42 @@ def sum_tables(
 
 
 @jit
+def lane_time(counts: U32, row_of: I32, column_of: I32, shape: Shape, images: int, lanes: int, least: int) -> int:
+    """Return when the last of ``lanes`` is done if each position goes to the one that is free first.
+
+    A position takes as many cycles as its taps have listed entries, and at least ``least``.
+    """
+    in_rows, in_columns, oh, ow, kh, kw = shape
+    free = np.zeros((1, lanes), np.int64)
+    for image in range(images):
+        for oy in range(oh):
+            for ox in range(ow):
+                cycles = 0
+                for ky in range(kh):
+                    row = (image * in_rows + row_of[oy * kh + ky]) * in_columns
+                    for kx in range(kw):
+                        cycles += np.int64(counts[row + column_of[ox * kw + kx]])
+                hand_out(free, 0, max(cycles, least))
+    return free.max()
+
+
+@jit
+def hand_out(free: I64, row: int, cycles: int) -> None:
+    """Give work to the unit that is free first; ``free[row]`` is a heap of the times when units are free."""
+    units = free.shape[1]
+    until = free[row, 0] + cycles
+    hole, child = 0, 1
+    while child < units:
+        if child + 1 < units and free[row, child + 1] < free[row, child]:
+            child += 1
+        if free[row, child] >= until:
+            break
+        free[row, hole] = free[row, child]
+        hole, child = child, 2 * child + 1
+    free[row, hole] = until
+
+
+@jit
 def transpose_weights(weights: F32, taps: int, c: int, k: int, transposed: F32) -> None:
     """``transposed[tap][k][c] = weights[tap][c][k]``, in cache-sized squares."""
     inputs, width, edge = np.uint64(c), np.uint64(k), np.uint64(16)
@@ -300,16 +336,7 @@ def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: in
             cycles = mode_ins * (some if mode & 2 else whole)
             modes[mode, 0] += mode_ins * mode_outs
             modes[mode, 1] += cycles
-            until = free[mode, 0] + cycles
-            hole, child = 0, 1
-            while child < units:
-                if child + 1 < units and free[mode, child + 1] < free[mode, child]:
-                    child += 1
-                if free[mode, child] >= until:
-                    break
-                free[mode, hole] = free[mode, child]
-                hole, child = child, 2 * child + 1
-            free[mode, hole] = until
+            hand_out(free, mode, cycles)
     for mode in range(4):
         modes[mode, 2] = free[mode].max()
 

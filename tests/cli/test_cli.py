@@ -60,6 +60,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["run", "no-such-file.h2x"],
         ["arch", "show", "h2l-v9"],
         ["arch", "show", "no-such-file.toml"],
+        ["arch", "show", "h2l-v0:forward.skip_zero_patterns"],
+        ["arch", "show", "h2l-v0:forward.skip_zero_patterns=1"],
+        ["arch", "show", "h2l-v0:forward.skipping=true"],
+        ["arch", "show", "h2l-v0:sideways.lanes=1"],
+        ["arch", "show", "h2l-v0:forward.lanes=1, 2"],
+        ["arch", "show", "h2l-v9:forward.lanes=1"],
         ["opt", "-p", "h2l-nothing", os.devnull],
         ["opt", "-p", "h2l-train{", os.devnull],
         ["opt", "--print-ir-after", "h2l-nothing", os.devnull],
@@ -77,6 +83,11 @@ def test_arch_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(call(capsys, "arch", "show", "h2l-v0", "--json")[1])
     assert shown["forward"]["lanes"] == 2048 and len(shown["hash"]) == 16
     assert "forward.lanes" in call(capsys, "arch", "show", "h2l-v0")[1]
+    changed = "h2l-v0:forward.skip_zero_patterns=true,dram.bytes_per_cycle=64.5"
+    other = json.loads(call(capsys, "arch", "show", changed, "--json")[1])
+    assert other.pop("hash") != shown.pop("hash")
+    shown["forward"]["skip_zero_patterns"], shown["dram"]["bytes_per_cycle"] = True, 64.5
+    assert other == shown | {"name": changed}
 
 
 def test_import_prints_ir_that_opt_reads(capsys: pytest.CaptureFixture[str], net: str, tmp_path: Path) -> None:

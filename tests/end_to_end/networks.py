@@ -143,12 +143,21 @@ def random_case(seed: int, *, train: bool = True) -> Case:
     if recipe.train is not None and _counts_spikes(model) and rng.spawn(1)[0].random() < 0.4:
         recipe = replace(recipe, train=replace(recipe.train, loss=MSECount(0.8, 0.3)))
     data = certain_data(model, recipe, rng)
+    recipe = with_variants(recipe, np.random.default_rng([2027, seed]))
     try:
         return Case(model, recipe, data)
     except H2LearnError as error:
         if "fits the on-chip memories" not in error.message:
             raise
-    return Case(model, replace(recipe, arch="h2l-v0"), data)
+    return Case(model, replace(recipe, arch=str(recipe.arch).replace("h2l-edge", "h2l-v0")), data)
+
+
+def with_variants(recipe: Recipe, rng: np.random.Generator) -> Recipe:
+    """Return a recipe with other choices of machine and mapping, each now and then."""
+    arch = f"{recipe.arch}:forward.skip_zero_patterns=true" if rng.random() < 0.2 else recipe.arch
+    choices = {"double_buffering=off": 0.2}
+    drawn = [recipe.limits, *(text for text, share in choices.items() if rng.random() < share)]
+    return replace(recipe, arch=arch, limits=",".join(filter(None, drawn)))
 
 
 def _counts_spikes(model: Model) -> bool:

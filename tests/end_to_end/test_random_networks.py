@@ -102,9 +102,8 @@ def test_training_steps_agree(seed: int, tally: Tally) -> None:
     case = random_case(seed)
     results = check_all_levels(case)
     gradients = [value for (role, _), value in results.items() if role == "gradient"]
-    tally.cases.update(
-        ["all", case.recipe.precision, str(case.recipe.arch), "tiled" if case.recipe.limits else "whole"]
-    )
+    tiled = "tiled" if "c=8" in case.recipe.limits else "whole"
+    tally.cases.update(["all", case.recipe.precision, *str(case.recipe.arch).split(":"), tiled])
     tally.cases["learning"] += all(np.isfinite(g).all() for g in gradients) and any(g.any() for g in gradients)
     tally.cases["compared with spike"] += case.recipe.precision == "fp32" and case.data.certain
     rng = np.random.default_rng([seed, 1])

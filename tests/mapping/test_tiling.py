@@ -267,6 +267,15 @@ def test_limits_are_read_and_written() -> None:
     limits = TileLimits.parse(" rows=4, k=8 ,")
     assert limits == TileLimits(rows=4, k=8) and TileLimits.parse(str(limits)) == limits
     assert TileLimits.parse("") == TileLimits() and str(TileLimits()) == ""
+    chosen = TileLimits.parse("double_buffering=off,overlap=serial")
+    assert chosen.slots == 1 and TileLimits.parse("double_buffering=on").slots == TileLimits().slots == 2
+    assert TileLimits.parse(str(chosen)) == chosen
+
+
+@pytest.mark.parametrize("text", ["overlap=never", "double_buffering=1", "double_buffering"])
+def test_choices_that_do_not_exist(text: str) -> None:
+    with pytest.raises(H2LearnError, match=f"there is no {text.partition('=')[0]}"):
+        TileLimits.parse(text)
 
 
 @pytest.mark.parametrize("text", ["width=4", "rows", "rows=0", "rows=-1", "rows=x", "rows==2", "4"])

@@ -177,6 +177,8 @@ class Builder:
             operands[name] = Operand(memory, address)
         fields = {"mode": self.pick(0, 1, 2, 3), "masked": self.pick(0, 1), "shape": 0}
         used = {f.name: fields[f.name] for f in self.row.fields if f.name in fields}
+        if self.row.mnemonic == "fe.run" and self.pick(0, 1):
+            used["skipping_lanes"] = self.pick(256, 2048)
         has_init = any(f.name == "init" for f in self.row.fields)
         op = Operation(0x20, self.row.mnemonic, operands, self.desc, has_init and bool(self.pick(0, 1)), used)
         ends = {op.operands[name].memory: end for name, (_, end) in spans(op).items()}

@@ -6,6 +6,7 @@ import pytest
 from h2learn.backends.h2learn.assembler import assemble
 from h2learn.backends.h2learn.energy_profile import load_profile
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.backends.h2learn.object_file import new_note
 from h2learn.runtime.energy import energy_of, profile_for
 from h2learn.runtime.loader import load
 from h2learn.runtime.simulator import Simulator
@@ -37,6 +38,44 @@ def test_forward_look_up():
             passes = -(-40 // lanes_k) * -(-positions // (machine.forward.lanes // lanes_k))
             expected = START_UP["FE"] + passes * taps * groups
             assert static_cycles("fe.run", CONV, {"shape": shape}, machine) == expected
+
+
+SKIPPING = load_machine("h2l-edge:forward.skip_zero_patterns=true")
+
+
+@pytest.mark.parametrize("execute", ["reference", "fast"])
+@pytest.mark.parametrize(
+    ("bits", "k", "busiest"),
+    [
+        ([0xFF] * 32, 16, 2 * 32),  # 32 positions of 32 patterns on 16 lanes
+        ([0x11] * 16 + [0] * 16, 16, 32 + 1),  # one cycle to see that a position is empty
+        ([0x11] * 17 + [0] * 15, 16, 2 * 32),
+        ([0x01] * 32, 16, 2 * 16),
+        ([0x01] * 32, 17, 2 * 2 * 16),  # 17 output channels take two passes
+        ([0] * 32, 16, 2),
+    ],
+)
+def test_forward_look_up_that_skips_zero_patterns(execute, bits, k, busiest):
+    """Lanes take positions as they come free: a position costs its patterns with a spike, or its search."""
+    body = conv(imgs=1, oh=4, ow=8, kh=1, kw=1, c=128, k=k) + "addr a1, A, 0\naddr a2, S, 0\naddr a3, L, 0\n"
+    body += "addr a4, W, 0\nfe.fill lut=a3, w=a4, desc=c0\n"
+    body += "fe.run acc=a1, s=a2, lut=a3, desc=c0, init=0, shape=16x128\nhalt\n"
+    reports, sums = [], []
+    for machine in (EDGE, SKIPPING):
+        program = assemble(HEAD + body, "test.s")
+        program.note |= new_note(machine)
+        sim = Simulator(load(program), execute=execute, sanitize=())
+        rng = np.random.default_rng(0)
+        sim.memories.arrays["W"][: 512 * k].view(np.float32)[:] = rng.standard_normal(128 * k)
+        sim.memories.arrays["S"][: 16 * 32] = np.repeat(np.array(bits, np.uint8), 16)
+        reports.append(sim.run())
+        sums.append(sim.memories.arrays["A"].tobytes())
+    dense, skipping = reports
+    assert sums[0] == sums[1]
+    assert dense.busy["FE"] == START_UP["FE"] + -(-k // 16) * 2 * 32
+    assert skipping.busy["FE"] == START_UP["FE"] + busiest
+    assert skipping.energy.parts_pj == dense.energy.parts_pj
+    assert skipping.cycles - dense.cycles == skipping.busy["FE"] - dense.busy["FE"]
 
 
 def test_table_builder():

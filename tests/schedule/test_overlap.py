@@ -5,13 +5,16 @@ The bounds are computed here from the network and the run's counts, by formulas 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.backends.h2learn.object_file import new_note
 from h2learn.program import Result
 
 STEPS, BATCH = 4, 16
@@ -40,12 +43,21 @@ MACHINE = "h2l-v0"
 @cache
 def run(tmp: str, mapping: str) -> Result:
     """Run one training step under a mapping, with the sanitizers on."""
+    return compiled(tmp, mapping).run(feed())
+
+
+def compiled(tmp: str, mapping: str) -> h2learn.Program:
+    """Compile a training step under a mapping."""
     model = h2learn.load_model(tmp)
     assert model.train is not None
-    program = h2learn.compile(model, arch=MACHINE, train=model.train, batch=BATCH, precision="fp16", mapping=mapping)
+    return h2learn.compile(model, arch=MACHINE, train=model.train, batch=BATCH, precision="fp16", mapping=mapping)
+
+
+def feed() -> dict[str, npt.NDArray[np.generic]]:
+    """Return a batch."""
     rng = np.random.default_rng(0)
     image = rng.random((BATCH, 3, 16, 16), dtype=np.float32)
-    return program.run({"image": image, "label": rng.integers(0, 10, BATCH).astype(np.int32)})
+    return {"image": image, "label": rng.integers(0, 10, BATCH).astype(np.int32)}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,32 @@ def test_more_overlap_takes_less_time(network: str) -> None:
     cycles = [run(network, f"group=2,overlap={overlap}").cycles for overlap in ("serial", "backward", "all")]
     print(f"\ncycles serial, backward, all: {cycles}")
     assert cycles[0] > cycles[1] > cycles[2]
+
+
+def test_double_buffering_saves_time_and_changes_no_bits(network: str) -> None:
+    one, two = (run(network, f"group=2,double_buffering={kind}") for kind in ("off", "on"))
+    assert two.report.work == run(network, "group=2").report.work
+    assert all(one.gradients[name].tobytes() == two.gradients[name].tobytes() for name in two.gradients)
+    assert one.report.findings == [] and one.report.work == two.report.work
+    print(f"\ncycles with one slot and two: {one.cycles}, {two.cycles}")
+    assert one.cycles > 1.1 * two.cycles
+
+
+def test_skipping_zero_patterns_saves_time_and_changes_no_bits(network: str) -> None:
+    """The same program on a machine whose forward engine skips zero patterns."""
+    program = compiled(network, "group=2")
+    dense = run(network, "group=2")
+    machine = load_machine(f"{MACHINE}:forward.skip_zero_patterns=true")
+    described = {name: new_note(machine)[name] for name in ("machine", "machine_hash")}
+    other = h2learn.Program(replace(program.object_file, note=program.object_file.note | described))
+    skipping = other.run(feed())
+    assert all(skipping.gradients[name].tobytes() == dense.gradients[name].tobytes() for name in dense.gradients)
+    counts = skipping.report.work["fe.run"]
+    assert {name: counts[name] for name in counts if name != "lane_cycles"} == dense.report.work["fe.run"]
+    live = 1 - counts["zero_patterns"] / counts["patterns"]
+    print(f"\n{live:.3f} of the patterns are live; FE {skipping.report.busy['FE']} of {dense.report.busy['FE']} cycles")
+    assert live < skipping.report.busy["FE"] / dense.report.busy["FE"] < 0.9
+    assert skipping.report.energy_pj == dense.report.energy_pj and skipping.cycles < dense.cycles
 
 
 def test_the_group_changes_no_bits_where_sums_are_split_alike(network: str) -> None:
