@@ -1,7 +1,7 @@
 """Stages around the look-up and multiplier engines: forward with neurons, input gradient with neurons, weight gradient.
 
-Every stage emits all its loops even when one of them runs once, so that the shape of the program depends on the
-structure of the mapping alone, never on T or the batch.
+A loop that would run once is not there, so the shape of the program depends on which dimensions a tile covers, never on
+how often the others are cut.
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ class StageBuilder:
 
     @contextmanager
     def loop(self, label: str, trips: int) -> Iterator[Affine]:
-        """Open a loop and give its counter."""
+        """Open a loop and give its counter; what runs once needs no loop, its counter is 0."""
+        if trips == 1:
+            yield Affine()
+            return
         op = tile.ForOp(label, trips)
         self.add(op)
         self._blocks.append(op.body.block)
@@ -119,8 +122,13 @@ class StageBuilder:
     def alloc(
         self, label: str, memory: str, form: str, shape: Sequence[int], gblk: int = 0, *, slots: int | None = None
     ) -> SSAValue:
-        """Allocate a buffer; ``slots``: as many as all have (None), or 1 for what stays."""
-        op = tile.AllocOp(label, memory, slots or self._slots, tile.buffer_type(form, shape, gblk))
+        """Allocate a buffer; ``slots``: as many as all have (None), or 1 for what stays.
+
+        Outside all loops of its stage there is nothing over which a buffer could rotate.
+        """
+        looped = isinstance(self._blocks[-1].parent_op(), tile.ForOp)
+        count = (slots or self._slots) if looped else 1
+        op = tile.AllocOp(label, memory, count, tile.buffer_type(form, shape, gblk))
         self.add(op)
         return op.result
 

@@ -36,10 +36,19 @@ def program(model: Model) -> LoadedProgram:
 
 def test_a_fault_can_name_stage_and_iterations(program: LoadedProgram) -> None:
     (pc,) = (pc for pc, item in enumerate(program.code) if item.mnemonic == "fe.run")
-    assert program.depths[pc] == 7
-    text = program.describe(pc, range(7))
+    assert program.depths[pc] == 3
+    text = program.describe(pc, range(3))
     assert text.startswith(f"pc {pc} (") and ".snn:" in text
-    assert text.endswith(", forward f1, group=0, k=1, n=2, y=3, x=4, t=5, c=6)")
+    assert text.endswith(", forward f1, group=0, t=1, c=2)")
+
+
+def test_loops_and_buffers_of_what_runs_once(lowered: builtin.ModuleOp) -> None:
+    """No loop inside a stage runs once, and only what a loop allocates again and again has several slots."""
+    inside = [op for stage in lowered.walk() if isinstance(stage, tile.StageOp) for op in stage.walk()]
+    assert all(op.trips.data > 1 for op in inside if isinstance(op, tile.ForOp))
+    allocs = [op for op in inside if isinstance(op, tile.AllocOp)]
+    assert {isinstance(op.parent_op(), tile.ForOp) for op in allocs if op.slots.data > 1} == {True}
+    assert any(isinstance(op.parent_op(), tile.StageOp) for op in allocs)
 
 
 def test_every_instruction_says_where_it_came_from(program: LoadedProgram) -> None:
