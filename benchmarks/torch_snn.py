@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,25 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.autodiff.spec import SGD, Train
 from h2learn.compiler.frontends.dsl.reader import read
-from h2learn.compiler.frontends.dsl.syntax import Conv, Description, Flatten, Li, Lif, Linear, Pool, Readout, Recurrent
+from h2learn.compiler.frontends.dsl.syntax import (
+    Add,
+    BatchNorm,
+    Concat,
+    Conv,
+    Description,
+    Flatten,
+    Layer,
+    Li,
+    Lif,
+    Linear,
+    Pool,
+    Readout,
+    Recurrent,
+)
 
 Tensor = torch.Tensor
 Floats = npt.NDArray[np.float32]
@@ -84,6 +99,25 @@ def integrate(currents: Tensor, decay: float) -> Tensor:
     return torch.stack(potentials)
 
 
+@dataclass(frozen=True)
+class Signal:
+    """A value between layers: ``[T,N,...]`` when ``over_time``, else ``[N,...]``, the same at every step."""
+
+    value: Tensor
+    over_time: bool
+
+    def repeated(self, time_steps: int) -> Signal:
+        """Return the value over time."""
+        return self if self.over_time else Signal(self.value.expand(time_steps, *self.value.shape), over_time=True)
+
+    def folded(self, function: Callable[[Tensor], Tensor]) -> Signal:
+        """Apply a function of ``[N,...]`` with time folded into the batch."""
+        if not self.over_time:
+            return replace(self, value=function(self.value))
+        result = function(self.value.flatten(0, 1))
+        return replace(self, value=result.reshape(*self.value.shape[:2], *result.shape[1:]))
+
+
 @dataclass
 class TorchNetwork:
     """A network of frames over time or directly encoded images, with its parameters and optimizer.
@@ -112,34 +146,62 @@ class TorchNetwork:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``[N,K]`` of images ``[N,C,H,W]`` or ``[N,F]``, or of frames with time in front."""
-        value, over_time = x, self.description.encode is None
+        value = Signal(x, self.description.encode is None)
+        named = {self.description.input.name: value}
         for layer in self.description.layers:
-            if isinstance(layer, Lif | Li | Recurrent) and not over_time:
-                value, over_time = value.expand(self.description.time_steps, *value.shape), True
-            if isinstance(layer, Conv):
-                weight, bias = self._weights(layer.name)
-                conv = partial(functional.conv2d, weight=weight, bias=bias, stride=layer.stride, padding=layer.padding)
-                value = _folded(value, over_time, conv)
-            elif isinstance(layer, Linear):
-                value = functional.linear(value, *self._weights(layer.name))
-            elif isinstance(layer, Pool):
-                pool = functional.max_pool2d if layer.kind == "max" else functional.avg_pool2d
-                value = _folded(value, over_time, partial(pool, kernel_size=layer.kernel, stride=layer.stride))
-            elif isinstance(layer, Flatten):
-                value = value.flatten(2 if over_time else 1)
-            elif isinstance(layer, Lif):
-                value, potentials = integrate_and_fire(value, self._neuron(layer))
-                if self.recorded is not None:
-                    self.recorded[layer.name] = (value.detach(), potentials.detach())
-            elif isinstance(layer, Recurrent):
-                weight, bias = self._weights(layer.name)
-                feedback = partial(functional.linear, weight=weight, bias=bias)
-                value, _ = integrate_and_fire(value, self._neuron(layer), feedback)
-            elif isinstance(layer, Li):
-                value = integrate(value, layer.membrane.alpha[0])
+            if isinstance(layer, Add | Concat):
+                value = self._join(layer, [named[term] for term in layer.terms])
             else:
-                value = _read_out(value, layer)
-        return value
+                value = self._apply(layer, named[layer.source] if layer.source else value)
+            named[layer.name] = value
+        return value.value
+
+    def _apply(self, layer: Layer, x: Signal) -> Signal:
+        if isinstance(layer, Lif | Li | Recurrent):
+            x = x.repeated(self.description.time_steps)
+        value = x.value
+        if isinstance(layer, Conv):
+            weight, bias = self._weights(layer.name)
+            conv = partial(functional.conv2d, weight=weight, bias=bias, stride=layer.stride, padding=layer.padding)
+            return x.folded(conv)
+        if isinstance(layer, Linear):
+            return replace(x, value=functional.linear(value, *self._weights(layer.name)))
+        if isinstance(layer, BatchNorm):
+            weight, bias = self._weights(layer.name)
+            return x.folded(partial(_batch_norm, weight=weight, bias=bias, eps=layer.eps))
+        if isinstance(layer, Pool):
+            pool = functional.max_pool2d if layer.kind == "max" else functional.avg_pool2d
+            kernel = layer.kernel or tuple(value.shape[-2:])
+            return x.folded(partial(pool, kernel_size=kernel, stride=layer.stride))
+        if isinstance(layer, Flatten):
+            return replace(x, value=value.flatten(2 if x.over_time else 1))
+        if isinstance(layer, Lif):
+            value, potentials = integrate_and_fire(value, self._neuron(layer))
+            if self.recorded is not None:
+                self.recorded[layer.name] = (value.detach(), potentials.detach())
+        elif isinstance(layer, Recurrent):
+            weight, bias = self._weights(layer.name)
+            value, _ = integrate_and_fire(
+                value, self._neuron(layer), partial(functional.linear, weight=weight, bias=bias)
+            )
+        elif isinstance(layer, Li):
+            value = integrate(value, layer.membrane.alpha[0])
+        elif isinstance(layer, Readout):
+            value = _read_out(value, layer)
+        else:
+            raise H2LearnError(f"expected a layer with a twin in PyTorch, found {type(layer).__name__.lower()}")
+        return replace(x, value=value)
+
+    def _join(self, layer: Add | Concat, terms: Sequence[Signal]) -> Signal:
+        if any(term.over_time for term in terms):
+            terms = [term.repeated(self.description.time_steps) for term in terms]
+        values = [term.value for term in terms]
+        joined = (
+            reduce(torch.add, values)
+            if isinstance(layer, Add)
+            else torch.cat(values, dim=2 if terms[0].over_time else 1)
+        )
+        return replace(terms[0], value=joined)
 
     def step(self, x: Tensor, label: Tensor) -> float:
         """Take one optimizer step and return the loss before it."""
@@ -164,15 +226,18 @@ class TorchNetwork:
 
 def torch_network(path: Path, parameters: Mapping[str, Floats], *, record: bool = False) -> TorchNetwork:
     """Return the network of a ``.snn`` file with copies of ``parameters`` (PyTorch's layout)."""
-    tensors = {name: torch.tensor(value, requires_grad=True) for name, value in parameters.items()}
-    return TorchNetwork(read(path.read_text(encoding="utf-8"), str(path)), tensors, {} if record else None)
+    description = read(path.read_text(encoding="utf-8"), str(path))
+    norms = [layer.name for layer in description.layers if isinstance(layer, BatchNorm)]
+    statistics = {f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")}
+    tensors = {
+        name: torch.tensor(value, requires_grad=True) for name, value in parameters.items() if name not in statistics
+    }
+    return TorchNetwork(description, tensors, {} if record else None)
 
 
-def _folded(value: Tensor, over_time: bool, function: Callable[[Tensor], Tensor]) -> Tensor:
-    if not over_time:
-        return function(value)
-    folded = function(value.flatten(0, 1))
-    return folded.reshape(*value.shape[:2], *folded.shape[1:])
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise by the statistics of the batch; running statistics do not matter to training."""
+    return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 
 def _read_out(value: Tensor, layer: Readout) -> Tensor:

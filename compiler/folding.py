@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the layer in front of it: what an inference program runs.
+"""Batch normalisation folded into the layer in front of it, dropout left out: what an inference program runs.
 
 ``(W * x + b - mean) / d * weight + shift`` with ``d = sqrt(variance + eps)`` is a layer with the weights
 ``W * weight / d`` and the bias ``(b - mean) * weight / d + shift``, computed once in float64 on the host.
@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from xdsl.dialects import builtin, func
-from xdsl.ir import Block, BlockArgument, SSAValue
+from xdsl.ir import Block, BlockArgument, Operation, SSAValue
+from xdsl.rewriter import Rewriter
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.model import Model, Network, Parameters, TensorSpec
 from h2learn.dialects.common import IoEntry, get_io, set_io, source_of
 from h2learn.dialects.spike import ops as spike
+from h2learn.dialects.spike.base import InferredOp, tensor_type
 from h2learn.dialects.spike.interpreter import main_block
 
 
@@ -37,10 +39,15 @@ class _Norm:
 
 
 def folded(model: Model) -> Model:
-    """Return the model with every batch norm folded into its layer; without any it is the model itself.
+    """Return the model with every batch norm folded into its layer, and without dropout, which is an identity.
 
-    Raises H2LearnError for a batch norm that is not the only reader of a convolution or linear layer.
+    A model without either is returned itself. Raises H2LearnError for a batch norm that is not the only reader of a
+    convolution or linear layer.
     """
+    if any(isinstance(op, spike.DropoutOp) for op in main_block(model.module).ops):
+        build = model.build
+        network = _without_dropout(model.network)
+        model = replace(model, network=network, build=lambda batch: _without_dropout(build(batch)))
     norms = _norms(model.network)
     if not norms:
         return model
@@ -52,6 +59,38 @@ def folded(model: Model) -> Model:
         parameters={name: parameters[name] for name in network.parameters},
         build=lambda batch: _without_norms(model.build(batch), norms),
     )
+
+
+def _without_dropout(network: Network) -> Network:
+    """Leave dropout out; where it made reals of spikes, what follows reads spikes again."""
+    module = network.module.clone()
+    block = main_block(module)
+    for op in list(block.ops):
+        if isinstance(op, spike.DropoutOp):
+            op.result.replace_all_uses_with(op.x)
+            block.erase_op(op)
+        elif isinstance(op, InferredOp):
+            _infer_again(op)
+    end = block.last_op
+    assert end is not None
+    kept = [value.type for value in end.operands]
+    if kept != [value.type for value in _end_of(network.module).operands]:
+        raise H2LearnError("expected a layer behind a dropout of spikes, found none")
+    module.verify()
+    return replace(network, module=module)
+
+
+def _infer_again(op: InferredOp) -> None:
+    types = op.infer([tensor_type(value.type) for value in op.operands], op.properties)
+    for result, type_ in zip(list(op.results), types, strict=True):
+        if result.type != type_:
+            Rewriter.replace_value_with_new_type(result, type_)
+
+
+def _end_of(module: builtin.ModuleOp) -> Operation:
+    end = main_block(module).last_op
+    assert end is not None
+    return end
 
 
 def _norms(network: Network) -> list[_Norm]:

@@ -127,6 +127,7 @@ _VECTOR_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "v.pool": (1, 0, 0, 1),
     "v.unpool": (1, 1, 0, 1),
     "v.rng": (20, 20, 1, 0),
+    "v.drop": (20, 21, 1, 1),
     "v.reduce": (1, 0, 0, 0),
     "v.spread": (0, 0, 1, 1),
     "v.map": (1, 0, 0, 0),

@@ -326,6 +326,25 @@ def v_rng(op: Operation, buffers: Buffers) -> Work:
     return Work({"elements": n * steps * k, "spikes": fired})
 
 
+def v_drop(op: Operation, buffers: Buffers) -> Work:
+    """``v.drop``: values whose counter-based uniform lies below the share stay, scaled; the others become 0."""
+    n, steps, k, word = op.number("n"), op.number("steps"), op.number("k"), 0xFFFFFFFF
+    counts = {"elements": n * steps * k}
+    values = _dense(op, "a", buffers["a"], counts, n * steps)
+    seed, first = (int(v) for v in buffers["scal"].view(np.uint64)[2:4])
+    sample, neuron, tick = (op.operands[name].address & word for name in ("pos", "neu", "tick"))
+    result = _unrounded(op, buffers["dst"], n * steps * k)
+    _run(
+        vector.drop,
+        n * steps,
+        16 * n * steps * k,
+        *(values.reshape(-1), result, np.float32(op.desc["p0"]), np.float32(op.desc["share"]), steps, k),
+        *((seed & word, seed >> 32), op.number("stream"), (first + sample) & word, neuron, tick),
+    )
+    _finish(op, buffers["dst"], result, n * steps, counts)
+    return Work(counts | {"nonfinite": int(bits.count_nonfinite(result))})
+
+
 def v_reduce(op: Operation, buffers: Buffers) -> Work:
     """``v.reduce``: rate, mean or last over time (as in the reference); time sum or position sum of gradients."""
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
@@ -352,27 +371,39 @@ def v_spread(op: Operation, buffers: Buffers) -> Work:
 
 def v_map(op: Operation, buffers: Buffers) -> Work:
     """``v.map``: a change of format, or a + b."""
-    n, k, target = op.number("n"), op.number("k"), op.choice("dst")
+    n, k = op.number("n"), op.number("k")
     counts = {"elements": n * k}
-    values = [_dense(op, name, buffers[name], counts) for name in ("a", "b") if name in buffers]
-    plain = target == "f32" or (target == "storage" and not _is_half(op))
-    result = buffers["dst"].view(np.float32) if plain else _scratch("mapped", n * k, np.float32)
+    values = [_dense(op, name, buffers[name], counts, n) for name in ("a", "b") if name in buffers]
+    result = _unrounded(op, buffers["dst"], n * k)
     if len(values) == 1:
         result[:] = values[0].reshape(-1)
     else:
         with np.errstate(all="ignore"):
             np.add(values[0].reshape(n, k), values[1].reshape(-1, k), out=result.reshape(n, k))
-    if target == "slots":
-        counts["live_outputs"] = _encode(op, buffers["dst"], result, n)
-    elif not plain:
-        bits.round_all(result)
-        bits.narrow(result, buffers["dst"].view(np.uint16))
+    _finish(op, buffers["dst"], result, n, counts)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(result))})
 
 
-def _dense(op: Operation, name: str, buffer: Bytes, counts: dict[str, int]) -> F32:
-    """Return operand ``name`` of ``v.map`` as float32; live gradients are counted."""
-    n, k, form = op.number("n"), op.number("k"), op.choice(name)
+def _unrounded(op: Operation, target: Bytes, size: int) -> F32:
+    """Return where element-wise results go before they are rounded: the target itself if it holds float32."""
+    form = op.choice("dst")
+    plain = form == "f32" or (form == "storage" and not _is_half(op))
+    return target.view(np.float32) if plain else _scratch("mapped", size, np.float32)
+
+
+def _finish(op: Operation, target: Bytes, result: F32, positions: int, counts: dict[str, int]) -> None:
+    """Write what :func:`_unrounded` has to the target, in the format that the descriptor gives it."""
+    form = op.choice("dst")
+    if form == "slots":
+        counts["live_outputs"] = _encode(op, target, result, positions)
+    elif form == "storage" and _is_half(op):
+        bits.round_all(result)
+        bits.narrow(result, target.view(np.uint16))
+
+
+def _dense(op: Operation, name: str, buffer: Bytes, counts: dict[str, int], n: int) -> F32:
+    """Return operand ``name`` of element-wise work on ``n`` positions as float32; live gradients are counted."""
+    k, form = op.number("k"), op.choice(name)
     if form == "bits":
         packed = buffer.reshape(n, -(-k // 8))
         return np.unpackbits(packed, axis=-1, count=k, bitorder="little").astype(np.float32)
@@ -796,6 +827,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.pool": v_pool,
     "v.unpool": v_unpool,
     "v.rng": v_rng,
+    "v.drop": v_drop,
     "v.reduce": v_reduce,
     "v.spread": v_spread,
     "v.map": v_map,

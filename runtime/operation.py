@@ -334,6 +334,22 @@ def _v_rng(op: Operation) -> dict[str, int]:
     return {"dst": positions * _packed(k), "src": positions * k * 4, "scal": SCALARS_BYTES}
 
 
+def _v_drop(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT, steps=(1, (1 << 32) - 1))
+    positions = op.number("n") * op.number("steps")
+    sizes = {name: _element_bytes(op, op.choice(name), positions) for name in ("dst", "a")}
+    return sizes | {"scal": SCALARS_BYTES}
+
+
+def _element_bytes(op: Operation, form: str, positions: int) -> int:
+    """Return the bytes of an operand of element-wise work."""
+    k = op.number("k")
+    if form == "slots":
+        return positions * slot_row_bytes(op)
+    row = {"f32": 4 * k, "bits": _packed(k), "storage": k * item_bytes(op)}
+    return 4 * k if form == "row" else positions * row[form]
+
+
 def _v_reduce(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
@@ -351,17 +367,11 @@ def _v_reduce(op: Operation) -> dict[str, int]:
 
 def _v_map(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
-    n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
+    kind = op.choice("kind")
     if kind not in ("copy", "add"):
         raise op.fault(f"v.map cannot compute {kind}")
-
-    def size(form: str) -> int:
-        if form == "slots":
-            return n * slot_row_bytes(op)
-        return {"f32": 4 * n * k, "bits": n * _packed(k), "storage": n * k * item_bytes(op), "row": 4 * k}[form]
-
     names = ("dst", "a", "b") if kind == "add" else ("dst", "a")
-    return {name: size(op.choice(name)) for name in names}
+    return {name: _element_bytes(op, op.choice(name), op.number("n")) for name in names}
 
 
 NORM_ROWS = {"sum": 1, "square": 2, "product": 3, "forward": 5, "backward": 6}
@@ -460,6 +470,7 @@ _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "v.pool": _v_pool,
     "v.unpool": _v_unpool,
     "v.rng": _v_rng,
+    "v.drop": _v_drop,
     "v.reduce": _v_reduce,
     "v.map": _v_map,
     "v.stat": _v_stat,

@@ -22,6 +22,8 @@ SCHEMA = "h2learn-profile/1"
 PHASES = ("forward", "backward", "weights", "optimizer", "other")
 _PHASE_OF_STAGE = {
     "encode": "forward",
+    "dropout": "forward",
+    "dropout gradient": "backward",
     "forward": "forward",
     "neuron": "forward",
     "statistics": "forward",
@@ -63,6 +65,7 @@ _PHASE_OF_MNEMONIC = {
     "v.lif": "forward",
     "v.pool": "forward",
     "v.rng": "forward",
+    "v.drop": "forward",
     "v.reduce": "forward",
     "v.map": "forward",
     "v.stat": "forward",

@@ -366,15 +366,31 @@ def v_unpool(op: Operation, buffers: Buffers) -> Work:
 
 def v_rng(op: Operation, buffers: Buffers) -> Work:
     """``v.rng``: spike where a counter-based uniform lies below the rate."""
+    n, steps, k = op.number("n"), op.number("steps"), op.number("k")
+    spikes = _uniforms(op, buffers) < _load(buffers["src"], "f32").reshape(n * steps, k)
+    _pack(buffers["dst"], spikes)
+    return Work({"elements": n * steps * k, "spikes": int(spikes.sum())})
+
+
+def v_drop(op: Operation, buffers: Buffers) -> Work:
+    """``v.drop``: values whose counter-based uniform lies below the share stay, scaled; the others become 0."""
+    shape = (op.number("n") * op.number("steps"), op.number("k"))
+    counts = {"elements": shape[0] * shape[1]}
+    values = _operand(op, "a", buffers["a"], shape, counts) * np.float32(op.desc["share"])
+    result = np.where(_uniforms(op, buffers) < np.float32(op.desc["p0"]), values, np.float32(0))
+    result = _put(op, buffers["dst"], result, counts)
+    return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def _uniforms(op: Operation, buffers: Buffers) -> F32:
+    """Return the random numbers of n samples of ``steps`` positions, ``[n*steps, k]``."""
     n, steps, k, word = op.number("n"), op.number("steps"), op.number("k"), 0xFFFFFFFF
     seed, first = (int(v) for v in buffers["scal"][16:32].copy().view(np.uint64))
     sample = np.array([(first + op.operands["pos"].address + i) & word for i in range(n)], np.uint64)
     neuron = np.array([(op.operands["neu"].address + i) & word for i in range(steps * k)], np.uint64)
     tick = op.operands["tick"].address & word
     uniforms = numerics.uniform(seed, op.number("stream"), sample[:, None], neuron[None, :], tick)
-    spikes = uniforms.reshape(n * steps, k) < _load(buffers["src"], "f32").reshape(n * steps, k)
-    _pack(buffers["dst"], spikes)
-    return Work({"elements": n * steps * k, "spikes": int(spikes.sum())})
+    return uniforms.reshape(n * steps, k)
 
 
 def v_reduce(op: Operation, buffers: Buffers) -> Work:
@@ -438,13 +454,19 @@ def v_map(op: Operation, buffers: Buffers) -> Work:
     counts = {"elements": shape[0] * shape[1]}
     values = [_operand(op, name, buffers[name], shape, counts) for name in ("a", "b") if name in buffers]
     result = values[0] if op.choice("kind") == "copy" else values[0] + values[1]
-    if op.choice("dst") == "slots":
-        result = _round(op, result)
-        counts["live_outputs"] = _encode(op, buffers["dst"], result)
-    else:
-        result = result if op.choice("dst") == "f32" else _round(op, result)
-        _save(buffers["dst"], result, "f32" if op.choice("dst") == "f32" else op.storage())
+    result = _put(op, buffers["dst"], result, counts)
     return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def _put(op: Operation, target: Bytes, values: F32, counts: dict[str, int]) -> F32:
+    """Write element-wise results in the format that the descriptor gives them; return them rounded."""
+    if op.choice("dst") == "slots":
+        values = _round(op, values)
+        counts["live_outputs"] = _encode(op, target, values)
+    else:
+        values = values if op.choice("dst") == "f32" else _round(op, values)
+        _save(target, values, "f32" if op.choice("dst") == "f32" else op.storage())
+    return values
 
 
 def _operand(op: Operation, name: str, buffer: Bytes, shape: tuple[int, int], counts: dict[str, int]) -> F32:
@@ -765,6 +787,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.pool": v_pool,
     "v.unpool": v_unpool,
     "v.rng": v_rng,
+    "v.drop": v_drop,
     "v.reduce": v_reduce,
     "v.spread": v_spread,
     "v.map": v_map,

@@ -294,6 +294,22 @@ def _v_rng(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     return [_read("src", positions * k * 4), _read("scal", size, offset), _write("dst", positions * _spikes(k))]
 
 
+def _v_drop(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    positions = int(desc["n"]) * int(desc["steps"])
+    offset, size = RNG_SCALARS
+    source, target = (_elements(desc, name, positions) for name in ("a", "dst"))
+    return [_read("a", source), _read("scal", size, offset), _write("dst", target)]
+
+
+def _elements(desc: Desc, operand: str, positions: int) -> int:
+    """Return the bytes of an operand of element-wise work."""
+    k, form = int(desc["k"]), _FORMS[operand][int(desc[operand])]
+    if form == "slots":
+        return _slots(positions, desc)
+    row = {"f32": k * 4, "bits": _spikes(k), "storage": k * item_bytes(desc)}
+    return k * 4 if form == "row" else positions * row[form]
+
+
 def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k, steps = int(desc["n"]), int(desc["k"]), int(desc["steps"])
     kind = int(desc["kind"])
@@ -310,16 +326,9 @@ def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]
 
 
 def _v_map(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
-    n, k = int(desc["n"]), int(desc["k"])
-
-    def size(operand: str) -> int:
-        form = _FORMS[operand][int(desc[operand])]
-        if form == "slots":
-            return _slots(n, desc)
-        return {"f32": n * k * 4, "bits": n * _spikes(k), "storage": n * k * item_bytes(desc), "row": k * 4}[form]
-
-    second = [_read("b", size("b"))] if desc["kind"] == ADD else []
-    return [_read("a", size("a")), *second, _write("dst", size("dst"))]
+    sizes = {name: _elements(desc, name, int(desc["n"])) for name in ("a", "b", "dst")}
+    second = [_read("b", sizes["b"])] if desc["kind"] == ADD else []
+    return [_read("a", sizes["a"]), *second, _write("dst", sizes["dst"])]
 
 
 def _norm_positions(desc: Desc) -> int:
@@ -388,6 +397,7 @@ _RULES: dict[str, Callable[[Desc, bool, Mapping[str, int]], list[Access]]] = {
     "v.pool": _v_pool,
     "v.unpool": _v_unpool,
     "v.rng": _v_rng,
+    "v.drop": _v_drop,
     "v.reduce": _v_reduce,
     "v.map": _v_map,
     "v.stat": _v_stat,

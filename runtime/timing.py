@@ -15,8 +15,8 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
             mode of the instruction
   wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
   v.*       ceil(elements / lanes), elements = n*k (v.opt: n, with Adam 4n for a root and two divisions; v.reduce,
-            v.rng, v.spread: steps*n*k; v.stat, v.norm: steps*n*positions*k; v.fold: 8k; pools: results * window),
-            v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
+            v.rng, v.drop, v.spread: steps*n*k; v.stat, v.norm: steps*n*positions*k; v.fold: 8k; pools: results *
+            window), v.loss: 8 passes (maximum, exp, sum, log, four for the gradient)
   ld, st    bytes in whole bursts / bytes_per_cycle; both engines share the DRAM channel. The latency before the
             first byte passes while the bytes of earlier transfers move: an engine starts its next transfer as
             early as bytes can follow without a gap
@@ -144,6 +144,6 @@ def _vector_elements(mnemonic: str, desc: Desc) -> int:
     if mnemonic == "v.opt":
         return int(desc["n"]) * (4 if desc["kind"] in ADAMS else 1)
     elements = int(desc["n"]) * int(desc["k"])
-    if mnemonic in ("v.reduce", "v.rng", "v.spread"):
+    if mnemonic in ("v.reduce", "v.rng", "v.drop", "v.spread"):
         return elements * max(1, int(desc["steps"]))
     return elements

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,28 @@ from .arrays import Real, Spikes
 from .training import RunScalars
 
 Item = TypeVar("Item", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout with its random stream: a value is 0 with ``probability`` (0 to below 1), else multiplied by ``factor``.
+
+    What a sample drops is the same at all time steps, or drawn anew ``every_step``.
+    """
+
+    probability: float
+    stream: int
+    every_step: bool = False
+
+    @property
+    def share(self) -> np.float32:
+        """The share of values that stay."""
+        return np.float32(1 - self.probability)
+
+    @property
+    def factor(self) -> np.float32:
+        """What they are multiplied by."""
+        return np.float32(1 / (1 - self.probability))
 
 
 def repeat(x: Real, time_steps: int) -> Real:
@@ -28,10 +51,31 @@ def bernoulli(x: Real, time_steps: int, stream: int, scalars: RunScalars) -> Spi
     index in the sample, and the time step.
     """
     flat = x.reshape(len(x), -1)
-    sample = ((scalars.first_sample + np.arange(len(x), dtype=np.uint64)) & np.uint64(0xFFFFFFFF))[:, None]
-    neuron = np.arange(flat.shape[1], dtype=np.uint64)[None]
-    ticks = [numerics.uniform(scalars.seed, stream, sample, neuron, t) < flat for t in range(time_steps)]
-    return np.stack(ticks).reshape(time_steps, *x.shape)
+    return (_uniform(flat.shape, time_steps, stream, scalars) < flat).reshape(time_steps, *x.shape)
+
+
+def dropout(x: Real, what: Dropout, scalars: RunScalars) -> Real:
+    """Return ``x`` ``[(T,)N,...,K]`` with values dropped, the others scaled."""
+    return np.where(kept(x.shape, what, scalars), x * x.dtype.type(what.factor), x.dtype.type(0))
+
+
+def kept(shape: Sequence[int], what: Dropout, scalars: RunScalars) -> Spikes:
+    """Return which values of ``[(T,)N,...,K]`` stay; random numbers are keyed as those of :func:`bernoulli`.
+
+    Where one draw serves all time steps, its step is 0.
+    """
+    outer, inner = (shape[:-3], shape[-3:]) if len(shape) > 3 else (shape[:-1], shape[-1:])
+    ticks = outer[0] if what.every_step else 1
+    drawn = _uniform((outer[-1], int(np.prod(inner))), ticks, what.stream, scalars) < what.share
+    return np.broadcast_to(drawn.reshape(*(ticks, outer[-1])[-len(outer) :], *inner), tuple(shape))
+
+
+def _uniform(shape: tuple[int, ...], time_steps: int, stream: int, scalars: RunScalars) -> Real:
+    """Return ``[T,N,F]`` random numbers from 0 to below 1 for samples of F elements, ``shape`` (N, F)."""
+    samples, elements = shape
+    sample = ((scalars.first_sample + np.arange(samples, dtype=np.uint64)) & np.uint64(0xFFFFFFFF))[:, None]
+    neuron = np.arange(elements, dtype=np.uint64)[None]
+    return np.stack([numerics.uniform(scalars.seed, stream, sample, neuron, t) for t in range(time_steps)])
 
 
 def delay(x: npt.NDArray[Item], steps: Sequence[int]) -> npt.NDArray[Item]:

@@ -53,6 +53,7 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     output_entries = entries[len(block.args) :]
     scalars = arguments.scalars or block.insert_arg(SCALARS, len(block.args), end.location)
     statistics = _use_batch_statistics(block, scalars)
+    _use_dropout(block, scalars)
     outputs = list(end.operands)
     block.detach_op(end)
 
@@ -159,6 +160,16 @@ def _use_batch_statistics(block: Block, scalars: SSAValue) -> dict[SSAValue, SSA
             op.result.replace_all_uses_with(norm.result)
             block.erase_op(op)
     return new
+
+
+def _use_dropout(block: Block, scalars: SSAValue) -> None:
+    for op in list(block.ops):
+        if isinstance(op, spike.DropoutOp):
+            dropout = spike.DropoutTrainOp(op.x, scalars, op)
+            block.insert_op_before(dropout, op)
+            dropout.result.name_hint = op.result.name_hint
+            op.result.replace_all_uses_with(dropout.result)
+            block.erase_op(op)
 
 
 def _logits(block: Block, outputs: Sequence[SSAValue]) -> SSAValue:

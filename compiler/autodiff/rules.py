@@ -132,6 +132,11 @@ def _batch_norm(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Seq
     return [adjoint.result, adjoint.weight_gradient, adjoint.shift_gradient, None, None, None]
 
 
+def _dropout(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.DropoutTrainOp)
+    return [tape.emit(spike.DropoutTrainOp(_required(gradients), op.scalars, op)), None]
+
+
 def _encode(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.EncodeOp)
     if op.kind.data != "direct":
@@ -172,6 +177,7 @@ RULES: dict[type[Operation], Rule] = {
     spike.ScanOp: _scan,
     spike.ReadoutOp: _readout,
     spike.BatchNormTrainOp: _batch_norm,
+    spike.DropoutTrainOp: _dropout,
     spike.EncodeOp: _encode,
     spike.RepeatOp: _repeat,
 }

@@ -17,6 +17,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Attribute, Block, BlockArgument, Operation, Region, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.backends.reference.coding import Dropout
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.model import Network, TensorSpec
 from h2learn.dialects.common import PRECISION_ATTRIBUTE, IoEntry, file_location, set_io
@@ -117,8 +118,7 @@ class NetworkBuilder:
             return self._add(spike.EncodeOp(x.value, kind, time_steps, location=_mark(location)), location)
         if not self._entries["scalars"]:
             self._argument(IoEntry("scalars", "scalars"), SCALARS, location)
-        stream, self._streams = self._streams, self._streams + 1
-        scalars = self._main.args[-1]
+        scalars, stream = self._main.args[-1], self._next_stream()
         op = spike.EncodeOp(x.value, kind, time_steps, scalars=scalars, stream=stream, location=_mark(location))
         return self._add(op, location)
 
@@ -286,6 +286,24 @@ class NetworkBuilder:
         op = spike.BatchNormOp(x.value, weight, shift, mean, variance, eps=eps, momentum=momentum, location=mark)
         return replace(self._add(op, location, name), maps=x.maps)
 
+    def dropout(
+        self, x: Signal, probability: float, location: Location, *, every_step: bool = False, name: str = ""
+    ) -> Signal:
+        """Set values to 0 with a ``probability`` in training and scale the others, for all time steps alike.
+
+        ``every_step``: drawn anew at each step. Spikes become reals.
+        """
+        if not 0 <= probability < 1:
+            raise H2LearnError(
+                f"expected a probability of dropout from 0 to below 1, found {probability:g}", location=location
+            )
+        if every_step and len(x.shape) not in (3, 5):
+            raise H2LearnError(
+                f"expected a value over time for a dropout drawn at every step, found {x.describe()}", location=location
+            )
+        what = Dropout(probability, self._next_stream(), every_step)
+        return replace(self._add(spike.DropoutOp(x.value, what, location=_mark(location)), location, name), maps=x.maps)
+
     def flatten(self, x: Signal, location: Location) -> Signal:
         """Turn maps into features."""
         _expect_maps(x, "flatten", location)
@@ -421,6 +439,10 @@ class NetworkBuilder:
         set_io(module, [entry for entries in self._entries.values() for entry in entries])
         module.verify()
         return Network(module, self._inputs, self._outputs, self._parameters, self._constants)
+
+    def _next_stream(self) -> int:
+        stream, self._streams = self._streams, self._streams + 1
+        return stream
 
     def _bias(self, name: str, channels: int, location: Location) -> SSAValue:
         return self._parameter(name, (channels,), (channels,), (), (), location)

@@ -41,6 +41,17 @@ ENCODINGS: dict[str, Encoding] = {
     "tile.rng": Encoding(
         "v.rng", "vec", (*_same("n", "k", "stream"), ("steps", "positions")), coords=("pos", "neu", "tick")
     ),
+    "tile.drop": Encoding(
+        "v.drop",
+        "vec",
+        (
+            *_same("n", "k", "stream", "dtype", "gblk", "a", "dst"),
+            ("steps", "positions"),
+            ("p0", "share"),
+            ("share", "factor"),
+        ),
+        coords=("pos", "neu", "tick"),
+    ),
     "tile.reduce": Encoding("v.reduce", "vec", _same("n", "k", "steps", "kind", "dtype", "gblk")),
     "tile.spread": Encoding("v.spread", "vec", _same("n", "k", "steps", "dtype")),
     "tile.map": Encoding("v.map", "vec", _same("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")),

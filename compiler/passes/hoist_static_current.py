@@ -17,7 +17,16 @@ from h2learn.dialects.spike.interpreter import main_block
 JOINS = (spike.AddOp, spike.ConcatOp)
 """Ops whose operands are all values of layers."""
 
-TIMELESS = (spike.ConvOp, spike.LinearOp, spike.PoolOp, spike.FlattenOp, spike.AddOp, spike.ConcatOp, spike.BatchNormOp)
+TIMELESS = (
+    spike.ConvOp,
+    spike.LinearOp,
+    spike.PoolOp,
+    spike.FlattenOp,
+    spike.AddOp,
+    spike.ConcatOp,
+    spike.BatchNormOp,
+    spike.DropoutOp,
+)
 """Ops that treat every time step alike, so that ``op(repeat(x)) = repeat(op(x))``, bit for bit.
 
 Batch normalisation counts each of its inputs once for every step."""
@@ -40,7 +49,7 @@ class HoistStaticCurrentPass(ModulePass):
             if isinstance(inner, spike.EncodeOp) and inner.kind.data == "direct":
                 steps = int(inner.time_steps.value.data)
                 _replace(inner, spike.RepeatOp(inner.x, steps, location=inner.location))
-            elif isinstance(inner, TIMELESS):
+            elif isinstance(inner, TIMELESS) and not _draws_every_step(inner):
                 _sink(inner)
         for inner in reversed(list(block.ops)):
             if isinstance(inner, spike.RepeatOp) and not inner.result.uses:
@@ -54,7 +63,8 @@ def _sink(
     | spike.FlattenOp
     | spike.AddOp
     | spike.ConcatOp
-    | spike.BatchNormOp,
+    | spike.BatchNormOp
+    | spike.DropoutOp,
 ) -> None:
     """Compute ``op`` once when all that it reads, parameters apart, is repeated."""
     inputs = op.operands if isinstance(op, JOINS) else op.operands[:1]
@@ -73,6 +83,10 @@ def _sink(
     assert block is not None
     block.insert_op_before(once, op)
     _replace(op, spike.RepeatOp(once.results[0], steps, location=repeat.location))
+
+
+def _draws_every_step(op: Operation) -> bool:
+    return isinstance(op, spike.DropoutOp) and op.every_step is not None
 
 
 def _replace(op: Operation, new: Operation) -> None:

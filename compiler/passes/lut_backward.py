@@ -144,10 +144,10 @@ def _neuron_kind(op: Operation | None) -> NeuronKind | None:
 def _mask(context: LutContext, gs: SSAValue) -> SSAValue | None:
     """Return where the neuron that alone reads ``gs`` can use it at all: outside its window the surrogate is 0.
 
-    What holds for a sum of gradients holds for its terms.
+    What holds for a sum of gradients holds for its terms, and what holds behind dropout holds in front of it.
     """
     user = only_user(gs)
-    while isinstance(user, sgrad.AddOp):
+    while isinstance(user, sgrad.AddOp | spike.DropoutTrainOp):
         gs = user.result
         user = only_user(gs)
     return context.masks.get(user.s) if isinstance(user, sgrad.LifOp) and user.gradient is gs else None

@@ -18,6 +18,7 @@ from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
 from h2learn.dialects.spike.base import loss_of as spike_loss
+from h2learn.dialects.spike.dropout import dropout_of
 from h2learn.dialects.spike.optimizers import UpdateOp, flag
 
 from .lut_context import (
@@ -203,6 +204,19 @@ def _batch_norm_train(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     return [norm.current, *stats.results]
 
 
+def _dropout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Spikes become reals in storage type, gradients keep their format; a current gets its bias first."""
+    assert isinstance(op, spike.DropoutTrainOp)
+    found = context.values[op.x]
+    x = context.biased(op.x) if found in context.biases else found
+    if "last" in (context.gs_time.get(found), context.gs_time.get(x)):
+        raise NoLoweringError("expected a layer between dropout and a readout of the last step")
+    result = StoreType(shape(x), context.dtype) if isinstance(x.type, SpikesType) else x.type
+    dropout = lut.DropoutOp(x, context.values[op.scalars], dropout_of(op), result, op.location)
+    context.emit(dropout)
+    return [dropout.result]
+
+
 def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.LifOp)
     current, bias, location = _current(context, op.x, op)
@@ -366,6 +380,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.ConcatOp: _concat,
     spike.BatchNormOp: _batch_norm,
     spike.BatchNormTrainOp: _batch_norm_train,
+    spike.DropoutTrainOp: _dropout,
     spike.LifOp: _lif,
     spike.LiOp: _li,
     spike.DelayOp: _delay,

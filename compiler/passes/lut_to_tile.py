@@ -257,6 +257,7 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.ExtractOp: (None, vector_stages.lower_sparse_weights),
     lut.ScanOp: (None, _scan),
     lut.DelayOp: (None, vector_stages.lower_delay),
+    lut.DropoutOp: (None, vector_stages.lower_dropout),
     lut.RngOp: (FORWARD, vector_stages.lower_rng),
     lut.CastOp: (FORWARD, _cast),
     lut.ReadoutOp: (FORWARD, vector_stages.lower_readout),

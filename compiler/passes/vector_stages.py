@@ -339,6 +339,8 @@ def _is_gradient(value: SSAValue) -> bool:
     """Whether a value comes from the backward pass."""
     if isinstance(value.owner, lut.AddOp):
         return _is_gradient(value.owner.a) or _is_gradient(value.owner.b)
+    if isinstance(value.owner, lut.DropoutOp):
+        return _is_gradient(value.owner.x)
     return isinstance(
         value.owner, lut.BeGradOp | lut.GradOp | lut.UnpoolOp | lut.LossOp | lut.WuOp | lut.BeWgtOp | lut.BiasGradOp
     )
@@ -538,6 +540,63 @@ def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
                     coords=[n * t.samples, neuron, it],
                 )
                 b.store(result, out, *out_window)
+
+
+def lower_dropout(ctx: TileContext, op: lut.DropoutOp) -> None:
+    """Lower dropout: rows of whole channels, step by step."""
+    source, what = ctx.values[op.x], op.what
+    full = shape_of(op.x.type)
+    steps, (batch, height, width, channels) = leading(full), full[-4:]
+    (source_form, _, source_gblk), (form, _, gblk) = ctx.form_of(op.x.type), ctx.form_of(op.result.type)
+
+    def usage(t: Tile) -> Usage:
+        used = dict.fromkeys(("A", "S", "U", "G"), 0)
+        used["A"] = SLOTS * 32
+        for name, block in ((source_form, source_gblk), (form, gblk)):
+            used[memory_of(name)] += SLOTS * t.steps * t.positions * row_bytes(name, channels, block)
+        return Usage(**used)
+
+    t = plan_positions(steps, ctx.samples(batch), height, width, 1, usage, ctx.chip, ctx.limits, column_unit=width)
+    b, label = ctx.builder, ctx.label("dropout gradient" if _is_gradient(op.x) else "dropout", op)
+    result = ctx.declare(op.result, f"{label}.result")
+    params: dict[str, tile.Param] = {
+        "n": t.samples,
+        "positions": t.rows * width,
+        "k": channels,
+        "stream": what.stream,
+        "share": float(what.share),
+        "factor": float(what.factor),
+        "dtype": ctx.dtype,
+        "gblk": max(source_gblk, gblk),
+        "a": map_format(source_form),
+        "dst": map_format(form),
+    }
+    with b.stage(label, op.location):
+        scal = load_scalars(ctx, ctx.values[op.scalars])
+        with (
+            ctx.sample_loop(batch, t.samples) as n,
+            b.loop("y", trips(height, t.rows)) as y,
+            b.loop("t", trips(steps, t.steps)) as it,
+        ):
+            area, time, cut = (
+                Area(t.samples, t.rows, width, n, y, Affine()),
+                Cut(it * t.steps, t.steps),
+                Cut(0, channels),
+            )
+            window = activation_window(source, time, *area.cuts, cut)
+            timed = len(window[1]) == 5
+            values = b.alloc("values", memory_of(source_form), source_form, tuple(window[1]), source_gblk)
+            b.load(source, values, *window)
+            out = b.alloc("kept", memory_of(form), form, tuple(window[1]), gblk)
+            with b.loop("step", t.steps) as step:
+                places: dict[str, Place] = {
+                    "dst": (out, step) if timed else out,
+                    "a": (values, step) if timed else values,
+                    "scal": scal,
+                }
+                tick = it * t.steps + step if what.every_step else 0
+                b.job(tile.DropOp, places, params, coords=[n * t.samples, y * (t.rows * width * channels), tick])
+            b.store(result, out, *activation_window(result, time, *area.cuts, cut))
 
 
 def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:

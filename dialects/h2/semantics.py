@@ -392,6 +392,11 @@ def elementwise(job: Job) -> None:
     values = _values(job, "a", shape)
     if kind == "add":
         values = values + _values(job, "b", shape)
+    _write_values(job, values)
+
+
+def _write_values(job: Job, values: F32) -> None:
+    """Write the result of element-wise work in the format that the descriptor gives it."""
     target, dtype = job.word("dst"), job.word("dtype")
     if target == "slots":
         write_grads(job["dst"], round_to_storage(values, dtype), job.integer("gblk"), dtype)
@@ -414,13 +419,26 @@ def _values(job: Job, operand: str, shape: tuple[int, ...]) -> F32:
 def rng(job: Job) -> None:
     """Bernoulli spikes."""
     n, steps, k = job.size("n", "steps", "k")
+    spikes = _draw(job) < read_real(job["src"], (n * steps, k), "f32")
+    write_bits(job["dst"], spikes)
+
+
+def drop(job: Job) -> None:
+    """Dropout: values that stay are scaled."""
+    n, steps, k = job.size("n", "steps", "k")
+    values = _values(job, "a", (n * steps, k)) * job.real("share")
+    _write_values(job, np.where(_draw(job) < job.real("p0"), values, np.float32(0)))
+
+
+def _draw(job: Job) -> F32:
+    """Return the random numbers of n samples of steps positions, ``[n*steps, k]``."""
+    n, steps, k = job.size("n", "steps", "k")
     seed, first = (int(word) for word in read_numbers(job["scal"].offset(16), (2,), "u8"))
     sample = (first + job.coordinate("pos") + np.arange(n, dtype=object)) & 0xFFFFFFFF
     neuron = (job.coordinate("neu") + np.arange(steps * k)) & 0xFFFFFFFF
     tick = job.coordinate("tick") & 0xFFFFFFFF
     draw = uniform(seed, job.integer("stream"), sample.astype(np.uint64)[:, None], neuron[None, :], tick)
-    spikes = draw.reshape(n * steps, k) < read_real(job["src"], (n * steps, k), "f32")
-    write_bits(job["dst"], spikes)
+    return draw.reshape(n * steps, k)
 
 
 def reduce(job: Job) -> None:
@@ -566,6 +584,7 @@ SEMANTICS: dict[str, Callable[[Job], None]] = {
     "v.spread": spread,
     "v.map": elementwise,
     "v.rng": rng,
+    "v.drop": drop,
     "v.reduce": reduce,
     "v.stat": statistics,
     "v.fold": fold,

@@ -28,6 +28,7 @@ from .ops import (
     CastOp,
     ConcatOp,
     ConvertOp,
+    DropoutOp,
     EmbedOp,
     ExtractOp,
     FeConvOp,
@@ -164,6 +165,10 @@ def _rng(op: RngOp, x: Real, scalars: Real) -> Sequence[Array]:
     return [vector.rng(x, scalars, op.stream, op.time_steps)]
 
 
+def _dropout(op: DropoutOp, x: Real, scalars: Real) -> Sequence[Array]:
+    return [_formatted(vector.dropout(x, scalars, op.what), op.result)]
+
+
 def _cast(op: CastOp, p: Real) -> Sequence[Array]:
     return [round_to_storage(p, _dtype(op.w))]
 
@@ -280,6 +285,7 @@ _RULES: dict[type[Operation], Rule] = {
     PoolOp: _pool,
     UnpoolOp: _unpool,
     RngOp: _rng,
+    DropoutOp: _dropout,
     CastOp: _cast,
     ReadoutOp: _readout,
     SpreadOp: _spread,

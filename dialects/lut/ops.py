@@ -20,6 +20,7 @@ from xdsl.dialects.builtin import (
     LocationAttr,
     StringAttr,
     TensorType,
+    UnitAttr,
     f32,
     f64,
     i32,
@@ -35,6 +36,7 @@ from xdsl.irdl import (
     irdl_op_definition,
     operand_def,
     opt_operand_def,
+    opt_prop_def,
     opt_result_def,
     prop_def,
     result_def,
@@ -45,6 +47,7 @@ from xdsl.irdl import (
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
+from h2learn.backends.reference.coding import Dropout
 from h2learn.backends.reference.training import Loss
 
 from ..feedback import FeedbackOp
@@ -468,6 +471,51 @@ class RngOp(LutOp):
         shape = _activation("probabilities", self.x.type)
         _expect("rank of the probabilities", len(shape), 4)
         _expect_shape("spikes", self.s.type, (self.time_steps, *shape))
+
+
+@irdl_op_definition
+class DropoutOp(LutOp):
+    """Values ``x[(t,)n,h,w,c]`` of which some are 0 and the others ``f32(x * factor)``, keyed like :class:`RngOp`.
+
+    The result has any format for reals. Without ``every_step`` the step that keys the numbers is 0.
+    """
+
+    name = "lut.dropout"
+    ENGINE: ClassVar[str] = "VEC"
+    x = operand_def()
+    scalars = operand_def(RUN_SCALARS)
+    result = result_def()
+    probability_attr = prop_def(FloatAttr[Float64Type], prop_name="probability")
+    stream_attr = prop_def(IntegerAttr[IntegerType], prop_name="stream")
+    every_step_attr = opt_prop_def(UnitAttr, prop_name="every_step")
+    assembly_format = _PLAIN
+
+    def __init__(
+        self, x: SSAValue, scalars: SSAValue, what: Dropout, result: Attribute, location: LocationAttr | None = None
+    ) -> None:
+        properties: dict[str, Attribute] = {
+            "probability": FloatAttr(what.probability, f64),
+            "stream": _int(what.stream),
+        }
+        if what.every_step:
+            properties["every_step"] = UnitAttr()
+        self.construct([x, scalars], [result], properties, location)
+
+    @property
+    def what(self) -> Dropout:
+        """What is dropped."""
+        every_step = self.every_step_attr is not None
+        return Dropout(self.probability_attr.value.data, self.stream_attr.value.data, every_step)
+
+    def verify_(self) -> None:
+        """Check formats and shapes."""
+        shape = _activation("values", self.x.type)
+        _verify_reals(self.result.type)
+        _expect_shape("result", self.result.type, shape)
+        if not 0 <= self.what.probability < 1:
+            raise VerifyException(f"expected a probability from 0 to below 1, found {self.what.probability}")
+        if self.what.every_step and len(shape) != 5:
+            raise VerifyException(f"expected a value over time to draw for every step, found {self.x.type}")
 
 
 @irdl_op_definition

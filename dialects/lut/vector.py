@@ -12,6 +12,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn import numerics
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
+from h2learn.backends.reference.coding import Dropout
 from h2learn.backends.reference.training import Loss
 
 from .attributes import ADAM_KINDS, WINDOWS, ConvGeometry, Neuron, Update
@@ -154,6 +155,14 @@ def rng(x: F32, scalars: Ints, stream: int, steps: int) -> Bits:
     neuron = np.arange(x[0].size, dtype=np.uint64)[None]
     ticks = [numerics.uniform(seed, stream, sample, neuron, tick).reshape(x.shape) < x for tick in range(steps)]
     return np.stack(ticks)
+
+
+def dropout(x: F32 | Bits, scalars: Ints, what: Dropout) -> F32:
+    """Return values ``[(T,)N,H,W,C]``, some of them 0 and the others scaled, in float32."""
+    steps = len(x) if what.every_step else 1
+    share: F32 = np.full(x.shape[-4:], what.share, dtype=np.float32)
+    keeps = rng(share, scalars, what.stream, steps)
+    return np.where(keeps if what.every_step else keeps[0], x.astype(np.float32) * what.factor, ZERO)
 
 
 def readout(x: F32 | Bits, kind: str) -> F32:

@@ -31,6 +31,7 @@ from .base import (
     neuron_of,
     tensor_type,
 )
+from .dropout import dropout_of
 from .optimizers import flag
 
 Data: TypeAlias = npt.NDArray[Any]
@@ -323,6 +324,16 @@ def _batch_norm_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[A
     return normalisation.normalise_gradient(gradient, x, weight, mean, inverse, valid)
 
 
+def _dropout(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [inputs[0].astype(real, copy=False)]
+
+
+def _dropout_train(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    x, scalars = inputs
+    what = dropout_of(op.properties)
+    return [coding.dropout(x.astype(real, copy=False), what, training.RunScalars.from_array(scalars))]
+
+
 def _geometry(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
 
@@ -376,6 +387,8 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     sgrad.AddOp: _add,
     spike.BatchNormOp: _batch_norm,
     spike.BatchNormTrainOp: _batch_norm_train,
+    spike.DropoutOp: _dropout,
+    spike.DropoutTrainOp: _dropout_train,
     sgrad.BatchNormOp: _batch_norm_gradient,
 }
 """What each op computes."""

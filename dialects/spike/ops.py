@@ -60,6 +60,8 @@ from .base import (
     real,
     spikes,
 )
+from .dropout import DropoutOp as DropoutOp
+from .dropout import DropoutTrainOp as DropoutTrainOp
 from .normalisation import BatchNormOp as BatchNormOp
 from .normalisation import BatchNormTrainOp as BatchNormTrainOp
 from .optimizers import AdamOp as AdamOp
@@ -514,6 +516,8 @@ Spike = Dialect(
         LinearOp,
         BatchNormOp,
         BatchNormTrainOp,
+        DropoutOp,
+        DropoutTrainOp,
         FlattenOp,
         PoolOp,
         AddOp,

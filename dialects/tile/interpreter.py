@@ -411,14 +411,24 @@ def _unpool(b: Buffers, p: Params, fresh: bool) -> None:
 
 
 def _rng(b: Buffers, p: Params, fresh: bool) -> None:
-    scalars = b["scal"].view(np.uint32)
-    seed = int(scalars[4]) | int(scalars[5]) << 32
     samples = b["src"].shape[0]
     chance = b["src"].reshape(samples, -1)
-    sample = int(scalars[6]) + int(p["pos"]) + np.arange(samples, dtype=np.int64)[:, None]
-    neuron = int(p["neu"]) + np.arange(chance.shape[1], dtype=np.int64)[None]
-    draw = numerics.uniform(seed, int(p["stream"]), sample & 0xFFFFFFFF, neuron, int(p["tick"]))
-    b["dst"][...] = (draw < chance).reshape(b["dst"].shape)
+    b["dst"][...] = (_uniform(b, p, chance.shape) < chance).reshape(b["dst"].shape)
+
+
+def _drop(b: Buffers, p: Params, fresh: bool) -> None:
+    values = b["a"].astype(np.float32).reshape(int(p["n"]), -1)
+    result = np.where(_uniform(b, p, values.shape) < _f32(p, "share"), values * _f32(p, "factor"), _ZERO)
+    _put(b, p, result.reshape(b["dst"].shape))
+
+
+def _uniform(b: Buffers, p: Params, shape: tuple[int, ...]) -> F32:
+    """Return the random numbers of some samples and their neurons."""
+    scalars = b["scal"].view(np.uint32)
+    seed = int(scalars[4]) | int(scalars[5]) << 32
+    sample = int(scalars[6]) + int(p["pos"]) + np.arange(shape[0], dtype=np.int64)[:, None]
+    neuron = int(p["neu"]) + np.arange(shape[1], dtype=np.int64)[None]
+    return numerics.uniform(seed, int(p["stream"]), sample & 0xFFFFFFFF, neuron, int(p["tick"]))
 
 
 def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
@@ -452,6 +462,11 @@ def _map(b: Buffers, p: Params, fresh: bool) -> None:
     result = b["a"].astype(np.float32)
     if p["kind"] == "add":
         result = result + b["b"].astype(np.float32)
+    _put(b, p, result)
+
+
+def _put(b: Buffers, p: Params, result: F32) -> None:
+    """Write the result of element-wise work in the format that the parameters name."""
     if p["dst"] != "f32":
         result = numerics.round_to_storage(result, str(p["dtype"]))
     b["dst"][...] = np.where(result != 0, result, _ZERO) if p["dst"] == "slots" else result
@@ -603,6 +618,7 @@ JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.pool": _pool,
     "tile.unpool": _unpool,
     "tile.rng": _rng,
+    "tile.drop": _drop,
     "tile.reduce": _reduce,
     "tile.map": _map,
     "tile.stat": _stat,

@@ -485,6 +485,14 @@ FACTS: dict[str, JobFacts] = {
         ("n", "positions", "k", "stream"),
         ("pos", "neu", "tick"),
     ),
+    "tile.drop": JobFacts(
+        "VEC",
+        ("dst", "a", "scal"),
+        ("a", "scal"),
+        ("dst",),
+        ("n", "positions", "k", "stream", "share", "factor", "dtype", "gblk", "a", "dst"),
+        ("pos", "neu", "tick"),
+    ),
     "tile.reduce": JobFacts(
         "VEC", ("dst", "src"), ("src", "dst"), ("dst",), ("n", "k", "steps", "kind", "dtype", "gblk")
     ),
@@ -767,6 +775,13 @@ class RngOp(JobOp):
 
 
 @irdl_op_definition
+class DropOp(JobOp):
+    """Dropout of ``n`` samples of ``positions`` positions; ``share`` of the values stay, times ``factor``."""
+
+    name = "tile.drop"
+
+
+@irdl_op_definition
 class ReduceOp(JobOp):
     """Reduction over time or positions."""
 
@@ -883,6 +898,7 @@ JOBS: tuple[type[JobOp], ...] = (
     PoolOp,
     UnpoolOp,
     RngOp,
+    DropOp,
     ReduceOp,
     SpreadOp,
     MapOp,

@@ -642,6 +642,13 @@ def philox(c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.ui
 
 
 @jit
+def uniform(key: Pair, stream: int, sample: np.uint32, neuron: np.uint64, tick: int) -> np.float32:
+    """Return a random number from 0 to below 1; ``key`` holds the halves of the seed."""
+    bits = philox(np.uint32(neuron), np.uint32(tick), sample, np.uint32(stream), np.uint32(key[0]), np.uint32(key[1]))
+    return np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)
+
+
+@jit
 def bernoulli(
     rates: F32,
     dst: U8,
@@ -656,10 +663,7 @@ def bernoulli(
     low: int,
     high: int,
 ) -> None:
-    """Draw spikes for the rows ``low .. high-1``, ``steps`` of each sample; ``work`` += spikes.
-
-    ``key`` holds the halves of the seed.
-    """
+    """Draw spikes for the rows ``low .. high-1``, ``steps`` of each sample; ``work`` += spikes."""
     width = np.uint64(k)
     lanes = lanes_for(1, k)
     fired = np.uint64(0)
@@ -667,13 +671,38 @@ def bernoulli(
         word = np.uint32(np.uint64(sample) + position // np.uint64(steps))
         start = np.uint64(neuron) + position % np.uint64(steps) * width
         for ch in range(width):
-            counter = np.uint32(start + ch), np.uint32(tick), word, np.uint32(stream)
-            bits = philox(counter[0], counter[1], counter[2], counter[3], np.uint32(key[0]), np.uint32(key[1]))
-            uniform = np.float32(bits >> np.uint32(8)) * np.float32(2.0**-24)
-            lanes[ch] = np.uint8(uniform < rates[position * width + ch])
+            drawn = uniform(key, stream, word, start + ch, tick)
+            lanes[ch] = np.uint8(drawn < rates[position * width + ch])
             fired += np.uint64(lanes[ch])
         pack(lanes, dst, position, np.uint64(1), width)
     work[0] += np.int64(fired)
+
+
+@jit
+def drop(
+    values: F32,
+    dst: F32,
+    share: np.float32,
+    factor: np.float32,
+    steps: int,
+    k: int,
+    key: Pair,
+    stream: int,
+    sample: int,
+    neuron: int,
+    tick: int,
+    low: int,
+    high: int,
+) -> None:
+    """Scale the values of the rows ``low .. high-1`` whose random number lies below ``share``, clear the others."""
+    width = np.uint64(k)
+    for position in range(np.uint64(low), np.uint64(high)):
+        word = np.uint32(np.uint64(sample) + position // np.uint64(steps))
+        start = np.uint64(neuron) + position % np.uint64(steps) * width
+        for ch in range(width):
+            drawn = uniform(key, stream, word, start + ch, tick)
+            at = position * width + ch
+            dst[at] = values[at] * factor if drawn < share else np.float32(0)
 
 
 @jit

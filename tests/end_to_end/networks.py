@@ -216,7 +216,7 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = builder.encode(x, encoding, steps, HERE)
     if maps:
         for layer in range(int(rng.integers(0, 3))):
-            x = _convolution(builder, x, f"conv{layer}", rng, dyadic=dyadic)
+            x = _convolution(builder, _dropped(builder, x, rng), f"conv{layer}", rng, dyadic=dyadic)
             if rng.random() < 0.4:
                 x = _residual(builder, x, f"block{layer}", rng, dyadic=dyadic)
         while np.prod(x.shape[-3:]) > MOST_FEATURES:
@@ -231,6 +231,7 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = _neurons(builder, x, "hidden_feedback", rng, dyadic=dyadic)
         if behind:
             x = builder.delay(x, [behind], HERE)
+    x = _dropped(builder, x, rng)
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
     kind = "count" if kind == "rate" and rng.spawn(1)[0].random() < 0.5 else kind
@@ -338,6 +339,15 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
     if kind == "double":
         total = builder.add([lif(conv(total, "b", channels, 1)), total], HERE)
     return total
+
+
+def _dropped(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Signal:
+    """Add dropout in one of seven places, whose factor is a power of two."""
+    drawn = rng.spawn(1)[0]
+    if drawn.random() > 1 / 7:
+        return x
+    every_step = bool(drawn.random() < 0.5) and not isinstance(x.value.owner, spike.EncodeOp)
+    return builder.dropout(x, float(drawn.choice([0.5, 0.75])), HERE, every_step=every_step)
 
 
 def _normalised(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator) -> Signal:

@@ -82,6 +82,8 @@ CASES += [("v.pool", {"kind": "sum", "src": a, "dst": b}) for a, b in (("bits", 
 CASES += [("v.pool", {"kind": "max", "src": form, "dst": form}) for form in ("bits", "f32")]
 CASES += [("v.unpool", {"kind": k, "src": f, "dst": f}) for f in ("slots", "f32") for k in ("avg", "max", "sum")]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a in ("f32", "bits", "storage") for d in ("f32", "storage")]
+CASES += [("v.drop", {"a": a, "dst": d}) for a, d in (("f32", "f32"), ("bits", "storage"), ("storage", "storage"))]
+CASES += [("v.drop", {"a": a, "dst": d}) for a, d in (("slots", "slots"), ("f32", "slots"))]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a, d in (("f32", "slots"), ("slots", "f32"))]
 CASES += [("v.map", {"kind": "add", "a": "f32", "b": b, "dst": "f32"}) for b in ("bits", "storage", "slots", "row")]
 
@@ -170,6 +172,8 @@ def slot_rows(mnemonic: str, descriptor: dict[str, int | float | str]) -> int:
     blocks = -(-int(descriptor["k"]) // int(descriptor["gblk"]))
     if mnemonic == "v.unpool":
         return blocks * int(descriptor["imgs"]) * int(descriptor["oh"]) * int(descriptor["ow"])
+    if mnemonic == "v.drop":
+        blocks *= int(descriptor["steps"])
     if mnemonic == "v.norm":
         blocks *= int(descriptor["steps"]) * int(descriptor["positions"])
     return blocks * int(descriptor["n"])

@@ -113,6 +113,11 @@ class Builder:
     def draw_v_rng(self) -> None:
         self.draw_vec()
 
+    def draw_v_drop(self) -> None:
+        self.draw_vec()
+        self.desc |= {"p0": self.pick(0, 2, 4) / 4, "share": self.pick(1, 4) / 2}
+        self.enum("a"), self.enum("dst")
+
     def draw_v_reduce(self) -> None:
         self.draw_vec("rate", "count", "max", "mean", "last", "tsum", "bias")
 
@@ -237,7 +242,7 @@ def format_of(op: Operation, name: str) -> str:
         return {"src": "f32", "dst": "bits"}[name]
     if op.mnemonic == "v.spread":
         return storage if name == "x" else "f32"
-    if op.mnemonic == "v.map":
+    if op.mnemonic in ("v.map", "v.drop") and name != "scal":
         return {"storage": storage, "row": "f32"}.get(op.choice(name), op.choice(name))
     if op.mnemonic == "v.reduce":
         source = {"rate": "bits", "count": "bits", "tsum": "slots", "bias": "slots"}.get(op.choice("kind"), storage)

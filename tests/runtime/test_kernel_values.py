@@ -399,6 +399,22 @@ def test_random_spikes_of_several_positions_number_their_neurons_on() -> None:
     assert work.counts["spikes"] == expected.sum()
 
 
+def test_dropout_keeps_what_the_same_numbers_say_and_scales_it() -> None:
+    samples, positions, k = 3, 4, 5
+    scalars = np.zeros(32, np.uint8)
+    scalars[16:32] = np.uint64([9, 2]).view(np.uint8)
+    values = np.random.default_rng(3).normal(size=(samples, positions, k)).astype(np.float32)
+    desc: dict[str, int | float | str] = {"n": samples, "steps": positions, "k": k, "stream": 4, "p0": 0.75}
+    desc |= {"share": 1 / 0.75, "a": "f32", "dst": "f32"}
+    inputs = {"a": values, "scal": scalars, "pos": np.int64(1), "neu": np.int64(7), "tick": np.int64(6)}
+    result, work = run("v.drop", desc, inputs)
+    draws = numerics.uniform(9, 4, 3 + np.arange(samples)[:, None], 7 + np.arange(positions * k), 6)
+    kept = draws.reshape(values.shape) < np.float32(0.75)
+    assert 0 < kept.sum() < kept.size and work.counts["elements"] == kept.size
+    expected = np.where(kept, values * np.float32(1 / 0.75), np.float32(0))
+    np.testing.assert_array_equal(result["dst"].view(np.float32).reshape(values.shape), expected)
+
+
 def test_strided_load_with_zero_fill_pads_an_image() -> None:
     image = np.arange(1, 2 * 3 * 4 * 5 + 1, dtype=np.uint8).reshape(2, 3, 4, 5)
     desc: dict[str, int | float | str] = {"run": 5, "n0": 1, "n1": 2, "n2": 5, "n3": 6, "ylim": 3, "xlim": 4}

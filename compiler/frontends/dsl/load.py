@@ -19,6 +19,7 @@ from .syntax import (
     Conv,
     Delay,
     Description,
+    Dropout,
     Flatten,
     Layer,
     Li,
@@ -136,6 +137,11 @@ def _flatten(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     return builder.flatten(x, layer.location)
 
 
+def _dropout(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
+    assert isinstance(layer, Dropout)
+    return builder.dropout(x, layer.probability, layer.location, every_step=layer.every_step, name=layer.name)
+
+
 def _lif(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Lif)
     return builder.lif(x, layer.neuron, layer.location, layer.name)
@@ -171,6 +177,7 @@ _ADD: dict[type, Callable[[NetworkBuilder, Signal, Layer], Signal]] = {
     BatchNorm: _batch_norm,
     Pool: _pool,
     Flatten: _flatten,
+    Dropout: _dropout,
     Lif: _lif,
     Li: _li,
     Recurrent: _recurrent,

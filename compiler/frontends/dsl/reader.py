@@ -39,6 +39,7 @@ from .syntax import (
     Conv,
     Delay,
     Description,
+    Dropout,
     Encode,
     Flatten,
     Init,
@@ -364,6 +365,12 @@ class _Reader:
     def flatten(self, node: Node, default: Neuron) -> Flatten:
         return Flatten(self.at(node), _name(_tokens(node)))
 
+    def dropout(self, node: Node, default: Neuron) -> Dropout:
+        *name, probability = (token for token in _tokens(node) if token.type != "EVERY")
+        number = self.number(probability, "probability", 0.0, 1.0)
+        every_step = any(token.type == "EVERY" for token in _tokens(node))
+        return Dropout(self.at(node), _name(name), number, every_step)
+
     def lif(self, node: Node, default: Neuron) -> Lif:
         return Lif(self.at(node), _name(_tokens(node)), self.neuron(_children(node), default))
 
@@ -483,6 +490,7 @@ _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "batchnorm": _Reader.batchnorm,
     "pool": _Reader.pool,
     "flatten": _Reader.flatten,
+    "dropout": _Reader.dropout,
     "lif": _Reader.lif,
     "li": _Reader.li,
     "recurrent": _Reader.recurrent,

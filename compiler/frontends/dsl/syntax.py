@@ -112,6 +112,15 @@ class Flatten(LayerStatement):
 
 
 @dataclass(frozen=True)
+class Dropout(LayerStatement):
+    """Values that training sets to 0 with a probability, for all time steps alike or anew at every step."""
+
+    name: str
+    probability: float
+    every_step: bool = False
+
+
+@dataclass(frozen=True)
 class Lif(LayerStatement):
     """Spiking neurons."""
 
@@ -152,7 +161,9 @@ class Readout(LayerStatement):
     kind: str
 
 
-Layer: TypeAlias = Conv | Linear | BatchNorm | Add | Concat | Pool | Flatten | Lif | Li | Recurrent | Delay | Readout
+Layer: TypeAlias = (
+    Conv | Linear | BatchNorm | Add | Concat | Pool | Flatten | Dropout | Lif | Li | Recurrent | Delay | Readout
+)
 
 
 @dataclass(frozen=True)
