@@ -311,6 +311,12 @@ class NetworkBuilder:
         flat = self._add(spike.FlattenOp(x.value, location=_mark(location)), location)
         return replace(flat, maps=(channels, height, width))
 
+    def unflattened(self, x: Signal) -> Signal:
+        """Return the maps that :meth:`flatten` turned into features."""
+        owner = x.value.owner
+        assert isinstance(owner, spike.FlattenOp)
+        return Signal(owner.operands[0])
+
     def potentials(self, spikes: Signal) -> Signal:
         """Return the membrane potentials of neurons, before the reset, from the spikes that :meth:`lif` returned."""
         op = spikes.value.owner
@@ -396,8 +402,11 @@ class NetworkBuilder:
             )
         return replace(self._add(spike.ReadoutOp(x.value, kind, location=_mark(location)), location), maps=x.maps)
 
-    def output(self, name: str, x: Signal, time_axis: int = 0) -> None:
-        """Make ``x`` the output ``name``, in the source's order of dimensions, with time at ``time_axis``."""
+    def output(self, name: str, x: Signal, time_axis: int = 0, kept_axis: int | None = None) -> None:
+        """Make ``x`` the output ``name``, in the source's order of dimensions, with time at ``time_axis``.
+
+        ``kept_axis``: where logits ``[N,K]`` have a dimension of 1 in the source.
+        """
         shape = x.shape
         rank = len(shape)
         time = rank in (3, 5)
@@ -418,6 +427,9 @@ class NetworkBuilder:
         if time_axis and time:
             perm = _time_moved(perm or tuple(range(rank)), time_axis)
             source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
+        if kept_axis is not None:
+            assert rank == 2
+            view, source = source, (*source[:kept_axis], 1, *source[kept_axis:])
         self._entries["output"].append(IoEntry(name, "output", view, perm))
         self._outputs[name] = TensorSpec(tuple(source), "bool" if x.is_spikes else "float32")
         self._results.append(x.value)

@@ -121,6 +121,17 @@ def _dropout(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]
     return _same(executor, node, inputs)
 
 
+def _pow(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
+    exponent = inputs[1].uniform if isinstance(inputs[1], Constant) else None
+    if exponent not in (1.0, 2.0, 3.0):
+        return _other(executor, node, inputs)
+    x = tensor_of(inputs[0])
+    result: Value = x
+    for _ in range(int(exponent) - 1):
+        result = pointwise(executor, "mul", [result, x], node)
+    return [result]
+
+
 def _heaviside(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
     key = _surrogate_key(node)
     return [pointwise(executor, "ge", [tensor_of(inputs[0]), Constant(np.zeros(()))], node, key)]
@@ -179,7 +190,7 @@ def fold_or(executor: Executor, op: str, values: Sequence[Value], node: GraphNod
     return Constant(np.asarray(function(arrays[0], arrays[1])))
 
 
-_NONLINEAR = "Pow Sqrt Exp Log Reciprocal Sigmoid HardSigmoid Tanh Erf Softplus Mod LeakyRelu Elu Selu Gelu PRelu"
+_NONLINEAR = "Sqrt Exp Log Reciprocal Sigmoid HardSigmoid Tanh Erf Softplus Mod LeakyRelu Elu Selu Gelu PRelu"
 
 ELEMENTWISE: dict[str, Handler] = {
     "Add": _add,
@@ -211,6 +222,7 @@ ELEMENTWISE: dict[str, Handler] = {
     "CastLike": _same,
     "Identity": _same,
     "Dropout": _dropout,
+    "Pow": _pow,
     "snn::LIFStep": _lif_step,
     "snn::Heaviside": _heaviside,
     **dict.fromkeys(_NONLINEAR.split(), _other),

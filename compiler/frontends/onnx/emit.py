@@ -42,6 +42,8 @@ class Output:
     name: str
     layer: Layer
     time_axis: int = 0
+    kept_axis: int | None = None
+    """Where a reduction over time has left a dimension of 1."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Plan:
             signal = signals[output.layer]
             if output.layer.kind not in ("neuron", *READOUTS):
                 signal = builder.li(signal, 0.0, self.location(output.layer), output.name)
-            builder.output(output.name, signal, output.time_axis)
+            builder.output(output.name, signal, output.time_axis, output.kept_axis)
         return builder.finish(self.name, Location(self.file))
 
     def _neuron(
@@ -265,7 +267,10 @@ def _prepare_neuron(plan: Plan, layer: Layer) -> None:
     except H2LearnError as error:
         raise RefusalError(f"{error.message} (found {summary(found.neuron)})", error.hint) from None
     plan.neurons[layer] = _with_surrogate(found)
-    plan.notes.append(f"{layer.name}: {'assumed' if found.assumed else 'exact'}: {summary(found.neuron)}")
+    known = (
+        "assumed" if found.assumed else "exact up to half a spike exactly at the threshold" if found.half else "exact"
+    )
+    plan.notes.append(f"{layer.name}: {known}: {summary(found.neuron)}")
 
 
 def _with_surrogate(found: Recognised) -> NeuronDescription:
@@ -349,6 +354,19 @@ def _emit_add(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequenc
     return builder.add(inputs, plan.location(layer))
 
 
+def _prepare_concat(plan: Plan, layer: Layer) -> None:
+    if layer.node.key != (1,):
+        raise RefusalError("it joins other dimensions than channels")
+
+
+def _emit_concat(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    """Put channels side by side; those of flattened maps before they are flattened, which is the same."""
+    place = plan.location(layer)
+    if all(inner.kind == "flatten" for inner in layer.inputs) and len({x.maps[1:] for x in inputs if x.maps}) == 1:
+        return builder.flatten(builder.concat([builder.unflattened(x) for x in inputs], place), place)
+    return builder.concat(inputs, place)
+
+
 def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     return builder.flatten(inputs[0], plan.location(layer))
 
@@ -370,6 +388,8 @@ _PREPARE: dict[str, Callable[[Plan, Layer], None]] = {
     "batchnorm": _prepare_norm,
     "avgpool": _prepare_pool,
     "maxpool": _prepare_pool,
+    "sumpool": _prepare_pool,
+    "concat": _prepare_concat,
     "flatten": _prepare_flatten,
     "neuron": _prepare_neuron,
     **dict.fromkeys(READOUTS, _prepare_readout),
@@ -381,11 +401,13 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "batchnorm": _emit_norm,
     "avgpool": _emit_pool,
     "maxpool": _emit_pool,
+    "sumpool": _emit_pool,
     "add": _emit_add,
+    "concat": _emit_concat,
     "flatten": _emit_flatten,
     **dict.fromkeys(READOUTS, _emit_readout),
 }
 _LACKING = {
-    "concat": "concatenation is not supported yet",
+    "pad": "zeros around maps that neither a convolution nor an average takes in",
     "reshape": "a reshape of features that is no flattening is not supported",
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .constants import constant_of, fold
 from .graph import Constant, Graph, GraphNode
 from .steps import Steps
-from .values import RefusalError, Refused, Value
+from .values import RefusalError, Refused, Series, Value, shape_of
 
 MAX_STEPS = 4096
 Inputs = list[Value | None]
@@ -55,7 +56,9 @@ class Executor:
     bodies: Mapping[str, BodyHandler]
     steps: Steps = field(default_factory=Steps)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _noted: set[Problem] = field(default_factory=set)
+    _draws: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self, graph: Graph, arguments: Mapping[str, Value], outer: Scope | None = None) -> list[Value]:
         """Return the values of the graph's outputs."""
@@ -70,6 +73,11 @@ class Executor:
         if problem not in self._noted:
             self._noted.add(problem)
             self.problems.append(problem)
+
+    def note(self, what: str) -> None:
+        """Note what the model does differently from the file, once."""
+        if what not in self.notes:
+            self.notes.append(what)
 
     def _results(self, node: GraphNode, scope: Scope) -> Sequence[Value]:
         refused = [Refused()] * len(node.outputs)
@@ -86,13 +94,25 @@ class Executor:
             self.refuse(node.label, node.op, f"its inputs or attributes do not fit ({_sentence(error)})")
         return refused
 
+    def _random(self, node: GraphNode, inputs: Inputs) -> Value:
+        """Return a value that is refused later, unless it is multiplied by 0."""
+        like = inputs[0] if inputs else None
+        shape = shape_of(like) if like is not None else node.integers("shape", ())
+        nodes = like.nodes if isinstance(like, Series) else [None]
+        shape = like.nodes[0].shape if isinstance(like, Series) else shape
+        made = [
+            self.steps.node("random", [], tuple(shape), f"{node.label} ({node.op})", key=(next(self._draws),))
+            for _ in nodes
+        ]
+        return Series(tuple(made), like.axis) if isinstance(like, Series) else made[0]
+
     def _apply(self, node: GraphNode, inputs: Inputs, scope: Scope) -> Sequence[Value]:
         if node.op in self.bodies:
             return self.bodies[node.op](self, node, inputs, scope)
         if node.op == "Constant":
             return [constant_of(node)]
         if node.op in _RANDOM:
-            raise RefusalError("random numbers inside the graph", "export the network without its encoder")
+            return [self._random(node, inputs)]
         handler = self.operators.get(node.op)
         if not node.op.startswith(_NOT_FOLDED) and all(
             value is None or isinstance(value, Constant) for value in inputs

@@ -27,14 +27,6 @@ class NotAffineError(Exception):
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A comparison with a threshold: the newest current enters ``form`` (left minus right side) with ``sign``."""
-
-    step: int
-    sign: int
-
-
-@dataclass(frozen=True)
 class Feedback:
     """What a layer makes of the spikes of the step before: a node per step, and the layer's bias.
 
@@ -62,7 +54,9 @@ class Closure:
     leaves: tuple[StepNode, ...]
     feedback: Feedback | None = None
     order: list[StepNode] = field(init=False)
-    decisions: dict[int, Decision] = field(default_factory=dict)
+    decisions: dict[int, int] = field(default_factory=dict)
+    """Comparison -> the time step whose threshold it is."""
+    _static_forms: list[Form] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.order = pointwise_order((*self.outputs, *(node for _, node in self._fed())), self.leaves)
@@ -87,14 +81,12 @@ class Closure:
 
         def decide(node: StepNode, raw: Form) -> float:
             form = self._by_step(raw)
-            decision = self.decisions.get(node.number)
-            if decision is None:
-                raise NotAffineError(f"{node.source} compares something else than in other time steps")
-            oriented = decision.sign * form
-            known = compared.setdefault(decision.step, oriented)
+            step, sign = self._decide(node, form)
+            oriented = sign * form
+            known = compared.setdefault(step, oriented)
             if known is not oriented and not _proportional(known, oriented):
                 raise NotAffineError(f"{node.source} is a second threshold in the same time step")
-            return _outcome(node, pattern[decision.step], decision.sign)
+            return _outcome(node, pattern[step], sign)
 
         values = self._evaluate(decide)
         for step, node in self._fed():
@@ -129,25 +121,37 @@ class Closure:
         return [step for step, node in enumerate(nodes) if node is not None]
 
     def _find_decisions(self) -> None:
-        """Give every comparison its step: the newest current it depends on (one current for all: their order)."""
-        forms: list[Form] = []
+        """Give the comparisons of silent neurons their steps."""
 
         def decide(node: StepNode, raw: Form) -> float:
-            form = self._by_step(raw)
-            if not self.static:
-                step = int(np.flatnonzero(np.any(form[:-1] != 0, axis=1))[-1])
-            else:
-                step = next((k for k, known in enumerate(forms) if _proportional(known, form)), len(forms))
-                if step == len(forms):
-                    forms.append(form)
-            newest = form[0 if self.static else step]
-            if not (np.all(newest > 0) or np.all(newest < 0)):
-                raise NotAffineError(f"{node.source} compares currents of different signs")
-            sign = 1 if newest[0] > 0 else -1
-            self.decisions[node.number] = Decision(step, sign)
+            _, sign = self._decide(node, self._by_step(raw))
             return _outcome(node, BELOW, sign)
 
         self._evaluate(decide)
+
+    def _decide(self, node: StepNode, form: Form) -> tuple[int, int]:
+        """Return the step of a comparison, and the sign with which its newest current enters the left side.
+
+        The step is that of the newest current it depends on (one current for all: their order). Some comparisons are
+        seen only where others have a certain outcome.
+        """
+        if node.number in self.decisions:
+            step = self.decisions[node.number]
+        elif not self.static:
+            found = np.flatnonzero(np.any(form[:-1] != 0, axis=1))
+            if not found.size:
+                raise NotAffineError(f"{node.source} compares what it feeds back")
+            step = int(found[-1])
+        else:
+            known = self._static_forms
+            step = next((k for k, other in enumerate(known) if _proportional(other, form)), len(known))
+            if step == len(known):
+                known.append(form)
+        newest = form[0 if self.static else step]
+        if not (np.all(newest > 0) or np.all(newest < 0)):
+            raise NotAffineError(f"{node.source} compares currents of different signs")
+        self.decisions[node.number] = step
+        return step, 1 if newest[0] > 0 else -1
 
     def _evaluate(self, decide: _Decide) -> Mapping[int, Form]:
         fed = () if self.feedback is None else (node for node in self.feedback.nodes if node is not None)
@@ -162,6 +166,8 @@ class Closure:
             elif node.op == "const":
                 form = np.zeros((rows, 1))
                 form = _with_constant(form, _per_channel(node, rank))
+            elif not node.pointwise:
+                raise NotAffineError(f"{node.source} enters beside the sum of all currents")
             else:
                 with np.errstate(all="ignore"):
                     form = _apply(node, [values[a.number] for a in node.args], decide)

@@ -1,17 +1,18 @@
-"""Operators that are layers: matrix products, convolutions, pooling, normalization, reductions."""
+"""Operators that are layers: matrix products, convolutions, pooling, normalization."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .executor import Executor, Handler, Inputs
 from .graph import Constant, GraphNode
-from .operands import batched, map_steps, source_text, tensor_of
-from .shapes import axes_of
+from .operands import batched, integers_of, map_steps, source_text, tensor_of
+from .reductions import window_over
 from .steps import StepNode, Synapse
-from .values import RefusalError, Series, Tensor, Value, axis_of, reshape_features, single
+from .values import RefusalError, Series, Tensor, Value, axis_of, single
 
 
 def _gemm(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
@@ -27,13 +28,28 @@ def _gemm(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
 
 def _matmul(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
     weight = inputs[1]
+    if isinstance(weight, Constant) and weight.array.ndim > 2:
+        weight = _same_matrix(weight)
     if not isinstance(weight, Constant) or weight.array.ndim != 2:
         raise RefusalError("expected a constant matrix as second factor")
-    x = single(tensor_of(inputs[0]))
+    return [_linear(executor, node, _not_over_time(inputs[0]), weight, None, False)]
+
+
+def _not_over_time(value: Value | None) -> Tensor:
+    """Return a tensor whose last dimension is not time."""
+    x = single(tensor_of(value))
     assert isinstance(x, StepNode | Series)
     if isinstance(x, Series) and x.axis == len(x.shape) - 1:
         raise RefusalError("a matrix product over time steps")
-    return [_linear(executor, node, x, weight, None, False)]
+    return x
+
+
+def _same_matrix(weight: Constant) -> Constant:
+    """Return the matrix that a constant of more dimensions repeats."""
+    matrices = weight.array.reshape(-1, *weight.shape[-2:])
+    if (matrices != matrices[0]).any():
+        raise RefusalError("a product with other weights in every time step or sample")
+    return Constant(matrices[0], weight.name)
 
 
 def _linear(
@@ -74,7 +90,8 @@ def _conv(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
         batch, channels, *sizes = step.shape
         if channels != inner * group or len(sizes) != len(kernel) or (bias is not None and bias.shape != (outputs,)):
             raise ValueError(f"weights {list(weight.shape)} meet an input {list(step.shape)}")
-        window = _window(node, tuple(kernel), tuple(sizes))
+        step, around = _unpadded(step)
+        window = _window(node, tuple(kernel), tuple(step.shape[2:]), around)
         shape = (batch, outputs, *window.result)
         key = (*digests, window.kernel, window.stride, window.pads, window.dilation, group)
         return executor.steps.node("conv", [step], shape, source_text(node), key=key, scope=node.scope, synapse=synapse)
@@ -91,11 +108,23 @@ class _Window:
     result: tuple[int, ...]
 
 
-def _window(node: GraphNode, kernel: tuple[int, ...], sizes: tuple[int, ...]) -> _Window:
+def _unpadded(step: StepNode) -> tuple[StepNode, tuple[int, ...]]:
+    """Return what zeros were put around, and how many in front and behind, by dimension."""
+    if step.op != "pad":
+        return step, (0,) * 2 * (len(step.shape) - 2)
+    return step.args[0], tuple(int(str(n)) for n in step.key)
+
+
+def _window(
+    node: GraphNode, kernel: tuple[int, ...], sizes: tuple[int, ...], around: tuple[int, ...] | None = None
+) -> _Window:
+    """Return the window over maps of ``sizes``, which have ``around`` zeros around them before the node pads them."""
     rank = len(kernel)
     stride = node.integers("strides", (1,) * rank)
     dilation = node.integers("dilations", (1,) * rank)
     pads = node.integers("pads", (0,) * 2 * rank)
+    around = around or (0,) * 2 * rank
+    sizes = tuple(size + around[axis] + around[axis + rank] for axis, size in enumerate(sizes))
     if not len(stride) == len(dilation) == rank or len(pads) != 2 * rank or len(sizes) != rank or min(stride) < 1:
         raise ValueError("the attributes of the window do not fit its input")
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -117,6 +146,7 @@ def _window(node: GraphNode, kernel: tuple[int, ...], sizes: tuple[int, ...]) ->
         if up and room % s:
             raise RefusalError("windows that reach over the edge (ceil_mode)")
         result.append(room // s + 1)
+    pads = tuple(a + b for a, b in zip(pads, around, strict=True))
     return _Window(kernel, stride, pads, dilation, tuple(result))
 
 
@@ -126,8 +156,12 @@ def _pool(op: str) -> Handler:
         kernel = node.integers("kernel_shape", ())
 
         def apply(step: StepNode) -> StepNode:
-            window = _window(node, kernel, step.shape[2:])
-            if op == "avgpool" and any(window.pads) and not node.integer("count_include_pad", 0):
+            around = None
+            if op == "avgpool":
+                step, around = _unpadded(step)
+            window = _window(node, kernel, step.shape[2:], around)
+            own = window.pads if around is None else _difference(window.pads, around)
+            if op == "avgpool" and any(own) and not node.integer("count_include_pad", 0):
                 raise RefusalError("an average that leaves its padding out is not supported yet")
             key = (window.kernel, window.stride, window.pads, window.dilation)
             return executor.steps.node(
@@ -139,20 +173,53 @@ def _pool(op: str) -> Handler:
     return handle
 
 
-def _global_pool(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
-    return [map_steps(batched(executor, inputs[0], source_text(node)), lambda step: _whole_map(executor, node, step))]
+def _difference(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
 
 
-def _whole_map(executor: Executor, node: GraphNode, step: StepNode) -> StepNode:
-    sizes = step.shape[2:]
-    key = (sizes, sizes, (0,) * 2 * len(sizes), (1,) * len(sizes))
-    shape = (*step.shape[:2], *(1 for _ in sizes))
-    return executor.steps.node("avgpool", [step], shape, source_text(node), key=key, scope=node.scope)
+def _global_pool(op: str) -> Handler:
+    def handle(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
+        def apply(step: StepNode) -> StepNode:
+            return window_over(executor, op, step, step.shape[2:], source_text(node), node.scope)
+
+        return [map_steps(batched(executor, inputs[0], source_text(node)), apply)]
+
+    return handle
+
+
+def _pad(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
+    """Put zeros around maps; the layer behind takes them in."""
+    x = batched(executor, inputs[0], source_text(node))
+    rank = len(x.shape)
+    pads = integers_of(inputs[1], "pads") if len(inputs) > 1 else list(node.integers("pads", ()))
+    value = inputs[2] if len(inputs) > 2 else None
+    axes = [axis_of(axis, rank) for axis in integers_of(inputs[3], "axes")] if len(inputs) > 3 else list(range(rank))
+    if value is not None and (not isinstance(value, Constant) or value.uniform != 0.0):
+        raise RefusalError("a padding with numbers other than 0")
+    if node.text("mode", "constant") != "constant":
+        raise RefusalError(f"a padding of mode {node.text('mode', '')}")
+    amounts = [[0, 0] for _ in range(rank)]
+    for place, axis in enumerate(axes):
+        amounts[axis] = [pads[place], pads[place + len(axes)]]
+    if any(n < 0 for pair in amounts for n in pair) or any(n for pair in amounts[:2] for n in pair):
+        raise RefusalError("a padding of samples or channels, or one that cuts off")
+    key = tuple(pair[side] for side in (0, 1) for pair in amounts[2:])
+    if not any(key):
+        return [x]
+
+    def apply(step: StepNode) -> StepNode:
+        shape = tuple(size + sum(pair) for size, pair in zip(step.shape, amounts, strict=True))
+        return executor.steps.node("pad", [step], shape, source_text(node), key=key, scope=node.scope)
+
+    return [map_steps(x, apply)]
 
 
 def _batch_norm(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
-    if node.integer("training_mode", 0):
-        raise RefusalError("batch normalization in training mode", "export with torch.onnx.TrainingMode.EVAL")
+    if node.integer("training_mode", 0) or (executor.opset < 14 and len(node.outputs) > 1):
+        executor.note(
+            f"{source_text(node)}: normalizes by the statistics of its batch in the file; here in training, by those "
+            "of all time steps, and by running statistics otherwise"
+        )
     parts = [value for value in inputs[1:5] if isinstance(value, Constant)]
     if len(parts) != 4:
         raise RefusalError("expected constant scale, bias, mean and variance")
@@ -167,30 +234,22 @@ def _batch_norm(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Val
             "batchnorm", [step], step.shape, source_text(node), key=key, scope=node.scope, synapse=synapse
         )
 
-    return [map_steps(batched(executor, inputs[0], source_text(node)), apply)]
+    # running statistics are not computed: every time step starts from those of the file
+    return [map_steps(batched(executor, inputs[0], source_text(node)), apply), mean, variance, mean, variance]
 
 
-def _reduce(kind: str) -> Handler:
-    def handle(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
-        x = tensor_of(inputs[0])
-        rank, keep = len(x.shape), bool(node.integer("keepdims", 1))
-        axes = axes_of(node, inputs)
-        chosen = sorted(axis_of(axis, rank) for axis in axes) if axes else list(range(rank))
-        if isinstance(x, Series) and chosen == [x.axis]:
-            result = executor.steps.node(f"time_{kind}", x.nodes, x.nodes[0].shape, source_text(node), scope=node.scope)
-            return [Series((result,), x.axis) if keep else result]
-        if kind != "mean" or chosen != list(range(rank - len(chosen), rank)):
-            raise RefusalError("a reduction that is neither over time nor a mean over maps")
-
-        def apply(step: StepNode) -> StepNode:
-            if len(step.shape) - len(chosen) != 2:
-                raise RefusalError("a mean that is not over whole maps")
-            pooled = _whole_map(executor, node, step)
-            return pooled if keep else reshape_features(executor.steps, pooled, step.shape[1:2], source_text(node))
-
-        return [map_steps(x, apply)]
-
-    return handle
+def _einsum(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
+    """Handle products of the last dimension with a constant matrix, in any order of the factors."""
+    terms, arrow, result = node.text("equation", "").replace(" ", "").partition("->")
+    factors = list(zip(terms.split(","), inputs, strict=True))
+    if len(factors) == 2 and isinstance(factors[0][1], Constant):
+        factors.reverse()
+    (letters, x), (matrix, weight) = factors if len(factors) == 2 else (("", None), ("", None))
+    if isinstance(weight, Constant) and len(matrix) == 2 and arrow:
+        for outputs_first, (outer, inner) in ((True, matrix), (False, matrix[::-1])):
+            if letters.endswith(inner) and outer not in letters and result == letters[:-1] + outer:
+                return [_linear(executor, node, _not_over_time(x), weight, None, outputs_first)]
+    raise RefusalError("expected the product of the last dimension with a constant matrix")
 
 
 LAYERS: dict[str, Handler] = {
@@ -199,9 +258,9 @@ LAYERS: dict[str, Handler] = {
     "Conv": _conv,
     "AveragePool": _pool("avgpool"),
     "MaxPool": _pool("maxpool"),
-    "GlobalAveragePool": _global_pool,
+    "GlobalAveragePool": _global_pool("avgpool"),
+    "GlobalMaxPool": _global_pool("maxpool"),
     "BatchNormalization": _batch_norm,
-    "ReduceMean": _reduce("mean"),
-    "ReduceSum": _reduce("sum"),
-    "ReduceMax": _reduce("max"),
+    "Einsum": _einsum,
+    "Pad": _pad,
 }

@@ -19,9 +19,9 @@ from h2learn.compiler.model import Model
 
 from .emit import Output, Plan, prepare
 from .executor import MAX_STEPS, Executor, Problem
-from .forms import pointwise_order
 from .graph import Constant, Graph, GraphInput, read_graph
 from .operators import new_executor
+from .outputs import NotedError, roll_reduction
 from .roll import Layer, Roller
 from .step_graph import weight_inputs
 from .steps import StepNode
@@ -217,7 +217,12 @@ def _attempt(
     outputs = _outputs(executor, graph, form, values)
     roller = Roller(executor.refuse, NEURONS[neurons] if neurons is not None else None)
     found = _layers(executor, roller, outputs, sizes.steps)
-    plan = _plan(file, executor, roller, first.name, form, found) if len(found) == len(outputs) else None
+    whole = len(found) + len(roller.left_out) == len(outputs)
+    plan = _plan(file, executor, roller, first.name, form, found) if found and whole else None
+    if plan is not None and form.time_axis is not None and plan.time_steps != sizes.steps:
+        executor.refuse(
+            first.name, "input", f"the outputs need {plan.time_steps} of its {sizes.steps} time steps", "cut it before"
+        )
     if plan is not None:
         plan.given = frozenset(given)
         prepare(plan, executor.refuse)
@@ -322,19 +327,24 @@ def _layers(executor: Executor, roller: Roller, outputs: Sequence[tuple[str, Val
     for name, value in outputs:
         if isinstance(value, Refused):
             continue
+        told = len(executor.problems)
         try:
-            nodes, readout = _over_steps(value, steps if roller.activation is not None else None)
+            one = _found(executor, roller, name, value, steps)
+        except NotedError:
+            one = None
         except RefusalError as error:
             executor.refuse(name, "output", str(error), error.hint)
-            continue
-        layer = roller.roll(nodes)
-        if layer is not None and readout is not None:
-            layer = Layer(readout.op, readout, (layer,))
-            roller.layers.append(layer)
-        if layer is not None:
-            axis = value.axis if isinstance(value, Series) else 0
-            found.append(_Found(Output(name, layer, axis), len(nodes)))
+            one = None
+        if one is not None:
+            found.append(one)
+        elif found and not _is_over_time(value) and len(executor.problems) > told:
+            del executor.problems[told:]
+            roller.left_out.append(name)
     return found
+
+
+def _is_over_time(value: Value) -> bool:
+    return isinstance(value, Series) or (isinstance(value, StepNode) and value.op.startswith("time_"))
 
 
 def _plan(
@@ -349,78 +359,33 @@ def _plan(
         return None
     if counts == {1} and None in inputs:
         executor.refuse(input_name, "input", "a network without time", NEURONS_HINT)
-    return Plan(file, Path(file).stem, input_name, form.time_axis or 0, counts.pop(), layers, outputs)
+    plan = Plan(file, Path(file).stem, input_name, form.time_axis or 0, counts.pop(), layers, outputs)
+    plan.notes += executor.notes
+    plan.notes += [f"output {name} is left out: a state behind the last time step" for name in roller.left_out]
+    return plan
 
 
-def _over_steps(value: Value, repeat: int | None) -> tuple[tuple[StepNode, ...], StepNode | None]:
-    """Return the nodes of all steps, and the readout that reduces them; ``repeat`` gives a network time."""
+def _found(executor: Executor, roller: Roller, name: str, value: Value, steps: int) -> _Found | None:
+    """Return an output as a layer over time, or as a readout; raises RefusalError, None when reasons were told."""
+    kept = None
+    if isinstance(value, Series) and len(value.nodes) == 1 and steps > 1 and value.axis >= 0:
+        value, kept = value.nodes[0], value.axis
     if isinstance(value, Series):
         if value.axis < 0:
             raise RefusalError("an output with time folded into the batch", "unfold it to T x N x ...")
-        return value.nodes, None
+        layer = roller.roll(value.nodes)
+        return None if layer is None else _Found(Output(name, layer, value.axis), len(value.nodes))
     if not isinstance(value, StepNode):
         raise RefusalError("it does not depend on the network's input")
-    if repeat is not None:
-        nodes = (value,) * repeat
-        return nodes, _readout("mean", nodes, value)
-    if value.op.startswith("time_"):
-        return value.args, value
-    return _mean(value) or _last(value)
-
-
-def _readout(kind: str, nodes: Sequence[StepNode], like: StepNode) -> StepNode:
-    return StepNode(-1, f"time_{kind}", tuple(nodes), (), like.shape, like.source)
-
-
-def _mean(value: StepNode) -> tuple[tuple[StepNode, ...], StepNode] | None:
-    """Return the steps of a mean that is spelled as a sum times a constant."""
-    factor, node = 1.0, value
-    while node.op in ("mul", "div"):
-        numbers = [_scalar(a) for a in node.args]
-        if (numbers[0] is None) == (numbers[1] is None) or (node.op == "div" and numbers[1] is None):
-            break
-        number = numbers[0] if numbers[0] is not None else numbers[1]
-        assert number is not None
-        factor = factor * number if node.op == "mul" else factor / number if number else math.inf
-        node = node.args[1] if numbers[0] is not None else node.args[0]
-    terms = node.args if node.op == "time_sum" else _terms(node)
-    if len(terms) < 2 or len({(t.op, t.shape) for t in terms}) > 1:
-        return None
-    kind = "mean" if abs(factor * len(terms) - 1) < 1e-6 else "sum"
-    return terms, _readout(kind, terms, value)
-
-
-def _last(value: StepNode) -> tuple[tuple[StepNode, ...], StepNode]:
-    """Return the steps of a potential of which only the last one is an output: each has one current more."""
-    leaves: dict[int, frozenset[int]] = {}
-    steps: dict[int, StepNode] = {}
-    for node in pointwise_order([value]):
-        inner = [leaves[a.number] for a in node.args] if node.pointwise else [frozenset({node.number})]
-        leaves[node.number] = frozenset().union(*inner)
-        count = len(leaves[node.number])
-        if count and (count not in steps or node.op == value.op):
-            steps[count] = node
-    nodes = [steps[count] for count in sorted(steps)]
-    if len(nodes) < 2 or sorted(steps) != list(range(1, len(steps) + 1)) or not value.pointwise:
-        raise RefusalError("an output of a single time step", f"stack all time steps, or average them; {NEURONS_HINT}")
-    nodes[-1] = value
-    return tuple(nodes), _readout("last", nodes, value)
-
-
-def _scalar(node: StepNode) -> float | None:
-    return float(node.value) if node.op == "const" and node.value is not None and node.value.size == 1 else None
-
-
-def _terms(node: StepNode) -> tuple[StepNode, ...]:
-    """Return the terms of a sum, oldest first; a 0 that it starts from is none."""
-    found, waiting = [], [node]
-    while waiting:
-        current = waiting.pop()
-        if current.op == "add":
-            waiting += current.args
-        elif _scalar(current) != 0.0:
-            found.append(current)
-    return tuple(sorted(found, key=lambda term: term.number))
+    if roller.activation is not None:
+        shown = StepNode(-1, "time_mean", (value,) * steps, (), value.shape, value.source)
+        inner = roller.roll(shown.args)
+        if inner is None:
+            return None
+        roller.layers.append(Layer(shown.op, shown, (inner,)))
+        return _Found(Output(name, roller.layers[-1], kept_axis=kept), steps)
+    layer, count = roll_reduction(executor.steps, roller, value)
+    return _Found(Output(name, layer, kept_axis=kept), count)
 
 
 def _used(layers: Sequence[Layer], outputs: Sequence[Output]) -> list[Layer]:

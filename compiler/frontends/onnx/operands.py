@@ -8,6 +8,7 @@ import numpy as np
 
 from .executor import Executor
 from .graph import Array, Constant, GraphNode
+from .simplify import simplified
 from .steps import Key, StepNode
 from .values import RefusalError, Series, Tensor, Value, reshape_features, single
 
@@ -110,5 +111,6 @@ def pointwise(executor: Executor, op: str, values: Sequence[Value], node: GraphN
         shape = np.broadcast_shapes(*(o.shape for o in operands))
         if len(shape) > max(len(o.shape) for o in operands if o.op != "const"):
             raise RefusalError("it adds dimensions by broadcasting")
-        results.append(executor.steps.node(op, operands, tuple(shape), source, key=key, scope=node.scope))
+        plain = simplified(executor.steps, op, operands)
+        results.append(plain or executor.steps.node(op, operands, tuple(shape), source, key=key, scope=node.scope))
     return results[0] if layout is None else Series(tuple(results), layout.axis)

@@ -33,6 +33,8 @@ class Recognised:
     surrogate: tuple[str, float] | None = None
     assumed: bool = False
     """Whether the user chose the neuron, not the file."""
+    half: bool = False
+    """Whether the file has half a spike exactly at the threshold, where there is none here."""
 
 
 def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback: Feedback | None = None) -> Recognised:
@@ -47,6 +49,28 @@ def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback:
         return _Recogniser(closure).recognise()
     except NotAffineError as error:
         raise RefusalError(str(error)) from None
+
+
+def factor_of(outputs: Sequence[StepNode], leaves: Sequence[StepNode]) -> float | None:
+    """Return the one factor by which a computation multiplies its currents, whatever is compared on the way, or None.
+
+    That of a layer which compares nothing is the gain of a neuron like any other, unless it is 1.
+    """
+    found: set[float] = set()
+    compares = False
+    try:
+        for output, leaf in zip(outputs, leaves, strict=True):
+            closure = Closure((output,), (leaf,))
+            compares |= bool(closure.decisions)
+            for side in (BELOW, ABOVE):
+                (form,), _ = closure.run((side,))
+                if form.shape[1] > 1 or form[1, 0] != 0:
+                    return None
+                found.add(float(form[0, 0]))
+    except NotAffineError:
+        return None
+    factor = found.pop() if len(found) == 1 else 0.0
+    return factor if factor and (compares or factor == 1.0) else None
 
 
 @dataclass(frozen=True)
@@ -75,10 +99,11 @@ class _Recogniser:
         self.closure = closure
         self.count = len(closure.outputs)
         self.static = closure.static
+        self.half = False
 
     def recognise(self) -> Recognised:
         """Return the neuron; raises RefusalError."""
-        steps = sorted({decision.step for decision in self.closure.decisions.values()})
+        steps = sorted(set(self.closure.decisions.values()))
         if steps != list(range(len(steps))) or len(steps) > self.count:
             raise RefusalError("its thresholds are not one per time step")
         fires = bool(steps)
@@ -92,7 +117,7 @@ class _Recogniser:
             except RefusalError as error:
                 refused = refused or error
                 continue
-            return Recognised(_description(constants, compare), output, self._surrogate())
+            return Recognised(_description(constants, compare), output, self._surrogate(), half=self.half)
         assert refused is not None
         raise refused
 
@@ -216,10 +241,15 @@ class _Recogniser:
     def _compare(self) -> str:
         """Return what happens exactly at the threshold."""
         outputs, decisions = self._run({0: EQUAL})
+        sides = []
         for name, side in (("ge", ABOVE), ("gt", BELOW)):
             same, known = self._run({0: side})
             if _all_close(outputs, same) and all(_close(decisions[t], known[t]) for t in decisions if t in known):
                 return name
+            sides.append(same)
+        if _all_close([2 * form for form in outputs], [below + above for above, below in zip(*sides, strict=True)]):
+            self.half = True
+            return "gt"
         raise RefusalError("spike and reset disagree exactly at the threshold")
 
     def _check(self, constants: _Constants, compare: str) -> str:

@@ -16,9 +16,12 @@ import numpy.typing as npt
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 
 from .forms import Feedback, pointwise_order
-from .recognise import Recognised, recognise
+from .recognise import Recognised, factor_of, recognise
 from .steps import StepNode
 from .values import RefusalError
+
+RANDOM = "random numbers inside the graph"
+RANDOM_HINT = "export the network without its encoder or its noise"
 
 Sequence_ = tuple[StepNode, ...]
 
@@ -51,6 +54,8 @@ class Roller:
     activation: NeuronDescription | None = None
     """What the activations (ReLU) of a network without time become."""
     layers: list[Layer] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Outputs that are states behind the last step."""
     _known: dict[tuple[int, ...], Layer | None] = field(default_factory=dict)
     _feedback: dict[int, Layer] = field(default_factory=dict)
 
@@ -71,10 +76,25 @@ class Roller:
                 self.layers.append(layer)
         return self._known[key]
 
+    def attempt(self, nodes: Sequence_) -> Layer | None:
+        """Return the layer as :meth:`roll` does; None, with nothing refused, where there is none."""
+        refuse, known, count = self.refuse, dict(self._known), len(self.layers)
+        self.refuse = _ignore
+        try:
+            layer = self.roll(nodes)
+        finally:
+            self.refuse = refuse
+        if layer is None:
+            self._known = known
+            del self.layers[count:]
+        return layer
+
     def _find(self, nodes: Sequence_) -> Layer | None:
         last = nodes[-1]
         if all(node.op == "input" for node in nodes):
             return self._input(nodes)
+        if last.op == "random":
+            raise RefusalError(RANDOM, RANDOM_HINT)
         if last.pointwise:
             return self._neuron(nodes)
         for step, node in enumerate(nodes):
@@ -102,6 +122,8 @@ class Roller:
             neuron = Recognised(self.activation, "spikes", assumed=True)
             return Layer("neuron", nodes[0], (source,), neuron) if source is not None else None
         groups = _new_leaves(nodes)
+        if any(leaf.op == "random" for group in groups for leaf in group):
+            raise RefusalError(RANDOM, RANDOM_HINT)
         fed = _feedback_of(groups)
         if fed is not None:
             groups = [[leaf for leaf in group if leaf is not back] for group, back in zip(groups, fed, strict=True)]
@@ -111,7 +133,13 @@ class Roller:
             currents = tuple(group[0] for group in groups if group)
             source = self.roll(currents * len(nodes) if static else currents)
             feedback = None if fed is None else Feedback(fed, _bias(fed[-1]))
-            found = recognise(nodes, currents, feedback)
+            factor = factor_of(nodes, currents) if feedback is None and not static else None
+            if factor == 1.0:
+                return source
+            if factor is not None:
+                found = Recognised(NeuronDescription(alpha=(0.0,), gain=(factor,), fires=False), "potentials")
+            else:
+                found = recognise(nodes, currents, feedback)
             if feedback is not None and feedback.starts_late and any(found.neuron.initial):
                 raise RefusalError(
                     "the first time step lacks the bias of the feedback", "feed zeros back in the first step"
@@ -139,20 +167,20 @@ class Roller:
         return self._feedback.setdefault(node.number, Layer(node.op, node))
 
 
+def _ignore(node: str, operator: str, reason: str, hint: str) -> None:
+    pass
+
+
 def _activated(node: StepNode) -> StepNode | None:
     """Return what a ReLU is applied to (also one that is cut off above, and a maximum with 0); None for other nodes."""
     if node.op == "min":
-        cut = [_activated(a) for a, b in (node.args, node.args[::-1]) if (_number(b) or 0.0) > 0]
+        cut = [_activated(a) for a, b in (node.args, node.args[::-1]) if (b.scalar or 0.0) > 0]
         return cut[0] if cut else None
     if node.op == "relu":
         return node.args[0]
-    if node.op == "max" and 0.0 in (numbers := [_number(a) for a in node.args]):
+    if node.op == "max" and 0.0 in (numbers := [a.scalar for a in node.args]):
         return node.args[1 - numbers.index(0.0)]
     return None
-
-
-def _number(node: StepNode) -> float | None:
-    return float(node.value) if node.op == "const" and node.value is not None and node.value.size == 1 else None
 
 
 def split_source(source: str) -> tuple[str, str]:

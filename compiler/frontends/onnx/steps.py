@@ -51,6 +51,11 @@ class StepNode:
         """Whether each element depends on the same element of the arguments only."""
         return self.op in POINTWISE
 
+    @property
+    def scalar(self) -> float | None:
+        """The value of a constant of one element."""
+        return float(self.value.reshape(())) if self.value is not None and self.value.size == 1 else None
+
 
 @dataclass
 class Steps:
@@ -85,8 +90,12 @@ class Steps:
         """Return a constant; one value everywhere becomes a scalar."""
         uniform = constant.uniform
         if uniform is not None:
-            return self.node("const", (), (), source, key=(uniform,), value=np.asarray(uniform))
+            return self.scalar(uniform, source)
         if constant.array.dtype.kind not in "biuf":
             raise ValueError("expected numbers as constant")
         value = constant.array.astype(np.float64)
         return self.node("const", (), constant.shape, source, key=(constant.digest,), value=value)
+
+    def scalar(self, value: float, source: str) -> StepNode:
+        """Return one number."""
+        return self.node("const", (), (), source, key=(value,), value=np.asarray(value))
