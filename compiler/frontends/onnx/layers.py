@@ -246,7 +246,8 @@ def _einsum(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
         factors.reverse()
     (letters, x), (matrix, weight) = factors if len(factors) == 2 else (("", None), ("", None))
     if isinstance(weight, Constant) and len(matrix) == 2 and arrow:
-        for outputs_first, (outer, inner) in ((True, matrix), (False, matrix[::-1])):
+        for outputs_first in (True, False):
+            outer, inner = (matrix[0], matrix[1]) if outputs_first else (matrix[1], matrix[0])
             if letters.endswith(inner) and outer not in letters and result == letters[:-1] + outer:
                 return [_linear(executor, node, _not_over_time(x), weight, None, outputs_first)]
     raise RefusalError("expected the product of the last dimension with a constant matrix")

@@ -369,8 +369,8 @@ def _found(executor: Executor, roller: Roller, name: str, value: Value, steps: i
     """Return an output as a layer over time, or as a readout; raises RefusalError, None when reasons were told."""
     kept = None
     if isinstance(value, Series) and len(value.nodes) == 1 and steps > 1 and value.axis >= 0:
-        value, kept = value.nodes[0], value.axis
-    if isinstance(value, Series):
+        kept, value = value.axis, value.nodes[0]
+    elif isinstance(value, Series):
         if value.axis < 0:
             raise RefusalError("an output with time folded into the batch", "unfold it to T x N x ...")
         layer = roller.roll(value.nodes)
@@ -384,8 +384,8 @@ def _found(executor: Executor, roller: Roller, name: str, value: Value, steps: i
             return None
         roller.layers.append(Layer(shown.op, shown, (inner,)))
         return _Found(Output(name, roller.layers[-1], kept_axis=kept), steps)
-    layer, count = roll_reduction(executor.steps, roller, value)
-    return _Found(Output(name, layer, kept_axis=kept), count)
+    readout, count = roll_reduction(executor.steps, roller, value)
+    return _Found(Output(name, readout, kept_axis=kept), count)
 
 
 def _used(layers: Sequence[Layer], outputs: Sequence[Output]) -> list[Layer]:
