@@ -131,6 +131,7 @@ _VECTOR_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "v.reduce": (1, 0, 0, 0),
     "v.spread": (0, 0, 1, 1),
     "v.map": (1, 0, 0, 0),
+    "v.pack": (1, 0, 1, 0),
     "v.stat": (3, 2, 0, 0),
     "v.fold": (2, 2, 0, 0),
     "v.norm": (4, 4, 0, 0),

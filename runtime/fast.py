@@ -19,7 +19,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn import isa, numerics
 
 from . import reference
-from .kernels import bits, convolution, transfer, vector
+from .kernels import bits, convolution, planes, transfer, vector
 from .kernels.bits import F32, U16, U32, U64
 from .kernels.convolution import I32, Shape
 from .kernels.rows import LANES
@@ -32,6 +32,7 @@ from .operation import (
     check_dispatch,
     input_shape,
     item_bytes,
+    not_fixed_point,
     open_operands,
     slot_bytes,
     spans,
@@ -119,6 +120,8 @@ def fe_fill(op: Operation, buffers: Buffers) -> Work:
 
 def fe_run(op: Operation, buffers: Buffers) -> Work:
     """``fe.run``: acc += entry[tap][group][pattern], taps then groups ascending, zero patterns skipped."""
+    if op.number("planes"):
+        return _fe_run_planes(op, buffers)
     taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
     groups = -(-c // fan)
     (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
@@ -137,11 +140,37 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
     )
     total = positions * taps * groups
     work = lookup_work(total, total - adds, k, spikes, positions * taps * c, int(bits.count_nonfinite(acc)))
+    return _with_lane_cycles(op, work, lists[1])
+
+
+def _fe_run_planes(op: Operation, buffers: Buffers) -> Work:
+    """``fe.run`` on bit-planes: as on spikes, with a factor for every listed pattern."""
+    taps, c, k, fan, depth = _taps(op), op.number("c"), op.number("k"), op.number("fan"), op.number("planes")
+    groups = -(-c // fan)
+    (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
+    sources, positions, width = imgs * ih * iw, imgs * oh * ow, groups * depth
+    lists = *_lists(sources, width), _scratch("spikes", sources, np.uint32)
+    form = (depth, op.number("frac"), op.choice("signed") == "yes")
+    _run(planes.list_planes, sources, 4 * sources * width, buffers["s"], c, k, fan, form, *lists)
+    acc, tables = buffers["acc"].view(np.float32), _reals(op, "lut", buffers["lut"])
+    adds, spikes = _run(
+        planes.sum_planes,
+        positions,
+        positions * taps * width * (k + 16) // 4,
+        *(acc, op.init, tables, *lists, *_forward_maps(op), width, groups << fan, k),
+        counters=2,
+    )
+    total, inputs = positions * taps * width, positions * taps * c * depth
+    work = lookup_work(total, total - adds, k, spikes, inputs, int(bits.count_nonfinite(acc)), depth)
+    return _with_lane_cycles(op, work, lists[2])
+
+
+def _with_lane_cycles(op: Operation, work: Work, counts: U32) -> Work:
+    """Add the cycles of lanes that skip zero patterns; ``counts``: the others of every input position."""
     if skips_zero_patterns(op):
         passes, lanes, least = lane_passes(op)
-        work.counts["lane_cycles"] = passes * int(
-            convolution.lane_time(lists[1], *_forward_maps(op), imgs, lanes, least)
-        )
+        busiest = convolution.lane_time(counts, *_forward_maps(op), op.number("imgs"), lanes, least)
+        work.counts["lane_cycles"] = passes * int(busiest)
     return work
 
 
@@ -382,6 +411,18 @@ def v_map(op: Operation, buffers: Buffers) -> Work:
             np.add(values[0].reshape(n, k), values[1].reshape(-1, k), out=result.reshape(n, k))
     _finish(op, buffers["dst"], result, n, counts)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(result))})
+
+
+def v_pack(op: Operation, buffers: Buffers) -> Work:
+    """``v.pack``: bit-planes of fixed-point numbers."""
+    n, k, depth, frac = op.number("n"), op.number("k"), op.number("planes"), op.number("frac")
+    x = _reals(op, "src", buffers["src"])
+    (wrong,) = _run(
+        planes.pack, n, 2 * n * k, x, k, (depth, frac, op.choice("signed") == "yes"), buffers["dst"], counters=1
+    )
+    if wrong:
+        raise not_fixed_point(op, float(x[planes.first_wrong(x, depth, frac, op.choice("signed") == "yes")]))
+    return Work({"elements": n * k})
 
 
 def _unrounded(op: Operation, target: Bytes, size: int) -> F32:
@@ -831,6 +872,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.reduce": v_reduce,
     "v.spread": v_spread,
     "v.map": v_map,
+    "v.pack": v_pack,
     "v.stat": v_stat,
     "v.fold": v_fold,
     "v.norm": v_norm,

@@ -81,9 +81,9 @@ class Work:
 
     * ``ld st``: ``rows`` that exist, ``zero_rows`` that do not, DRAM ``bytes`` moved (slots: live bytes only)
     * ``fe.fill``: ``entries`` (2^fan - 1 per tap, group, output channel), ``adds``
-    * ``fe.run wu.run``: ``patterns`` (fe: positions*taps*groups; wu: groups*taps*c), ``zero_patterns`` among them,
-      ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part of ``inputs`` bits,
-      ``synaptic_operations`` = spikes*k, ``dense_products`` = inputs*k; wu also ``groups``, ``table_adds`` and
+    * ``fe.run wu.run``: ``patterns`` (fe: positions*taps*groups*planes; wu: groups*taps*c), ``zero_patterns`` among
+      them, ``lookups`` = patterns*k, ``adds`` = non-zero patterns*k, ``spikes`` that took part of ``inputs`` bits,
+      ``synaptic_operations`` = spikes*k, ``dense_products`` = values*k; wu also ``groups``, ``table_adds`` and
       ``live_inputs`` (live gradients) of ``dense_inputs``, fe.run that skips zero patterns ``lane_cycles``
     * ``be.fwd be.run be.wgt``: ``positions``, ``live_inputs`` (live (tap, channel) inputs summed over positions),
       ``live_outputs`` (of ``dense_inputs`` and ``dense_outputs``), ``products`` (live inputs x live outputs),
@@ -142,6 +142,15 @@ def open_operands(op: Operation, memories: Memories) -> dict[str, Bytes]:
         if error.location is not None:
             raise
         raise op.fault(error.message, error.hint) from error
+
+
+def not_fixed_point(op: Operation, value: float) -> H2LearnError:
+    """Return the fault of a value that has no bit-planes of the descriptor's number and weight."""
+    form = f"{op.number('planes')}-bit {'signed' if op.number('signed') else 'unsigned'}"
+    return op.fault(
+        f"{value:g} is no {form} multiple of 2^{-op.number('frac')}",
+        "the model declares such numbers; give them, or compile with --mapping operand_form=multipliers",
+    )
 
 
 def require(op: Operation, **limits: tuple[int, int]) -> None:
@@ -235,7 +244,8 @@ def _fe_fill(op: Operation) -> dict[str, int]:
 
 def _fe_run(op: Operation) -> dict[str, int]:
     require(op, c=_EXTENT, k=_EXTENT)
-    spikes = _input_positions(op) * _packed(op.number("c"))
+    require(op, planes=(0, isa.MAX_PLANES), signed=(0, 1))
+    spikes = _input_positions(op) * max(1, op.number("planes")) * _packed(op.number("c"))
     return {"acc": _positions(op) * op.number("k") * 4, "s": spikes, "lut": _tables(op)}
 
 
@@ -374,6 +384,12 @@ def _v_map(op: Operation) -> dict[str, int]:
     return {name: _element_bytes(op, op.choice(name), op.number("n")) for name in names}
 
 
+def _v_pack(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT, planes=(1, isa.MAX_PLANES), signed=(0, 1))
+    n, k = op.number("n"), op.number("k")
+    return {"dst": n * op.number("planes") * _packed(k), "src": n * k * item_bytes(op)}
+
+
 NORM_ROWS = {"sum": 1, "square": 2, "product": 3, "forward": 5, "backward": 6}
 """Kind of v.stat and v.norm -> parameter rows that it reads."""
 
@@ -473,6 +489,7 @@ _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "v.drop": _v_drop,
     "v.reduce": _v_reduce,
     "v.map": _v_map,
+    "v.pack": _v_pack,
     "v.stat": _v_stat,
     "v.fold": _v_fold,
     "v.norm": _v_norm,

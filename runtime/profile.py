@@ -68,6 +68,7 @@ _PHASE_OF_MNEMONIC = {
     "v.drop": "forward",
     "v.reduce": "forward",
     "v.map": "forward",
+    "v.pack": "forward",
     "v.stat": "forward",
     "v.fold": "forward",
     "v.norm": "forward",

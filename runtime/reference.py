@@ -24,6 +24,7 @@ from .operation import (
     has_synapse,
     input_shape,
     item_bytes,
+    not_fixed_point,
     open_operands,
     parameter_rows,
     slot_bytes,
@@ -99,6 +100,8 @@ def fe_fill(op: Operation, buffers: Buffers) -> Work:
 
 def fe_run(op: Operation, buffers: Buffers) -> Work:
     """``fe.run``: acc += entry[tap][group][pattern], taps then groups ascending, zero patterns skipped."""
+    if op.number("planes"):
+        return _fe_run_planes(op, buffers)
     taps, k, fan = _taps(op), op.number("k"), op.number("fan")
     groups = -(-op.number("c") // fan)
     patterns = _patterns(_input_spikes(op, buffers["s"]), groups, fan)
@@ -116,6 +119,34 @@ def fe_run(op: Operation, buffers: Buffers) -> Work:
     total = int(np.prod(_positions_shape(op))) * taps * groups
     inputs = int(np.prod(_positions_shape(op))) * taps * op.number("c")
     work = lookup_work(total, total - int(nonzero.sum()), k, spikes, inputs, nonfinite(acc))
+    if skips_zero_patterns(op):
+        work.counts["lane_cycles"] = lane_cycles(op, nonzero)
+    return work
+
+
+def _fe_run_planes(op: Operation, buffers: Buffers) -> Work:
+    """``fe.run`` on bit-planes: acc += ldexp(entry, plane - frac), planes innermost, the sign plane subtracted."""
+    taps, c, k, fan, depth = _taps(op), op.number("c"), op.number("k"), op.number("fan"), op.number("planes")
+    groups = -(-c // fan)
+    bits = _unpack(buffers["s"], (op.number("imgs"), *input_shape(op), depth, c))
+    planes = [_patterns(bits[..., plane, :], groups, fan) for plane in range(depth)]
+    lut = _load(buffers["lut"], op.storage()).reshape(taps, groups, 1 << fan, k)
+    acc = _start(op, buffers["acc"], _positions_shape(op) + (k,))
+    nonzero, spikes = np.zeros(_positions_shape(op), np.int64), 0
+    for tap in range(taps):
+        windows = [_window(op, patterns, tap) for patterns in planes]
+        for group in range(groups):
+            for plane, window in enumerate(windows):
+                p = window[..., group]
+                entry = np.ldexp(lut[tap, group][p], plane - op.number("frac")).astype(np.float32)
+                negative = op.choice("signed") == "yes" and plane == depth - 1
+                acc = np.where((p != 0)[..., None], acc - entry if negative else acc + entry, acc)
+                nonzero += p != 0
+                spikes += int(np.bitwise_count(p).sum())
+    _save(buffers["acc"], acc, "f32")
+    positions = int(np.prod(_positions_shape(op)))
+    total, inputs = positions * taps * groups * depth, positions * taps * c * depth
+    work = lookup_work(total, total - int(nonzero.sum()), k, spikes, inputs, nonfinite(acc), depth)
     if skips_zero_patterns(op):
         work.counts["lane_cycles"] = lane_cycles(op, nonzero)
     return work
@@ -483,6 +514,19 @@ def _operand(op: Operation, name: str, buffer: Bytes, shape: tuple[int, int], co
     return _load(buffer, "f32" if form == "f32" else op.storage()).reshape(shape)
 
 
+def v_pack(op: Operation, buffers: Buffers) -> Work:
+    """``v.pack``: bit-planes of fixed-point numbers."""
+    n, k, depth = op.number("n"), op.number("k"), op.number("planes")
+    scaled = np.ldexp(_load(buffers["src"], op.storage()).reshape(n, k).astype(np.float64), op.number("frac"))
+    lowest, highest = (-(1 << (depth - 1)), (1 << (depth - 1)) - 1) if op.number("signed") else (0, (1 << depth) - 1)
+    fits = (scaled == np.floor(scaled)) & (scaled >= lowest) & (scaled <= highest)
+    if not fits.all():
+        raise not_fixed_point(op, float(np.ldexp(scaled[~fits][0], -op.number("frac"))))
+    numbers = scaled.astype(np.int64)
+    _pack(buffers["dst"], np.stack([(numbers >> plane) & 1 == 1 for plane in range(depth)], axis=1))
+    return Work({"elements": n * k})
+
+
 def v_stat(op: Operation, buffers: Buffers) -> Work:
     """``v.stat``: sums over the valid samples, for batch statistics and the gradients of batch normalisation."""
     kind, k = op.choice("kind"), op.number("k")
@@ -791,6 +835,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.reduce": v_reduce,
     "v.spread": v_spread,
     "v.map": v_map,
+    "v.pack": v_pack,
     "v.stat": v_stat,
     "v.fold": v_fold,
     "v.norm": v_norm,

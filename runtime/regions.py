@@ -158,6 +158,11 @@ def taps(desc: Desc) -> int:
     return int(desc["kh"]) * int(desc["kw"])
 
 
+def planes(desc: Desc) -> int:
+    """Return the bit-planes of a value; spikes are one."""
+    return max(1, int(desc["planes"]))
+
+
 def _transfer(mnemonic: str, desc: Desc, y: int, x: int) -> tuple[Access, ...]:
     run = int(desc["run"])
     full = tuple(int(desc[f"n{d}"]) for d in range(4))
@@ -211,7 +216,7 @@ def _fe_fill(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
 def _fe_run(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     sums = conv_positions(desc) * int(desc["k"]) * 4
     lut = _tables(desc) if sums else 0
-    spikes = conv_input(desc) * _spikes(int(desc["c"]))
+    spikes = conv_input(desc) * planes(desc) * _spikes(int(desc["c"]))
     return [_read("s", spikes), _read("lut", lut), *_update("acc", sums, init)]
 
 
@@ -331,6 +336,11 @@ def _v_map(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     return [_read("a", sizes["a"]), *second, _write("dst", sizes["dst"])]
 
 
+def _v_pack(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    n, k = int(desc["n"]), int(desc["k"])
+    return [_read("src", n * k * item_bytes(desc)), _write("dst", n * planes(desc) * _spikes(k))]
+
+
 def _norm_positions(desc: Desc) -> int:
     return int(desc["steps"]) * int(desc["n"]) * int(desc["positions"])
 
@@ -400,6 +410,7 @@ _RULES: dict[str, Callable[[Desc, bool, Mapping[str, int]], list[Access]]] = {
     "v.drop": _v_drop,
     "v.reduce": _v_reduce,
     "v.map": _v_map,
+    "v.pack": _v_pack,
     "v.stat": _v_stat,
     "v.fold": _v_fold,
     "v.norm": _v_norm,

@@ -8,9 +8,9 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
 
   ========  ================================================================================================
   fe.fill   ceil(taps * groups * k * (2^fan - 1) / builder_entries), on the builder: one adder per entry and cycle
-  fe.run    ceil(k / lanes_k) * ceil(positions / lanes_p) * taps * groups; zero patterns cost their cycle. With
-            ``skip_zero_patterns`` ceil(k / lanes_k) times the busiest of ``lanes_p`` lanes: ``lane_cycles`` counted by
-            the execution
+  fe.run    ceil(k / lanes_k) * ceil(positions / lanes_p) * taps * groups * planes (1 for spikes); zero patterns
+            cost their cycle. With ``skip_zero_patterns`` ceil(k / lanes_k) times the busiest of ``lanes_p`` lanes:
+            ``lane_cycles`` counted by the execution
   be.*      the busiest processing element: ``pe_cycles`` counted from the actual bitmaps by the execution, for the
             mode of the instruction
   wu.run    ceil(k / lanes_k) * ceil(c * taps / lanes_c) * ceil(positions / fan)
@@ -39,7 +39,7 @@ from h2learn.backends.h2learn.isa import BY_MNEMONIC
 from h2learn.backends.h2learn.machine import Machine
 
 from .operation import BITMAP_BYTES, Memories, Operation
-from .regions import ADAMS, Access, Desc, conv_positions, existing_rows, groups, taps
+from .regions import ADAMS, Access, Desc, conv_positions, existing_rows, groups, planes, taps
 
 START_UP: dict[str, int] = {
     "FE": 8,  # pipeline: address, spike read, look-up, accumulate, write back (ours)
@@ -70,7 +70,7 @@ def static_cycles(mnemonic: str, desc: Desc, fields: Mapping[str, int], machine:
             return None
         lanes_k, lanes_p = forward_lanes(fields["shape"], machine.forward.lanes)
         passes = -(-int(desc["k"]) // lanes_k) * -(-conv_positions(desc) // lanes_p)
-        return START_UP["FE"] + passes * taps(desc) * groups(int(desc["c"]), int(desc["fan"]))
+        return START_UP["FE"] + passes * taps(desc) * groups(int(desc["c"]), int(desc["fan"])) * planes(desc)
     if mnemonic == "wu.run":
         unit = machine.weight_update
         passes = -(-int(desc["k"]) // unit.lanes_k) * -(-int(desc["c"]) * taps(desc) // unit.lanes_c)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .operation import ADAM_KINDS, Operation, Work, has_synapse
-from .regions import groups, taps
+from .regions import groups, planes, taps
 from .timing import forward_lanes
 
 F32 = npt.NDArray[np.float32]
@@ -84,10 +84,12 @@ def weight_work(
     )
 
 
-def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, inputs: int, not_finite: int) -> Work:
+def lookup_work(
+    patterns: int, zero_patterns: int, k: int, spikes: int, inputs: int, not_finite: int, depth: int = 1
+) -> Work:
     """Count look-ups: ``patterns`` rows of ``k`` outputs, of which the zero patterns are not added.
 
-    ``inputs``: how many bits the patterns hold, padding left out; ``spikes`` of them are 1.
+    ``inputs``: how many bits the patterns hold, padding left out; ``spikes`` of them are 1; ``depth`` bits are a value.
     """
     return Work(
         {
@@ -98,7 +100,7 @@ def lookup_work(patterns: int, zero_patterns: int, k: int, spikes: int, inputs: 
             "spikes": spikes,
             "inputs": inputs,
             "synaptic_operations": spikes * k,
-            "dense_products": inputs * k,
+            "dense_products": inputs // depth * k,
             "nonfinite": not_finite,
         }
     )
@@ -116,7 +118,7 @@ def skips_zero_patterns(op: Operation) -> bool:
 def lane_passes(op: Operation) -> tuple[int, int, int]:
     """Return passes over output channels, lanes for positions, and the least cycles of a position (its search)."""
     lanes_k, lanes_p = forward_lanes(op.fields["shape"], op.fields["skipping_lanes"])
-    patterns = groups(op.number("c"), op.number("fan"))
+    patterns = groups(op.number("c"), op.number("fan")) * planes(op.desc)
     return groups(op.number("k"), lanes_k), lanes_p, taps(op.desc) * groups(patterns, SEARCHED)
 
 

@@ -149,6 +149,14 @@ def _d(of: str) -> Field:
 
 
 _DTYPE = _e("dtype", ("f32", "f16"), "storage type of weights, membrane potentials, LUT entries and gradients")
+MAX_PLANES = 24
+"""Most bit-planes of a number: those that fp32 holds exactly."""
+
+_PLANES = (
+    _u("planes", 5, "bit-planes of a number (fe.run: 0 for spikes)", high=MAX_PLANES),
+    Field("frac", 6, Kind.INT, "plane p counts 2^(p - frac)"),
+    _e("signed", ("no", "yes"), "the last plane counts negative", bits=1),
+)
 _GBLK = _u("gblk", 8, "channels per gradient slot", low=0, high=64)
 _ENGINE = _e("engine", ENGINES, "the queue")
 _SEM = _u("sem", 7, "semaphore number")
@@ -208,6 +216,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _u("py", 16, "be.run: row offset of the tile's first position against gradient row 0"),
             _u("px", 16, "be.run: column offset"),
             _GBLK,
+            *_PLANES,
         ),
         "geometry of a convolution tile",
     ),
@@ -287,6 +296,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _f("hit", "v.loss mse: target of the label's class"),
             _f("miss", "v.loss mse: target of the other classes"),
             _f("share", "v.loss mse: factor of the loss; v.drop: factor of what stays"),
+            *_PLANES,
         ),
         "plain vector work",
     ),
@@ -482,8 +492,8 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         ("acc", "s", "lut"),
         ("acc",),
         "acc[pos][k] (+)= lut[tap][group][pattern(s)][k]",
-        "ceil(k/lanes_k) * ceil(positions/lanes_p) * taps * groups",
-        "Forward convolution of spikes by look-up.",
+        "ceil(k/lanes_k) * ceil(positions/lanes_p) * taps * groups * max(1, planes)",
+        "Forward convolution of spikes, or of numbers as bit-planes, by look-up.",
     ),
     Instruction(
         "be.fwd",
@@ -685,6 +695,17 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "dst = a, or a + b",
         "ceil(n*k/lanes)",
         "Sums of two values element by element, and changes of format.",
+    ),
+    Instruction(
+        "v.pack",
+        0x5A,
+        "VEC",
+        (_a("dst", "bit-planes"), _a("src", "fixed-point numbers, in storage type"), _d("vec")),
+        ("src",),
+        ("dst",),
+        "dst[pos][p][ch] = bit p of src[pos][ch] * 2^frac",
+        "ceil(n*k/lanes)",
+        "Cuts fixed-point numbers into bit-planes, packed along channels as spikes are.",
     ),
     Instruction(
         "v.stat",

@@ -82,18 +82,20 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
     tiles = k_tiles * areas * blocks
     fills = k_tiles if c_tiles == 1 else tiles * c_tiles
     groups = shape.taps * _up(t.c, fan)
-    if shape.real:
+    if not shape.looked_up:
         work = positions * shape.taps * t.c * _up(t.k, machine.backward.width)
         engine, fill = START + work / machine.backward.elements, 0.0
     else:
         passes = lane_shape(machine.forward.lanes, t.k, positions)[1]
-        engine = START + passes * groups * looked_up(machine, fan)
+        engine = START + passes * groups * max(1, shape.planes) * looked_up(machine, fan)
         fill = START + groups * t.k * ((1 << fan) - 1) / machine.forward.builder_entries
     vector = _up(shape.steps, t.steps) * k_tiles * areas * t.steps * _vector(t.positions * t.k, machine)
     weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
     source = images * _halo(t.rows, shape.kernel[0], shape.stride[0])
     source *= _halo(t.columns, shape.kernel[1], shape.stride[1])
     inputs = _rows(source, t.c * shape.item if shape.real else row_bytes("bits", t.c), t.c < shape.c, machine)
+    if shape.planes:
+        vector += tiles * c_tiles * _vector(source * t.c, machine)
     outs = t.steps * t.positions
     outputs = 2 * _rows(outs, row_bytes("bits", t.k), t.k < shape.k, machine)
     outputs += _rows(outs, t.k * shape.item, t.k < shape.k, machine)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import prod
 from typing import Any, NoReturn
@@ -22,7 +22,11 @@ from h2learn.compiler.mapping.streams import OVERLAPS
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 
 
-CHOICES: dict[str, tuple[str, ...]] = {"overlap": tuple(OVERLAPS), "double_buffering": ("on", "off")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "overlap": tuple(OVERLAPS),
+    "double_buffering": ("on", "off"),
+    "operand_form": ("planes", "multipliers"),
+}
 """Values of the choices that are no numbers."""
 
 
@@ -32,7 +36,8 @@ class TileLimits:
 
     ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``overlap``:
     which parts of it run side by side (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot
-    instead of two, in the same tiles, so that nothing is loaded while the tile before is at work.
+    instead of two, in the same tiles, so that nothing is loaded while the tile before is at work. ``operand_form``: how
+    numbers that have bit-planes enter a convolution.
     """
 
     steps: int | None = None
@@ -46,6 +51,7 @@ class TileLimits:
     group: int | None = None
     overlap: str | None = None
     double_buffering: str | None = None
+    operand_form: str | None = None
 
     @staticmethod
     def parse(text: str) -> TileLimits:
@@ -83,7 +89,8 @@ class TileLimits:
 class ConvShape:
     """A convolution (a linear layer is one): ``static`` means the input has no time dimension.
 
-    ``onto`` is the format of what the sums go on from, empty where they start at 0.
+    ``onto`` is the format of what the sums go on from, empty where they start at 0. ``planes``: the bit-planes as which
+    real inputs go through the look-up tables (0: they go to the multipliers).
     """
 
     steps: int
@@ -101,11 +108,17 @@ class ConvShape:
     static: bool
     item: int
     onto: str = ""
+    planes: int = 0
 
     @property
     def taps(self) -> int:
         """Kernel positions."""
         return self.kernel[0] * self.kernel[1]
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether the forward pass works by tables."""
+        return not self.real or self.planes > 0
 
     @property
     def dtype(self) -> str:
@@ -229,6 +242,21 @@ def gradient_extent(count: int, kernel: int, stride: int, padding: int) -> tuple
     return (count - 1 + offset) // stride + 1, offset, first
 
 
+def choose_planes(shape: ConvShape, planes: int, machine: Machine, limits: TileLimits, *, looped: bool) -> bool:
+    """Whether numbers of so many bit-planes better go through the tables than to the multipliers.
+
+    That is decided by the estimated cycles of the stage, unless the limits say so. Raises H2LearnError if nothing fits.
+    """
+    if limits.operand_form is not None:
+        return limits.operand_form == "planes"
+    cycles = []
+    for count in (planes, 0):
+        form = replace(shape, planes=count)
+        tile = plan_forward(form, machine, limits, looped=looped)
+        cycles.append(forward_cost(form, tile, machine, tile.fan).cycles)
+    return cycles[0] < cycles[1]
+
+
 @cache
 def plan_forward(
     shape: ConvShape,
@@ -245,7 +273,7 @@ def plan_forward(
     ``reduce_block`` pins the input channels per block, ``fan`` the fan-in of the tables, when they were chosen before.
     ``looped``: the loop over time steps is outside, and one step of whole samples is computed at a time.
     """
-    if fan is None and shape.real:
+    if fan is None and not shape.looked_up:
         fan = machine.forward.fan_in
     pinned = fan or limits.fan
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {})
@@ -275,12 +303,13 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> U
     inputs = images * ih * iw
     outs = t.steps * t.positions
     weights = shape.taps * t.c * t.k * shape.item
-    tables = 0 if shape.real else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
+    tables = 0 if not shape.looked_up else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
     bits = row_bytes("bits", t.k)
     starts = 2 * outs if shape.onto == "bits" else outs
     return Usage(
         W=SLOTS * weights,
-        S=(0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c)) + (SLOTS * starts + t.positions) * bits,
+        S=SLOTS * inputs * (shape.planes if shape.real else 1) * row_bytes("bits", t.c)
+        + (SLOTS * starts + t.positions) * bits,
         U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
         + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + neuron.states * t.positions) * t.k * shape.item,
         M=SLOTS * outs * bits,

@@ -40,7 +40,7 @@ from h2learn.compiler.passes.tile_context import (
 )
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import shape_of
+from h2learn.dialects.lut.attributes import Planes, shape_of
 
 
 def conv_shape(
@@ -76,8 +76,11 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
     neuron = only_user(op.current, (lut.LifOp, lut.LiOp))
     assert neuron is None or isinstance(neuron, lut.LifOp | lut.LiOp)
     x = op.s if isinstance(op, lut.FeConvOp) else op.x
+    planes = op.planes if isinstance(op, lut.FeConvOp) else None
     real = isinstance(op, lut.BeConvOp)
     shape = conv_shape(ctx, op, x, op.current, shape_of(op.w.type)[-1], real=real, onto=ctx.onto(op.onto))
+    if planes is not None:
+        shape = replace(shape, real=True, planes=planes.count)
     steps = neuron.time_steps if neuron is not None else shape.steps
     shape = replace(shape, steps=steps)
     batch = shape_of(op.current.type)[-4]
@@ -538,7 +541,27 @@ def _convolve(
         ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=first, carry=carry)
         return
     params.update(fan=op.fan_in, shape=lane_shape(ctx.machine.forward.lanes, t.k, imgs * t.rows * t.columns)[0])
+    if op.planes is not None:
+        packed, form = _pack(ctx, op.planes, inputs)
+        buffers = {"acc": acc, "s": packed, "lut": held}
+        ctx.builder.job(tile.FePlanesOp, buffers, params | form, first=first, carry=carry)
+        return
     ctx.builder.job(tile.FeRunOp, {"acc": acc, "s": inputs, "lut": held}, params, first=first, carry=carry)
+
+
+def _pack(ctx: TileContext, planes: Planes, numbers: SSAValue) -> tuple[SSAValue, dict[str, tile.Param]]:
+    """Cut a tile of numbers into bit-planes; return them and what jobs must know of them."""
+    assert isinstance(numbers.type, tile.BufferType)
+    *positions, channels = numbers.type.shape
+    form: dict[str, tile.Param] = {
+        "planes": planes.count,
+        "frac": planes.frac,
+        "signed": "yes" if planes.signed else "no",
+    }
+    packed = ctx.builder.alloc("planes", "S", "bits", (*positions, planes.count, channels))
+    size: dict[str, tile.Param] = {"n": prod(positions), "k": channels, "dtype": ctx.dtype}
+    ctx.builder.job(tile.PackOp, {"dst": packed, "src": numbers}, size | form)
+    return packed, form
 
 
 def _start(op: lut.ForwardConvolutionOp | lut.BeGradOp, block: Affine) -> tuple[list[Affine], bool]:

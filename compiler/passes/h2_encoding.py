@@ -25,11 +25,13 @@ _GRADIENT = _same("gh", "gw", "py", "px")
 _NEURON = _same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
 _POOL = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
 _LOSS = _same("n", "k", "kind", "hit", "miss", "share")
+_PLANES = _same("planes", "frac", "signed")
 _NORM = _same("steps", "n", "positions", "k", "kind", "dtype", "gblk", "count")
 
 ENCODINGS: dict[str, Encoding] = {
     "tile.fe_fill": Encoding("fe.fill", "conv", _same("kh", "kw", "c", "k", "fan", "dtype")),
     "tile.fe_run": Encoding("fe.run", "conv", _GEOMETRY + _same("fan"), ("shape",)),
+    "tile.fe_planes": Encoding("fe.run", "conv", _GEOMETRY + _same("fan") + _PLANES, ("shape",)),
     "tile.be_fwd": Encoding("be.fwd", "conv", _GEOMETRY),
     "tile.be_run": Encoding("be.run", "conv", _GEOMETRY + _GRADIENT + _same("gblk"), ("mode", "masked")),
     "tile.be_wgt": Encoding("be.wgt", "conv", _GEOMETRY + _same("gblk")),
@@ -55,6 +57,7 @@ ENCODINGS: dict[str, Encoding] = {
     "tile.reduce": Encoding("v.reduce", "vec", _same("n", "k", "steps", "kind", "dtype", "gblk")),
     "tile.spread": Encoding("v.spread", "vec", _same("n", "k", "steps", "dtype")),
     "tile.map": Encoding("v.map", "vec", _same("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")),
+    "tile.pack": Encoding("v.pack", "vec", _same("n", "k", "dtype") + _PLANES),
     "tile.stat": Encoding("v.stat", "norm", _NORM, coords=("pos",)),
     "tile.fold": Encoding("v.fold", "norm", _same("k", "kind", "count", "repeats", "eps", "momentum")),
     "tile.norm": Encoding("v.norm", "norm", _NORM, coords=("pos",)),

@@ -20,6 +20,8 @@ from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import int_values
 
+from .fixed_point import Known
+
 
 class NoLoweringError(Exception):
     """An op that ``lut`` has no form for; the text says what was expected and found."""
@@ -41,7 +43,8 @@ class LutContext:
     neuron above will add; ``winners``, for results of ``spike.pool``, where their maxima came from; ``masks``, for
     spikes of a neuron, where the surrogate is not 0; ``gs_time``, for gradients of logits, how they reach the time
     steps. ``steps`` is T for what is computed once for all time steps. ``joined`` maps a sum of the training graph to
-    the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted.
+    the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted,
+    ``numbers`` which values of the training graph are fixed-point numbers.
     ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``group`` is the number of
     samples that go through a training step together (None: inference).
     """
@@ -61,6 +64,7 @@ class LutContext:
     losses: dict[SSAValue, lut.LossOp] = field(default_factory=dict)
     joined: dict[SSAValue, SSAValue] = field(default_factory=dict)
     formats: dict[tuple[SSAValue, Attribute], SSAValue] = field(default_factory=dict)
+    numbers: Known = field(default_factory=dict)
     looped: bool = False
 
     def emit(self, op: lut.LutOp) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from xdsl.dialects import func
 from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
-from h2learn.compiler.mapping.tiling import plan_forward
+from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, plan_forward
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Shape, SpikesType, StoreType, Update
+from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Planes, Shape, SpikesType, StoreType, Update
 from h2learn.dialects.lut.normalisation import NormOp, NormStatsOp
 from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
@@ -21,6 +22,7 @@ from h2learn.dialects.spike.base import loss_of as spike_loss
 from h2learn.dialects.spike.dropout import dropout_of
 from h2learn.dialects.spike.optimizers import UpdateOp, flag
 
+from .fixed_point import fixed_point_of
 from .lut_context import (
     Lowering,
     LutContext,
@@ -92,16 +94,30 @@ def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: C
     x, w = context.stored(op.x), context.weight(op.weight)
     onto = _onto(context, op, (*shape(x)[:-3], *geometry.extent(*pair(shape(x)[-3:-1])), shape(w)[-1]))
     planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x), onto=onto)
-    plan = plan_forward(planned, context.chip(streams.FORWARD), context.limits, looped=context.looped)
     conv: lut.BeConvOp | lut.FeConvOp
-    if is_real(x):
+    planes = _planes(context, op.x, planned) if is_real(x) else None
+    if planes is not None:
+        planned = replace(planned, planes=planes.count)
+    plan = plan_forward(planned, context.chip(streams.FORWARD), context.limits, looped=context.looped)
+    if is_real(x) and planes is None:
         conv = lut.BeConvOp(x, w, geometry, plan.reduce_block, op.location, onto=onto)
     else:
-        conv = lut.FeConvOp(x, w, geometry, plan.fan, plan.reduce_block, op.location, onto=onto)
+        conv = lut.FeConvOp(x, w, geometry, plan.fan, plan.reduce_block, op.location, onto=onto, planes=planes)
     own = None if op.bias is None else PendingBias(context.values[op.bias], op.location)
     _wait(context, conv.current, own if onto is None else context.join_biases(context.biases.get(onto), own))
     context.emit(conv)
     return [conv.current]
+
+
+def _planes(context: LutContext, x: SSAValue, planned: ConvShape) -> Planes | None:
+    """Return the bit-planes as which the numbers ``x`` go through the tables, None where they go to the multipliers."""
+    numbers = fixed_point_of(x, context.numbers)
+    if numbers is None or not numbers.fits(context.dtype):
+        return None
+    chip = context.chip(streams.FORWARD)
+    if not choose_planes(planned, numbers.planes, chip, context.limits, looped=context.looped):
+        return None
+    return Planes(numbers.planes, numbers.frac, numbers.signed)
 
 
 def _onto(context: LutContext, op: spike.ConvOp | spike.LinearOp, current: Shape) -> SSAValue | None:

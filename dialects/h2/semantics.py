@@ -134,18 +134,22 @@ def fe_fill(job: Job) -> None:
 
 
 def fe_run(job: Job) -> None:
-    """Forward convolution of spikes by look-up."""
-    imgs, oh, ow, c, k, fan = job.size("imgs", "oh", "ow", "c", "k", "fan")
+    """Forward convolution of spikes by look-up, or of bit-planes, whose entries count by the weight of their plane."""
+    imgs, oh, ow, c, k, fan, planes = job.size("imgs", "oh", "ow", "c", "k", "fan", "planes")
     tables = read_real(job["lut"], (len(job.taps), job.groups, 1 << fan, k), job.word("dtype"))
-    spikes = np.zeros((imgs, job.input_rows, job.input_columns, job.groups * fan), dtype=np.bool_)
-    spikes[..., :c] = read_bits(job["s"], (imgs, job.input_rows, job.input_columns, c))
-    patterns = _patterns(spikes.reshape(*spikes.shape[:3], job.groups, fan))
+    tile = (imgs, job.input_rows, job.input_columns, max(1, planes))
+    spikes = np.zeros((*tile, job.groups * fan), dtype=np.bool_)
+    spikes[..., :c] = read_bits(job["s"], (*tile, c))
+    patterns = _patterns(spikes.reshape(*tile, job.groups, fan))
+    weights = [np.float32(2.0) ** (plane - job.integer("frac")) for plane in range(planes)] or [_ONE]
+    if planes and job.word("signed") == "yes":
+        weights[-1] = -weights[-1]
     acc = job.sums("acc", (imgs, oh, ow, k))
     for tap, (ky, kx) in enumerate(job.taps):
         seen = job.window(patterns, ky, kx)
-        for group in range(job.groups):
-            pattern = seen[..., group].astype(np.int64)
-            acc = np.where(pattern[..., None] != 0, acc + tables[tap, group][pattern], acc)
+        for group, (plane, weight) in product(range(job.groups), enumerate(weights)):
+            pattern = seen[..., plane, group].astype(np.int64)
+            acc = np.where(pattern[..., None] != 0, acc + weight * tables[tap, group][pattern], acc)
     write_real(job["acc"], acc, "f32")
 
 
@@ -310,6 +314,20 @@ def _driving(job: Job, par: dict[str, F32], gu: F32, later: F32) -> F32:
     gi = round_to_storage(par["gain"] * (gu if drive == "synapse" else later) + par["beta"] * held, dtype)
     write_real(job["gi"], gi, dtype)
     return gi
+
+
+def bit_planes(job: Job) -> None:
+    """Bit-planes of fixed-point numbers."""
+    n, k, planes, frac = job.size("n", "k", "planes", "frac")
+    if not planes:
+        raise H2LearnError("a number needs at least one bit-plane")
+    values = read_real(job["src"], (n, k), job.word("dtype"))
+    scaled = values.astype(np.float64) * 2.0**frac
+    offset = 2.0 ** (planes - 1) if job.word("signed") == "yes" else 0.0
+    if not np.all((scaled % 1 == 0) & (scaled >= -offset) & (scaled < 2.0**planes - offset)):
+        raise H2LearnError(f"v.pack met a value that {planes} planes down to 2^{-frac} cannot hold")
+    numbers = scaled.astype(np.int64) % (1 << planes)
+    write_bits(job["dst"], (numbers[:, None] >> np.arange(planes)[:, None]) % 2 == 1)
 
 
 def pool(job: Job) -> None:
@@ -583,6 +601,7 @@ SEMANTICS: dict[str, Callable[[Job], None]] = {
     "v.unpool": unpool,
     "v.spread": spread,
     "v.map": elementwise,
+    "v.pack": bit_planes,
     "v.rng": rng,
     "v.drop": drop,
     "v.reduce": reduce,

@@ -11,6 +11,8 @@ from .attributes import (
     MaskType,
     Neuron,
     NeuronAttr,
+    Planes,
+    PlanesAttr,
     SpikesType,
     StoreType,
     Update,
@@ -85,7 +87,7 @@ OPERATIONS: tuple[type[LutOp], ...] = (
 Lut = Dialect(
     "lut",
     [*OPERATIONS, ScanOp, YieldOp],
-    [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, NeuronAttr, UpdateAttr],
+    [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, PlanesAttr, NeuronAttr, UpdateAttr],
 )
 
 __all__ = [
@@ -120,6 +122,8 @@ __all__ = [
     "NormStatsOp",
     "NormSumsOp",
     "OptOp",
+    "Planes",
+    "PlanesAttr",
     "PoolOp",
     "ReadoutOp",
     "RngOp",

@@ -30,6 +30,7 @@ WINDOWS = ("rectangular", "triangular")
 """Surrogates that are 0 from ``width`` on."""
 DRIVES = ("plain", "scaled", "synapse", "delayed")
 ADAM_KINDS = ("adam", "adamw")
+MOST_PLANES = 24
 UPDATE_KINDS = ("sgd", "nesterov", *ADAM_KINDS)
 
 _DRIVE_ROWS = ("gain", "offset", "initial", "beta")
@@ -56,6 +57,15 @@ class ConvGeometry:
         """Return rows and columns of the output for an input of ``height`` x ``width`` (0 or less: does not fit)."""
         (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
         return (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Numbers as ``count`` bit-planes: plane p counts 2^(p - frac), the last one of ``signed`` numbers negative."""
+
+    count: int
+    frac: int = 0
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,6 +275,34 @@ class GeometryAttr(Data[ConvGeometry]):
         """Refuse empty windows, zero strides and negative padding."""
         if min(*self.data.kernel, *self.data.stride) < 1 or min(self.data.padding) < 0:
             raise VerifyException(f"expected a positive kernel and stride and no negative padding, found {self.data}")
+
+
+@irdl_attr_definition
+class PlanesAttr(Data[Planes]):
+    """``#lut.planes<4 frac 2>`` or ``#lut.planes<4 frac 2 signed>``."""
+
+    name = "lut.planes"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Planes:
+        """Parse both numbers and the word."""
+        with parser.in_angle_brackets():
+            count = parser.parse_integer(allow_boolean=False)
+            parser.parse_keyword("frac")
+            frac = parser.parse_integer(allow_boolean=False)
+            return Planes(count, frac, parser.parse_optional_keyword("signed") is not None)
+
+    def print_parameter(self, printer: Printer) -> None:
+        """Print both numbers and the word."""
+        printer.print_string(f"<{self.data.count} frac {self.data.frac}{' signed' * self.data.signed}>")
+
+    def verify(self) -> None:
+        """Refuse numbers that the instructions have no fields for."""
+        if not 1 <= self.data.count <= MOST_PLANES or not -32 <= self.data.frac < 32:
+            raise VerifyException(
+                f"expected 1 to {MOST_PLANES} planes and frac from -32 to 31, found {self.data.count} and"
+                f" {self.data.frac}"
+            )
 
 
 @irdl_attr_definition

@@ -6,16 +6,17 @@ sum runs over; only independent elements are vectorised. All reals are float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
 
-from .attributes import ConvGeometry
+from .attributes import ConvGeometry, Planes
 from .ops import Block
 
 F32 = npt.NDArray[np.float32]
@@ -44,16 +45,55 @@ def spike_convolution(
     s: Bits, w: F32, onto: F32 | Bits | None, geometry: ConvGeometry, fan_in: int, reduce_block: int, dtype: str
 ) -> F32:
     """``lut.fe_conv``: spikes ``[..,H,W,C]``, weights ``[taps,C,K]`` -> current ``[..,OH,OW,K]``, added to ``onto``."""
-    images, acc = _padded(s, geometry), _accumulator(s.shape, geometry, w.shape[-1], onto)
-    for first in range(0, s.shape[-1], reduce_block):
-        last = min(first + reduce_block, s.shape[-1])
+    return _look_ups([s], [np.float32(1)], w, onto, geometry, fan_in, reduce_block, dtype)
+
+
+def number_convolution(
+    x: F32,
+    planes: Planes,
+    w: F32,
+    onto: F32 | Bits | None,
+    geometry: ConvGeometry,
+    fan_in: int,
+    reduce_block: int,
+    dtype: str,
+) -> F32:
+    """``lut.fe_conv`` on bit-planes of numbers ``[..,H,W,C]``; raises H2LearnError for one that has none."""
+    scaled = np.ldexp(x.astype(np.float64), planes.frac)
+    lowest = -(1 << (planes.count - 1)) if planes.signed else 0
+    if np.any(scaled != np.floor(scaled)) or np.any((scaled < lowest) | (scaled >= lowest + (1 << planes.count))):
+        raise H2LearnError(f"a number is no multiple of 2^{-planes.frac} that {planes.count} bit-planes hold")
+    numbers = scaled.astype(np.int64)
+    weights = [np.float32(np.ldexp(1.0, plane - planes.frac)) for plane in range(planes.count)]
+    if planes.signed:
+        weights[-1] = -weights[-1]
+    bits = [(numbers >> plane) & 1 != 0 for plane in range(planes.count)]
+    return _look_ups(bits, weights, w, onto, geometry, fan_in, reduce_block, dtype)
+
+
+def _look_ups(
+    planes: Sequence[Bits],
+    weights: Sequence[np.float32],
+    w: F32,
+    onto: F32 | Bits | None,
+    geometry: ConvGeometry,
+    fan_in: int,
+    reduce_block: int,
+    dtype: str,
+) -> F32:
+    """Return the sums of the table entries of all planes, which count by the plane's weight: a power of two."""
+    shape = planes[0].shape
+    images, acc = [_padded(s, geometry) for s in planes], _accumulator(shape, geometry, w.shape[-1], onto)
+    for first in range(0, shape[-1], reduce_block):
+        last = min(first + reduce_block, shape[-1])
         for tap, window in enumerate(_windows(geometry, acc.shape)):
             for channel in range(first, last, fan_in):
                 group = slice(channel, min(channel + fan_in, last))
                 entries = look_up_table(_filled(w[tap, group], fan_in), dtype)
-                patterns = _patterns(images[window][..., group], axis=-1)
-                acc = np.where(patterns[..., None] != 0, acc + entries[patterns], acc)
-    return acc.reshape(*s.shape[:-3], *acc.shape[1:])
+                for image, weight in zip(images, weights, strict=True):
+                    patterns = _patterns(image[window][..., group], axis=-1)
+                    acc = np.where(patterns[..., None] != 0, acc + weight * entries[patterns], acc)
+    return acc.reshape(*shape[:-3], *acc.shape[1:])
 
 
 def real_convolution(x: F32, w: F32, onto: F32 | Bits | None, geometry: ConvGeometry, reduce_block: int) -> F32:

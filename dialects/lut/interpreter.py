@@ -132,7 +132,10 @@ def _dtype(value: SSAValue) -> str:
 
 
 def _fe_conv(op: FeConvOp, s: Real, w: Real, onto: Real | None = None) -> Sequence[Array]:
-    return [convolution.spike_convolution(s, w, onto, op.geometry, op.fan_in, op.reduce_block, _dtype(op.w))]
+    how = (op.geometry, op.fan_in, op.reduce_block, _dtype(op.w))
+    if op.planes is None:
+        return [convolution.spike_convolution(s, w, onto, *how)]
+    return [convolution.number_convolution(s, op.planes, w, onto, *how)]
 
 
 def _be_conv(op: BeConvOp, x: Real, w: Real, onto: Real | None = None) -> Sequence[Array]:

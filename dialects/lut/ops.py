@@ -58,6 +58,8 @@ from .attributes import (
     MaskType,
     Neuron,
     NeuronAttr,
+    Planes,
+    PlanesAttr,
     Shape,
     SpikesType,
     StoreType,
@@ -153,18 +155,20 @@ class ForwardConvolutionOp(ConvolutionOp, ABC):
 
 @irdl_op_definition
 class FeConvOp(ForwardConvolutionOp):
-    """Convolution of spikes by table look-up.
+    """Convolution by table look-up, of spikes or of stored numbers as bit-planes.
 
     For each block of ``reduce_block`` channels, tap and group of ``fan_in`` channels, adds the table entry of the
-    group's spike pattern; entries are rounded to the weights' storage type.
+    group's spike pattern; entries are rounded to the weights' storage type. Of numbers, it adds for each plane of the
+    ``operand_form`` ascending what the entry counts there.
     """
 
     name = "lut.fe_conv"
     ENGINE: ClassVar[str] = "FE"
-    s = operand_def(SpikesType)
+    s = operand_def()
     w = operand_def()
     onto = opt_operand_def()
     current = result_def(TensorType)
+    form_attr = opt_prop_def(PlanesAttr, prop_name="operand_form")
     fan_attr = prop_def(IntegerAttr[IntegerType], prop_name="fan_in")
     assembly_format = _PLAIN
 
@@ -178,9 +182,15 @@ class FeConvOp(ForwardConvolutionOp):
         location: LocationAttr | None = None,
         *,
         onto: SSAValue | None = None,
+        planes: Planes | None = None,
     ) -> None:
         result = tensor(convolved(shape_of(s.type), geometry, shape_of(w.type)[-1]))
-        properties = {"geometry": GeometryAttr(geometry), "fan_in": _int(fan_in), "reduce_block": _int(reduce_block)}
+        properties: dict[str, Attribute | None] = {
+            "geometry": GeometryAttr(geometry),
+            "fan_in": _int(fan_in),
+            "reduce_block": _int(reduce_block),
+            "operand_form": None if planes is None else PlanesAttr(planes),
+        }
         self.construct([s, w, _optional(onto)], [result], properties, location)
 
     @property
@@ -188,8 +198,17 @@ class FeConvOp(ForwardConvolutionOp):
         """Channels per look-up."""
         return self.fan_attr.value.data
 
+    @property
+    def planes(self) -> Planes | None:
+        """The bit-planes of stored numbers, None for spikes."""
+        return None if self.form_attr is None else self.form_attr.data
+
     def verify_(self) -> None:
-        """Check shapes, fan-in and block."""
+        """Check shapes, fan-in, block, and that stored numbers alone have bit-planes."""
+        wanted = SpikesType if self.planes is None else StoreType
+        if not isinstance(self.s.type, wanted):
+            form = "spikes" if self.planes is None else "stored numbers as bit-planes"
+            raise VerifyException(f"expected {form}, found {self.s.type}")
         self.verify_window(self.s.type)
         _verify_fan(self.fan_in)
 

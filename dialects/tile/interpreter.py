@@ -15,6 +15,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Block, Operation, SSAValue
 
 from h2learn.backends.h2learn import numerics
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.dialects import tile
 from h2learn.dialects.common import Array, get_io
 
@@ -204,6 +205,34 @@ def _fe_run(b: Buffers, p: Params, fresh: bool) -> None:
             summed = total + b["lut"][tap, group][pattern]
             total = np.where((pattern != 0)[..., None], summed, total)
     acc[...] = total
+
+
+def _fe_planes(b: Buffers, p: Params, fresh: bool) -> None:
+    c, fan, planes, frac = _int(p, "c", "fan", "planes", "frac")
+    acc = b["acc"]
+    total = np.zeros_like(acc) if fresh else acc.copy()
+    packed = _input_tile(b["s"].reshape(*b["s"].shape[:-2], planes * c), {**p, "wide": planes * c}, "wide")
+    for tap, ky, kx in _taps(p):
+        under = _shifted(packed, p, ky, kx)
+        for group in range(-(-c // fan)):
+            for plane in range(planes):
+                first = plane * c + group * fan
+                bits = under[..., first : min(first + fan, (plane + 1) * c)]
+                pattern = (bits.astype(np.int64) << np.arange(bits.shape[-1])).sum(axis=-1).reshape(acc.shape[:-1])
+                entry = np.ldexp(b["lut"][tap, group][pattern], plane - frac)
+                minus = p["signed"] == "yes" and plane + 1 == planes
+                total = np.where((pattern != 0)[..., None], total - entry if minus else total + entry, total)
+    acc[...] = total
+
+
+def _pack(b: Buffers, p: Params, fresh: bool) -> None:
+    planes, frac = _int(p, "planes", "frac")
+    numbers = np.ldexp(b["src"].astype(np.float64), frac)
+    bits = numbers.astype(np.int64)[..., None, :] >> np.arange(planes)[:, None]
+    low = 1 << (planes - 1) if p["signed"] == "yes" else 0
+    if not np.all((numbers == np.trunc(numbers)) & (numbers >= -low) & (numbers < (1 << planes) - low)):
+        raise H2LearnError(f"{planes} planes down to 2^{-frac} cannot hold all numbers of a tile")
+    b["dst"][...] = (bits & 1).astype(np.bool_).reshape(b["dst"].shape)
 
 
 def _be_fwd(b: Buffers, p: Params, fresh: bool) -> None:
@@ -609,6 +638,7 @@ def _adam(b: Buffers, p: Params, gradient: F32) -> None:
 JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.fe_fill": _fe_fill,
     "tile.fe_run": _fe_run,
+    "tile.fe_planes": _fe_planes,
     "tile.be_fwd": _be_fwd,
     "tile.be_run": _be_run,
     "tile.be_wgt": _be_wgt,
@@ -621,6 +651,7 @@ JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.drop": _drop,
     "tile.reduce": _reduce,
     "tile.map": _map,
+    "tile.pack": _pack,
     "tile.stat": _stat,
     "tile.fold": _fold,
     "tile.norm": _norm,

@@ -446,11 +446,15 @@ _GRADIENT = ("gh", "gw", "py", "px")
 _NEURON = ("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
 _WITHOUT_SYNAPSE = ("plain", "scaled")
 _POOL = ("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
+_PLANES = ("planes", "frac", "signed")
 _NORM = ("steps", "n", "positions", "k", "kind", "dtype", "gblk", "count")
 
 FACTS: dict[str, JobFacts] = {
     "tile.fe_fill": JobFacts("FE", ("lut", "w"), ("w",), ("lut",), ("kh", "kw", "c", "k", "fan", "dtype")),
     "tile.fe_run": JobFacts("FE", ("acc", "s", "lut"), ("acc", "s", "lut"), ("acc",), (*_GEOMETRY, "fan", "shape")),
+    "tile.fe_planes": JobFacts(
+        "FE", ("acc", "s", "lut"), ("acc", "s", "lut"), ("acc",), (*_GEOMETRY, "fan", "shape", *_PLANES)
+    ),
     "tile.be_fwd": JobFacts("BE", ("acc", "x", "w"), ("acc", "x", "w"), ("acc",), _GEOMETRY),
     "tile.be_run": JobFacts(
         "BE",
@@ -500,6 +504,7 @@ FACTS: dict[str, JobFacts] = {
     "tile.map": JobFacts(
         "VEC", ("dst", "a", "b"), ("a", "b"), ("dst",), ("n", "k", "kind", "dtype", "gblk", "a", "b", "dst")
     ),
+    "tile.pack": JobFacts("VEC", ("dst", "src"), ("src",), ("dst",), ("n", "k", "dtype", *_PLANES)),
     "tile.stat": JobFacts(
         "VEC",
         ("dst", "x", "g", "par", "scal"),
@@ -705,6 +710,13 @@ class FeRunOp(JobOp):
 
 
 @irdl_op_definition
+class FePlanesOp(JobOp):
+    """Forward convolution by look-up of numbers as bit-planes, ``[image][row][column][plane][channel]``."""
+
+    name = "tile.fe_planes"
+
+
+@irdl_op_definition
 class BeFwdOp(JobOp):
     """Forward convolution of a real input on the multipliers."""
 
@@ -803,6 +815,13 @@ class MapOp(JobOp):
 
 
 @irdl_op_definition
+class PackOp(JobOp):
+    """Bit-planes of fixed-point numbers."""
+
+    name = "tile.pack"
+
+
+@irdl_op_definition
 class StatOp(JobOp):
     """Sums of batch normalisation; role ``g`` for ``kind`` product only."""
 
@@ -889,6 +908,7 @@ class WaitOp(TokenOp):
 JOBS: tuple[type[JobOp], ...] = (
     FeFillOp,
     FeRunOp,
+    FePlanesOp,
     BeFwdOp,
     BeRunOp,
     BeWgtOp,
@@ -902,6 +922,7 @@ JOBS: tuple[type[JobOp], ...] = (
     ReduceOp,
     SpreadOp,
     MapOp,
+    PackOp,
     StatOp,
     FoldOp,
     NormOp,

@@ -104,6 +104,8 @@ def test_training_steps_agree(seed: int, tally: Tally) -> None:
     gradients = [value for (role, _), value in results.items() if role == "gradient"]
     tiled = "tiled" if "c=8" in case.recipe.limits else "whole"
     tally.cases.update(["all", case.recipe.precision, *str(case.recipe.arch).split(":"), tiled])
+    layers = [op for op in case.levels["lut"].walk() if isinstance(op, lut.FeConvOp)]
+    tally.cases["bit-planes"] += any(op.planes is not None for op in layers)
     tally.cases["learning"] += all(np.isfinite(g).all() for g in gradients) and any(g.any() for g in gradients)
     tally.cases["compared with spike"] += case.recipe.precision == "fp32" and case.data.certain
     rng = np.random.default_rng([seed, 1])
@@ -116,6 +118,7 @@ def test_the_random_networks_say_something(tally: Tally) -> None:
     assert tally.cases["learning"] >= 0.9 * len(TRAINING)
     assert tally.cases["compared with spike"] >= 0.3 * len(TRAINING)
     assert min(tally.cases[kind] for kind in ("fp16", "h2l-v0", "h2l-edge", "tiled", "whole")) >= 0.2 * len(TRAINING)
+    assert tally.cases["bit-planes"] >= 0.05 * len(TRAINING)
     assert tally.drops["race"] > 0.3 * tally.drops.total()
     assert tally.drops["fault"] < 0.05 * tally.drops.total()
 

@@ -70,6 +70,8 @@ CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng
 CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
 CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "count", "max", "mean", "last", "tsum", "bias")]
 CASES += [("v.spread", {})]
+CASES += [("fe.run", {"signed": signed, "planes": 3, "frac": 1}) for signed in ("no", "yes")]
+CASES += [("v.pack", {"signed": signed, "planes": 4, "frac": 2}) for signed in ("no", "yes")]
 CASES += [("v.stat", {"kind": kind}) for kind in ("sum", "square", "product")]
 CASES += [("v.fold", {"kind": kind}) for kind in ("mean", "deviation")]
 CASES += [("v.norm", {"kind": kind}) for kind in ("forward", "backward")]
@@ -89,7 +91,9 @@ CASES += [("v.map", {"kind": "add", "a": "f32", "b": b, "dst": "f32"}) for b in 
 
 
 @pytest.mark.parametrize(
-    ("mnemonic", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "-".join(value.values())
+    ("mnemonic", "settings"),
+    CASES,
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 @pytest.mark.parametrize("seed", range(12))
 def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed: int) -> None:
@@ -111,6 +115,11 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
     gradients |= {name for name in ("a", "b") if settings.get(name) == "slots"}
     for name in gradients & set(addresses) if kind != "opt" else ():
         slots(image, addresses[name], descriptor, rng)
+    if mnemonic == "v.pack":
+        lowest = -8 if settings["signed"] == "yes" else 0
+        numbers = rng.integers(lowest, lowest + 16, 128) / 4
+        stored = numbers.astype("<f4" if descriptor["dtype"] == "f32" else "<f2").view(np.uint8)
+        image[addresses["src"] :][: stored.size] = stored
     if "label" in addresses:
         labels = rng.integers(0, int(descriptor["k"]), 8).astype("<i4")
         image[addresses["label"] :][:32] = labels.view(np.uint8)

@@ -82,7 +82,7 @@ def test_cfg_values_round_trip_and_one_past_is_refused(kind: int, number: int) -
     "fields",
     [
         {"kind": 2, "index": 64, "field": 0, "value": 0},
-        {"kind": 2, "index": 0, "field": 16, "value": 0},
+        {"kind": 2, "index": 0, "field": len(isa.DESCRIPTORS[2].fields), "value": 0},
         {"kind": 0, "index": 0, "field": 0, "value": 0},
         {"kind": len(isa.DESCRIPTORS), "index": 0, "field": 0, "value": 0},
     ],

@@ -55,6 +55,8 @@ def one_of_each():
     conv = add(lut.FeConvOp(s, w, WINDOW, 4, 8))
     add(lut.FeConvOp(s, w, WINDOW, 4, 8, onto=conv.current))
     add(lut.FeConvOp(s, w, WINDOW, 4, 8, onto=given(lut.SpikesType(CURRENT.get_shape()))))
+    add(lut.FeConvOp(store, w, WINDOW, 4, 8, planes=lut.Planes(4, 2)))
+    add(lut.FeConvOp(store, w, WINDOW, 2, 8, planes=lut.Planes(5, -1, True)))
     static = add(lut.BeConvOp(store, add(lut.CastOp(w, "f16")).w, WINDOW, 8))
     add(lut.BeConvOp(store, w, WINDOW, 8, onto=static.current))
     total = add(lut.AddOp(conv.current, static.current, conv.current.type))
@@ -163,7 +165,13 @@ def test_attributes_that_are_refused(make, message):
         (lambda: lut.FeConvOp(value(SPIKES), value(tensor((8, 2))), WINDOW, 4, 8), "expected weights [kh*kw, C, K]"),
         (lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 9, 8), "fan_in between 1 and 8, found 9"),
         (lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 4, 0), "reduce_block to be positive"),
-        (lambda: lut.FeConvOp(value(CURRENT), value(WEIGHTS), WINDOW, 4, 8), "lut.spikes"),
+        (lambda: lut.FeConvOp(value(CURRENT), value(WEIGHTS), WINDOW, 4, 8), "expected spikes, found tensor"),
+        (
+            lambda: lut.FeConvOp(value(SPIKES), value(WEIGHTS), WINDOW, 4, 8, planes=lut.Planes(2)),
+            "expected stored numbers as bit-planes, found !lut.spikes",
+        ),
+        (lambda: lut.PlanesAttr(lut.Planes(25)), "expected 1 to 24 planes"),
+        (lambda: lut.PlanesAttr(lut.Planes(2, 32)), "frac from -32 to 31"),
         (
             lambda: lut.BeConvOp(
                 value(lut.StoreType((2, 1, 1, 8), "f32")), value(WEIGHTS), lut.ConvGeometry((3, 3)), 8

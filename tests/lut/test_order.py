@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.reference.training import Loss
-from h2learn.dialects.lut import ConvGeometry, Neuron, convolution, vector
+from h2learn.dialects.lut import ConvGeometry, Neuron, Planes, convolution, vector
 
 F32 = np.float32
 GEOMETRY = ConvGeometry((3, 2), (2, 1), (1, 1))
@@ -56,6 +57,30 @@ def beginnings(rng, shape):
 def source(oy, ox, ky, kx):
     (sh, sw), (ph, pw) = GEOMETRY.stride, GEOMETRY.padding
     return oy * sh + ky - ph, ox * sw + kx - pw
+
+
+@pytest.mark.parametrize(("dtype", "fan", "block"), [("f32", 4, 6), ("f16", 2, 3), ("f16", 1, 6)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_convolution_of_bit_planes(rng, dtype, fan, block, signed):
+    """Blocks of channels, taps, groups, and innermost the planes of a group from the lowest to that of the sign."""
+    planes, (kh, kw), (sh, sw), (ph, pw) = Planes(3, 1, signed), GEOMETRY.kernel, GEOMETRY.stride, GEOMETRY.padding
+    numbers = rng.integers(-4 if signed else 0, 4 if signed else 8, SHAPE)
+    x, w = (numbers / 2).astype(F32), stored(rng.normal(size=(kh * kw, SHAPE[-1], K)), dtype)
+    found = convolution.number_convolution(x, planes, w, None, GEOMETRY, fan, block, dtype)
+    padded = np.pad(numbers, ((0, 0), (0, 0), (ph, ph), (pw, pw), (0, 0)))
+    for t, n, y, x_, k in np.ndindex(found.shape):
+        total = F32(0)
+        for first, ky, kx in product(range(0, SHAPE[-1], block), range(kh), range(kw)):
+            last = min(first + block, SHAPE[-1])
+            for channel, plane in product(range(first, last, fan), range(3)):
+                entry = F32(0)
+                for member in reversed(range(channel, min(channel + fan, last))):
+                    if padded[t, n, y * sh + ky, x_ * sw + kx, member] >> plane & 1:
+                        entry = st(entry + w[kw * ky + kx, member, k], dtype)
+                total = F32(total + F32(-1 if signed and plane == 2 else 1) * F32(2.0 ** (plane - 1)) * entry)
+        assert found[t, n, y, x_, k] == total
+    with pytest.raises(H2LearnError, match="no multiple"):
+        convolution.number_convolution(x + F32(0.25), planes, w, None, GEOMETRY, fan, block, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -59,7 +59,12 @@ class Builder:
         }
         self.enum("dtype")
 
-    draw_fe_fill = draw_fe_run = draw_be_fwd = draw_be_run = draw_be_wgt = draw_wu_run = draw_conv
+    def draw_fe_run(self) -> None:
+        self.draw_conv()
+        self.desc |= {"planes": self.pick(0, 0, 1, 3, 6), "frac": self.pick(-1, 0, 2)}
+        self.enum("signed")
+
+    draw_fe_fill = draw_be_fwd = draw_be_run = draw_be_wgt = draw_wu_run = draw_conv
 
     def draw_neuron(self) -> None:
         self.desc |= {"n": self.pick(1, 5, 33, 300), "k": self.pick(1, 3, 8, 10, 16, 67), "gblk": self.pick(4, 16, 64)}
@@ -125,6 +130,11 @@ class Builder:
         self.draw_vec("copy", "add")
         for operand in ("a", "b", "dst"):
             self.enum(operand)
+
+    def draw_v_pack(self) -> None:
+        self.desc |= {"n": self.pick(1, 4, 9), "k": self.pick(1, 3, 10, 16, 20), "planes": self.pick(1, 3, 5, 9)}
+        self.desc["frac"] = self.pick(-2, 0, 1, 8)
+        self.enum("dtype"), self.enum("signed")
 
     def draw_v_spread(self) -> None:
         self.draw_vec()
@@ -203,6 +213,10 @@ class Builder:
             values = self.reals(buffer.size // dtype.itemsize)
             if name == "par":
                 values = np.abs(values)
+            if op.mnemonic == "v.pack":
+                lowest = -(1 << op.number("planes") - 1) if op.number("signed") else 0
+                values = self.rng.integers(lowest, lowest + (1 << op.number("planes")), values.size)
+                values = np.ldexp(values, -op.number("frac"))
             buffer[:] = values.astype(dtype).view(np.uint8)
         elif kind == "bits":
             buffer[:] = self.rng.integers(0, 256, buffer.size) & self.rng.integers(0, 256, buffer.size)
@@ -235,6 +249,8 @@ def format_of(op: Operation, name: str) -> str:
     storage = op.storage()
     if name in ("s", "m", "ss", "so", "mo"):
         return "bits"
+    if op.mnemonic == "v.pack":
+        return storage if name == "src" else "raw"
     if op.mnemonic in ("v.pool", "v.unpool") and name in ("src", "dst"):
         form = op.choice(name)
         return storage if form == "storage" else form
@@ -341,6 +357,9 @@ def test_only_written_operands_change(mnemonic: str) -> None:
         ("v.fold", "kind", 0),
         ("v.norm", "kind", 2),
         ("v.reduce", "kind", 7),
+        ("fe.run", "planes", 25),
+        ("v.pack", "planes", 0),
+        ("v.pack", "signed", 2),
         ("fe.run", "imgs", 1 << 20),
         ("be.fwd", "dtype", 5),
         ("v.lif", "n", 1 << 30),
@@ -365,6 +384,65 @@ def test_label_outside_the_classes_is_a_fault(engine: object, label: int) -> Non
     buffers["scal"][4:8] = np.uint32([1]).view(np.uint8)
     with pytest.raises(H2LearnError, match="label"):
         engine.execute(op, memories)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("engine", [reference, fast])
+@pytest.mark.parametrize(
+    ("signed", "value", "fits"),
+    [
+        (0, 1.75, True),
+        (0, -0.0, True),
+        (0, 2.0, False),
+        (0, -0.25, False),
+        (0, 0.375, False),
+        (0, np.nan, False),
+        (0, np.inf, False),
+        (1, -1.0, True),
+        (1, 0.75, True),
+        (1, 1.0, False),
+        (1, -1.25, False),
+    ],
+)
+def test_numbers_without_bit_planes_are_faults(engine: object, signed: int, value: float, fits: bool) -> None:
+    """Three planes down to 1/4: 0 to 7/4, or signed -1 to 3/4."""
+    op, memories = Builder("v.pack", 0).operation()
+    shape = {"n": 1, "k": 2, "planes": 3, "frac": 2, "signed": signed, "dtype": 0}
+    op = dataclasses.replace(op, desc=op.desc | shape, kept={})
+    open_operands(op, memories)["src"][:] = np.float32([0.25, value]).view(np.uint8)
+    if fits:
+        engine.execute(op, memories)  # type: ignore[attr-defined]
+        planes = np.unpackbits(open_operands(op, memories)["dst"].reshape(3, 1), axis=1, bitorder="little")[:, :2]
+        weights = np.float32([0.25, 0.5, -1 if signed else 1])
+        assert (planes.T @ weights).tolist() == [0.25, value]
+        return
+    with pytest.raises(H2LearnError, match=f"{value:g} is no .*3-bit .*multiple of 2\\^-2"):
+        engine.execute(op, memories)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("engine", [reference, fast])
+def test_bit_planes_sum_to_the_convolution_of_the_numbers(engine: object) -> None:
+    """With dyadic weights every sum is exact: look-ups of planes give what multipliers give."""
+    rng = np.random.default_rng(0)
+    c, k, planes, frac = 5, 16, 4, 1
+    numbers = rng.integers(-8, 8, (2, 4, 4, c))
+    weights = (rng.integers(-8, 9, (9, c, k)) / 4).astype(np.float32)
+    conv = {"imgs": 2, "oh": 2, "ow": 2, "kh": 3, "kw": 3, "sh": 1, "sw": 1, "c": c, "k": k, "fan": 4}
+    conv |= {"planes": planes, "frac": frac, "signed": 1, "dtype": 0}
+    memories = Memories(dict.fromkeys(isa.MEMORIES, 1 << 15))
+    places = {name: Operand(memory, 0) for name, memory in (("acc", "A"), ("s", "S"), ("lut", "L"), ("w", "W"))}
+    memories.arrays["W"][: weights.nbytes] = weights.reshape(-1).view(np.uint8)
+    bits = (numbers[..., None, :] >> np.arange(planes)[:, None]) & 1
+    packed = np.packbits(bits.astype(np.uint8), axis=-1, bitorder="little").reshape(-1)
+    memories.arrays["S"][: packed.size] = packed
+    empty = {f.name: 0 for f in isa.DESCRIPTOR_BY_NAME["conv"].fields}
+    for mnemonic in ("fe.fill", "fe.run"):
+        fields = {"shape": 0} if mnemonic == "fe.run" else {}
+        operands = {name: places[name] for name in places if (name == "w") == (mnemonic == "fe.fill") or name == "lut"}
+        work = engine.execute(Operation(0, mnemonic, operands, empty | conv, True, fields), memories)  # type: ignore[attr-defined]
+    found = memories.arrays["A"][: 8 * k * 4].view(np.float32).reshape(2, 2, 2, k)
+    windows = np.lib.stride_tricks.sliding_window_view(numbers / 2.0**frac, (3, 3), axis=(1, 2))
+    assert np.array_equal(found, np.einsum("nyxcij,ijck->nyxk", windows, weights.reshape(3, 3, c, k)))
+    assert work.counts["patterns"] == 8 * 9 * 2 * planes and work.counts["dense_products"] == 8 * 9 * c * k
 
 
 @pytest.mark.parametrize("engine", [reference, fast])

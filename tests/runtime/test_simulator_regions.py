@@ -36,6 +36,8 @@ def descriptor(mnemonic, rng):
         desc["kind"], desc["src"], desc["dst"] = POOLS[int(rng.integers(len(POOLS)))]
     if mnemonic == "v.unpool":
         desc["src"], desc["dst"] = ((1, 1), (2, 3))[int(rng.integers(2))]
+    if mnemonic == "v.pack":
+        desc |= {"planes": int(rng.choice([12, 17])), "frac": 8, "signed": 1}  # holds what fill gives, as either type
     if kind == "xfer":
         desc |= {"mode": 0, "run": int(rng.integers(1, 9))}
         desc |= {f"{side}s{d}": int(rng.integers(-40, 41)) for side in "sd" for d in range(4)}

@@ -15,6 +15,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Block, Region
 
 from h2learn.backends.h2learn import numerics
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.passes.stage_builder import StageBuilder
 from h2learn.dialects import tile
 from h2learn.dialects.common import IoEntry, set_io
@@ -133,6 +134,32 @@ def test_forward_by_look_up(shape: tuple[int, ...]) -> None:
     for fresh in (True, False):
         out = run(tile.FeRunOp, job, {**p, "fan": fan, "shape": "32x64"}, fresh=fresh)["acc"]
         assert np.array_equal(out, expected + (0 if fresh else acc))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("signed", [False, True])
+def test_forward_of_numbers_as_bit_planes(shape: tuple[int, ...], signed: bool) -> None:
+    """With dyadic weights the look-ups of all planes are the convolution of the numbers."""
+    rng = np.random.default_rng(3)
+    p = geometry(*shape)
+    imgs, oh, ow, kh, kw, sh, sw, c, k = shape
+    rows, columns, fan = (oh - 1) * sh + kh, (ow - 1) * sw + kw, 3
+    x = rng.integers(-4 if signed else 0, 4 if signed else 8, (imgs, rows, columns, c)) / 2
+    form: dict[str, tile.Param] = {"planes": 3, "frac": 1, "signed": "yes" if signed else "no"}
+    size: dict[str, tile.Param] = {"n": imgs * rows * columns, "k": c, "dtype": "f32"}
+    held = {"src": real(x), "dst": Held("bits", (imgs, rows, columns, 3, c))}
+    planes = run(tile.PackOp, held, {**size, **form})["dst"]
+    assert np.array_equal(np.tensordot(planes, [0.5, 1, -2 if signed else 2], (3, 0)), x)
+    w, acc = dyadic(rng, kh * kw, c, k), dyadic(rng, imgs, oh, ow, k)
+    fill = {name: p[name] for name in ("kh", "kw", "c", "k", "dtype")}
+    tables = {"lut": Held("lut.f32", (kh * kw, -(-c // fan), 2**fan, k)), "w": real(w)}
+    lut = run(tile.FeFillOp, tables, {**fill, "fan": fan})["lut"]
+    job = {"acc": real(acc), "s": bits(planes), "lut": Held("lut.f32", lut.shape, lut)}
+    for fresh in (True, False):
+        out = run(tile.FePlanesOp, job, {**p, **form, "fan": fan, "shape": "32x64"}, fresh=fresh)["acc"]
+        assert np.array_equal(out, np.einsum("nyxtc,tck->nyxk", windows(x, p), w) + (0 if fresh else acc))
+    with pytest.raises(H2LearnError, match="cannot hold"):
+        run(tile.PackOp, {**held, "src": real(x + 0.25)}, {**size, **form})
 
 
 @pytest.mark.parametrize("shape", SHAPES)
