@@ -3,6 +3,7 @@
 ``python benchmarks/results.py [--cifar cifar10.npz] [--batch 16] [--steps 5] [--net NAME ...] [-o docs/results.md]``.
 Every network is trained on the simulator for a few steps first (fp16), so that densities are those of a network in
 training; then one step is measured per row. Without a data file the images are uniform noise, and the page says so.
+Networks of ``LARGE`` get the rows of ``FEW`` only, because a step of theirs takes a minute.
 Nothing on the page is typed in: figures come from the runs, the analytic GPU model and the area model of this package.
 """
 
@@ -12,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import adders
 import click
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +26,23 @@ from h2learn.backends.h2learn.machine import load_machine
 from h2learn.runtime.counters import RunReport
 
 HERE = Path(__file__).parent
-NETS = {"cifar_vgg": HERE / "networks" / "cifar_vgg.snn", "vgg5": HERE / "networks" / "vgg5.snn"}
+NETS = {name: HERE / "networks" / f"{name}.snn" for name in ("cifar_vgg", "vgg5", "resnet34", "alexnet")}
+LARGE = ("resnet34", "alexnet")
+MACHINE = "h2l-v0"
+SKIPPING = f"{MACHINE}:forward.skip_zero_patterns=true"
 ABLATIONS = (
-    ("as compiled", ""),
-    ("engines serial", "overlap=serial"),
-    ("forward and backward in one stream", "overlap=backward"),
-    ("fan-in 1", "fan=1"),
-    ("fan-in 2", "fan=2"),
-    ("fan-in 4", "fan=4"),
+    ("as compiled", "", MACHINE),
+    ("engines serial", "overlap=serial", MACHINE),
+    ("forward and backward in one stream", "overlap=backward", MACHINE),
+    ("no double buffering, same tiles", "double_buffering=off", MACHINE),
+    *((f"fan-in {fan}", f"fan={fan}", MACHINE) for fan in (1, 2, 4, 6, 8)),
+    ("zero patterns skipped", "", SKIPPING),
+    ("zero patterns skipped, fan-in 1 (event-driven adders)", "fan=1", SKIPPING),
+)
+FEW = ("as compiled", "engines serial", "no double buffering, same tiles", "zero patterns skipped")
+FORMS = (
+    ("pooled and summed spikes as bit-planes", "planes"),
+    ("pooled and summed spikes on the multipliers", "multipliers"),
 )
 GROUPS = (1, 2, 4, 8, 16)
 MULTIPLIERS = 2048  # of h2l-v0
@@ -66,15 +77,24 @@ class Bench:
                 session.run(self._feed(first))
             self.model = self.model.with_parameters(dict(session.parameters))
 
+    def compiled(self, mapping: str = "", arch: str = MACHINE) -> h2learn.Program:
+        """Compile the step under a mapping."""
+        return h2learn.compile(
+            self.model, arch=arch, train=self.recipe, batch=self.batch, precision="fp16", mapping=mapping
+        )
+
+    def has_numbers(self) -> bool:
+        """Whether some layer can take bit-planes: then the two forms give two programs."""
+        planes, multipliers = (self.compiled(f"operand_form={form}").object_file.text for _, form in FORMS)
+        return planes != multipliers
+
     def _feed(self, first: int) -> dict[str, npt.NDArray[np.generic]]:
         chosen = slice(first, first + self.batch)
         return {next(iter(self.model.inputs)): self.images[chosen], "label": self.labels[chosen]}
 
-    def measure(self, mapping: str = "", arch: str = "h2l-v0") -> Measured:
+    def measure(self, mapping: str = "", arch: str = MACHINE) -> Measured:
         """Run the step behind the training under a mapping."""
-        program = h2learn.compile(
-            self.model, arch=arch, train=self.recipe, batch=self.batch, precision="fp16", mapping=mapping
-        )
+        program = self.compiled(mapping, arch)
         start = time.perf_counter()
         with program.session() as session:
             report = session.run(self._feed(len(self.images) - self.batch)).report
@@ -104,30 +124,35 @@ def page(names: tuple[str, ...], batch: int, steps: int, data: str | None) -> st
         "H2Learn-style: the micro-architecture parameters are ours.",
         "",
     ]
+    assumptions: dict[str, None] = {}
     for name in names:
-        lines += _network(Bench(name, batch, steps, data))
+        lines += _network(Bench(name, batch, steps, data), assumptions)
+    lines += ["## Look-ups against adders", "", *adders.section(SKIPPING, MACHINE), ""]
+    lines += ["## Assumptions", "", "Of the GPU estimates and of all energies on this page:", ""]
+    lines += [*(f"* {text}" for text in assumptions), ""]
     lines += ["## Area of h2l-v0", "", "```text", area_text(area_of(load_machine("h2l-v0"))), "```", ""]
     return "\n".join(lines)
 
 
-def _network(bench: Bench) -> list[str]:
+def _network(bench: Bench, assumptions: dict[str, None]) -> list[str]:
     click.echo(f"{bench.name}: as compiled", err=True)
-    chosen = bench.measure()
+    chosen, large = bench.measure(), bench.name in LARGE
     lines = [f"## {bench.name}", "", *_machine_rows(bench, chosen), "", *_densities(chosen.report), ""]
-    lines += ["### Against a V100 (analytic)", "", *_against_gpu(bench, chosen), ""]
+    lines += ["### Against a V100 (analytic)", "", *_against_gpu(bench, chosen, assumptions), ""]
     lines += [
         "### Ablations",
         "",
         "| choice | cycles | x as compiled | makespan / busiest | DRAM MB | uJ |",
         "|---|---|---|---|---|---|",
     ]
-    for what, mapping in ABLATIONS:
+    rows = [row for row in ABLATIONS if not large or row[0] in FEW]
+    if bench.has_numbers():
+        rows += [(what, f"operand_form={form}", MACHINE) for what, form in FORMS]
+    if not large:
+        rows += [(f"groups of {size}", f"group={size}", MACHINE) for size in GROUPS if size <= bench.batch]
+    for what, mapping, arch in rows:
         click.echo(f"{bench.name}: {what}", err=True)
-        lines.append(_row(what, chosen if not mapping else bench.measure(mapping), chosen))
-    for size in GROUPS:
-        if size <= bench.batch:
-            click.echo(f"{bench.name}: groups of {size}", err=True)
-            lines.append(_row(f"groups of {size}", bench.measure(f"group={size}"), chosen))
+        lines.append(_ablation(bench, what, mapping, arch, chosen))
     work = chosen.report.work["be.run"]
     lines += ["", "Backward engine (`be.run`), cycles of the same work in each mode, from the bitmaps of this run:", ""]
     lines += ["| dense | input | output | dual |", "|---|---|---|---|"]
@@ -135,14 +160,23 @@ def _network(bench: Bench) -> list[str]:
     return lines
 
 
+def _ablation(bench: Bench, what: str, mapping: str, arch: str, chosen: Measured) -> str:
+    if not mapping and arch == MACHINE:
+        return _row(what, chosen, chosen)
+    try:
+        return _row(what, bench.measure(mapping, arch), chosen)
+    except h2learn.H2LearnError as error:
+        return f"| {what} | {error.message} | | | | |"
+
+
 def _machine_rows(bench: Bench, chosen: Measured) -> list[str]:
     click.echo(f"{bench.name}: h2l-edge", err=True)
     rows = ["| machine | cycles | ms | makespan / busiest | busy | DRAM MB | mJ |", "|---|---|---|---|---|---|---|"]
-    found = {"h2l-v0": chosen}
+    found, refused = {MACHINE: chosen}, []
     try:
         found["h2l-edge"] = bench.measure(arch="h2l-edge")
     except h2learn.H2LearnError as error:
-        rows.append(f"| h2l-edge | {error.message} | | | | | |")
+        refused = [f"| h2l-edge | {error.message} | | | | | |"]
     for name, one in found.items():
         report = one.report
         busy = ", ".join(f"{engine} {100 * cycles / report.cycles:.0f}%" for engine, cycles in report.busy.items())
@@ -151,7 +185,7 @@ def _machine_rows(bench: Bench, chosen: Measured) -> list[str]:
             f"| {name} | {report.cycles:,} | {milliseconds:.2f} | {one.over_bound:.2f} | {busy} | "
             f"{_dram(report) / 1e6:.0f} | {report.energy_pj / 1e9:.2f} |"
         )
-    return rows
+    return rows + refused
 
 
 def _densities(report: RunReport) -> list[str]:
@@ -166,17 +200,16 @@ def _densities(report: RunReport) -> list[str]:
     return ["In this run: " + ", ".join(f"{what} {share:.3f}" for what, share in shares.items()) + "."]
 
 
-def _against_gpu(bench: Bench, chosen: Measured) -> list[str]:
+def _against_gpu(bench: Bench, chosen: Measured, assumptions: dict[str, None]) -> list[str]:
     report = chosen.report
-    seconds, joules = report.cycles / load_machine("h2l-v0").clock_hz, report.energy_pj * 1e-12
+    seconds, joules = report.cycles / load_machine(MACHINE).clock_hz, report.energy_pj * 1e-12
     shapes = gpu.layers_of(bench.model.with_batch(bench.batch).module)
     rows = ["| backend | ms | speed-up | energy saving |", "|---|---|---|---|"]
-    texts: dict[str, None] = {}
     for style in ("eager", "fused"):
         for precision in ("fp32", "amp"):
             other = gpu.baseline(shapes, gpu.device_named("v100"), style, precision)
             ratio = compare(other, seconds, joules)
-            texts |= dict.fromkeys(other.assumptions)
+            assumptions |= dict.fromkeys(other.assumptions)
             rows.append(
                 f"| {style} {precision} | {other.seconds.low * 1e3:.2f} - {other.seconds.high * 1e3:.2f} | "
                 f"{ratio.speed_up.low:.1f} - {ratio.speed_up.high:.1f} | "
@@ -184,14 +217,8 @@ def _against_gpu(bench: Bench, chosen: Measured) -> list[str]:
             )
     paper = f"{PAPER_SPEED_UP.low} - {PAPER_SPEED_UP.high} | {PAPER_ENERGY_SAVING.low} - {PAPER_ENERGY_SAVING.high}"
     rows.append(f"| the paper, its own measurement | | {paper} |")
-    return [
-        *rows,
-        "",
-        "Assumptions:",
-        "",
-        *(f"* {text}" for text in texts),
-        *(f"* {text}" for text in report.energy.assumptions),
-    ]
+    assumptions |= dict.fromkeys(report.energy.assumptions)
+    return rows
 
 
 def _row(what: str, one: Measured, chosen: Measured) -> str:
