@@ -42,7 +42,7 @@ INSIDE, TARGET, SOURCE, COPIES, SLOTS = range(12, 17)
 """Of a transfer that is executed here: that it is, its memories, which of the two following apply."""
 COPY, SLOT = 17, 37
 """First of the arguments of ``copy_rows`` and of ``slot_traffic``."""
-ENTRY_COLUMNS = 53
+ENTRY_COLUMNS = 58
 
 STATUS, NEXT, LENGTH, CYCLE, BLOCKER, PAID, DISPATCHED = range(7)
 """Columns of a stream: its next entry and how many there are; whether the cost of that is paid but for one cycle."""
@@ -411,11 +411,13 @@ def _transfer(entry: I64, counters: I64, memories: tuple[U8, ...], burst: int, b
             a[0],
             (a[1], a[2], a[3], a[4]),
             (a[5], a[6], a[7], a[8]),
-            a[9],
-            a[10],
-            a[11],
-            (a[12], a[13]),
-            (a[14], a[15]),
+            (a[9], a[10], a[11], a[12]),
+            a[13],
+            a[14],
+            a[15],
+            a[16],
+            (a[17], a[18]),
+            (a[19], a[20]),
             burst,
         )
         counters[MOVED] += moved

@@ -624,7 +624,9 @@ def _rows(op: Operation, zero_fill: bool) -> _Rows:
     slots: tuple[Any, ...] = ()
     copy: tuple[Any, ...] = ()
     if op.choice("mode") == "slots":
-        slots = (starts["src"], counts, strides["src"], run, op.number("slot"), op.number("item"), rows, columns)
+        in_dram = strides["src" if zero_fill else "dst"]
+        sizes = (run, op.number("slot"), op.number("item"), op.number("pack"))
+        slots = (starts["src"], counts, strides["src"], in_dram, *sizes, rows, columns)
     if run and (existing or zero_fill):
         layout = _merged((run, counts, strides["src"], strides["dst"], rows, columns))
         copy = (starts["dst"], starts["src"], *layout, zero_fill)

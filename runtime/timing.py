@@ -23,9 +23,9 @@ All micro-architecture parameters are ours ("H2Learn-style"; the paper gives non
   ========  ================================================================================================
 
 * ``lanes_k`` of fe.run is the first number of ``shape``; ``lanes_p`` is what the machine has: ``lanes // lanes_k``.
-* DRAM rows that touch are one row; every row is rounded up to bursts. Gradient slots are rounded up one by one, because
-  only their live values move; of slots at or below one burst two may not share one. ``ld`` of rows that do not exist
-  costs nothing beyond the start-up (the on-chip zeros are written while other rows arrive).
+* DRAM rows that touch are one row; every row is rounded up to bursts. Of gradient slots, of which only bitmaps and live
+  values move, every packed unit is rounded up: up to ``pack`` slots that touch in DRAM. ``ld`` of rows that do not
+  exist costs nothing beyond the start-up (the on-chip zeros are written while other rows arrive).
 """
 
 from __future__ import annotations
@@ -110,10 +110,30 @@ def plain_burst_bytes(access: Access, machine: Machine) -> int:
 def slot_burst_bytes(op: Operation, memories: Memories, machine: Machine) -> int:
     """Return the DRAM bytes of a ``slots`` transfer in whole bursts, from the bitmaps in the source as it is now."""
     slot, item = int(op.desc["slot"]), int(op.desc["item"])
-    bitmaps = slot_bitmaps(op, memories)
-    moved = np.minimum(BITMAP_BYTES + np.bitwise_count(bitmaps).astype(np.int64) * item, slot)
+    held = np.minimum(BITMAP_BYTES + np.bitwise_count(slot_bitmaps(op, memories)).astype(np.int64) * item, slot)
+    if not held.size:
+        return 0
+    units = np.add.reduceat(held, packed_units(op, len(held)))
     burst = machine.dram.burst_bytes
-    return int((-(-moved // burst) * burst).sum())
+    return int((-(-units // burst) * burst).sum())
+
+
+def packed_units(op: Operation, count: int) -> npt.NDArray[np.intp]:
+    """Return the numbers of the slots with which packed units start, of the ``count`` slots that a transfer moves.
+
+    A unit ends behind ``pack`` slots, and in front of a slot that does not touch the one before it in DRAM.
+    """
+    desc, side = op.desc, "s" if op.mnemonic == "ld" else "d"
+    box = existing_rows(desc, op.operands["y"].address, op.operands["x"].address)
+    extents = (int(desc["n0"]), int(desc["n1"]), box.high2 - box.low2, box.high3 - box.low3)
+    strides = np.array([int(desc[f"{side}s{d}"]) for d in range(4)])
+    rows = strides @ np.indices(extents, dtype=np.int64).reshape(4, -1)
+    slot = int(desc["slot"])
+    places = (rows[:, None] + np.arange(int(desc["run"]) // slot) * slot).reshape(-1)
+    fresh = np.diff(places, prepend=places[0] - 2 * slot) != slot
+    numbers = np.arange(count)
+    since = numbers - np.maximum.accumulate(np.where(fresh, numbers, 0))
+    return np.flatnonzero(since % max(1, int(desc["pack"])) == 0)
 
 
 def slot_bitmaps(op: Operation, memories: Memories) -> npt.NDArray[np.uint64]:

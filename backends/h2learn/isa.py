@@ -187,6 +187,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _u("run", 32, "contiguous bytes of the innermost row"),
             _u("slot", 16, "bytes of one gradient slot (slots mode)"),
             _u("item", 8, "bytes of one value in a slot (slots mode)"),
+            _u("pack", 8, "consecutive slots that DRAM holds as one packed unit; 0 and 1: each by itself (slots mode)"),
             *(_u(f"n{k}", 32, f"count of dimension {k} (0 outermost)") for k in range(4)),
             *(_i(f"ss{k}", 48, f"source stride of dimension {k}, bytes") for k in range(4)),
             *(_i(f"ds{k}", 48, f"destination stride of dimension {k}, bytes") for k in range(4)),

@@ -91,18 +91,20 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
         fill = START + groups * t.k * ((1 << fan) - 1) / machine.forward.builder_entries
     vector = _up(shape.steps, t.steps) * k_tiles * areas * t.steps * _vector(t.positions * t.k, machine)
     weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
-    source = images * _halo(t.rows, shape.kernel[0], shape.stride[0])
-    source *= _halo(t.columns, shape.kernel[1], shape.stride[1])
-    inputs = _rows(source, t.c * shape.item if shape.real else row_bytes("bits", t.c), t.c < shape.c, machine)
+    seen = Patch(
+        images, _halo(t.rows, shape.kernel[0], shape.stride[0]), _halo(t.columns, shape.kernel[1], shape.stride[1])
+    )
+    inputs = _map(seen, shape.in_h, shape.in_w, t.c * shape.item if shape.real else row_bytes("bits", t.c), machine)
     if shape.planes:
-        vector += tiles * c_tiles * _vector(source * t.c, machine)
-    outs = t.steps * t.positions
-    outputs = 2 * _rows(outs, row_bytes("bits", t.k), t.k < shape.k, machine)
-    outputs += _rows(outs, t.k * shape.item, t.k < shape.k, machine)
+        vector += tiles * c_tiles * _vector(seen.images * seen.rows * seen.columns * t.c, machine)
+    outs = Patch(t.steps * t.samples, t.rows, t.columns)
+    outputs = 2 * _map(outs, shape.out_h, shape.out_w, row_bytes("bits", t.k), machine)
+    outputs += _map(outs, shape.out_h, shape.out_w, t.k * shape.item, machine)
     stores = k_tiles * areas * _up(shape.steps, t.steps)
     moved = fills * weights + tiles * c_tiles * inputs + stores * outputs
     ends = weights + fill + inputs + _vector(t.positions * t.k, machine) * t.steps + outputs
-    return Cost(tiles * c_tiles * engine, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
+    waits = vector if t.held == 1 else 0
+    return Cost(tiles * c_tiles * engine + waits, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
 
 
 def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
@@ -116,16 +118,23 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     units = 2 * machine.backward.elements
     engine = START + position * (t.steps * t.positions / units + 0.5)
     weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
-    rows = t.steps * t.samples * _halo(t.rows, shape.kernel[0], 1) * _halo(t.columns, shape.kernel[1], 1)
-    gradients = _slots(rows / (shape.stride[0] * shape.stride[1]), t.k, slot, shape.item, machine)
-    outs = t.steps * t.positions
-    results = 2 * _rows(outs, row_bytes("bits", t.c), t.c < shape.c, machine)
-    results += _rows(outs, t.c * shape.item, t.c < shape.c, machine) + _slots(outs, t.c, slot, shape.item, machine)
+    images = t.steps * t.samples
+    seen = Patch(
+        images,
+        _up(_halo(t.rows, shape.kernel[0], 1), shape.stride[0]),
+        _up(_halo(t.columns, shape.kernel[1], 1), shape.stride[1]),
+    )
+    gradients = _slots(seen, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
+    outs = Patch(images, t.rows, t.columns)
+    results = 2 * _map(outs, shape.in_h, shape.in_w, row_bytes("bits", t.c), machine)
+    results += _map(outs, shape.in_h, shape.in_w, t.c * shape.item, machine)
+    results += _slots(outs, shape.in_h, shape.in_w, t.c, slot, shape.item, machine)
     loads = c_tiles if k_tiles == 1 else tiles * k_tiles
     moved = loads * weights + tiles * (k_tiles * gradients + results)
     vector = t.steps * _vector(t.positions * t.c, machine)
     ends = weights + gradients + vector + results + machine.dram.latency_cycles
-    return Cost(tiles * k_tiles * engine, 0, tiles * vector, moved, ends)
+    waits = tiles * vector if t.held == 1 else 0
+    return Cost(tiles * k_tiles * engine + waits, 0, tiles * vector, moved, ends)
 
 
 def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
@@ -140,15 +149,19 @@ def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost
     else:
         passes = _up(t.k, unit.lanes_k) * _up(t.c * shape.taps, unit.lanes_c)
         engine = START + passes * _up(positions, unit.fan_in)
-    source = t.steps * t.samples * _halo(t.rows, shape.kernel[0], shape.stride[0])
-    source *= _halo(t.columns, shape.kernel[1], shape.stride[1])
-    inputs = _rows(source, t.c * shape.item if shape.real else row_bytes("bits", t.c), t.c < shape.c, machine)
-    gradients = _slots(positions, t.k, slot, shape.item, machine)
+    images = t.steps * t.samples
+    seen = Patch(
+        images, _halo(t.rows, shape.kernel[0], shape.stride[0]), _halo(t.columns, shape.kernel[1], shape.stride[1])
+    )
+    inputs = _map(seen, shape.in_h, shape.in_w, t.c * shape.item if shape.real else row_bytes("bits", t.c), machine)
+    outs = Patch(images, t.rows, t.columns)
+    gradients = _slots(outs, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
     sums = _rows(shape.taps * t.c, t.k * 4, t.k < shape.k, machine)
     count = k_tiles * c_tiles
     moved = count * (2 * sums + tiles * (inputs + gradients))
     ends = inputs + gradients + 2 * sums + machine.dram.latency_cycles
-    return Cost(count * tiles * engine, 0, 0, moved, ends)
+    waits = count * 2 * sums if t.held == 1 else 0
+    return Cost(count * tiles * engine + waits, 0, 0, moved, ends)
 
 
 def defers_weights(shape: ConvShape) -> bool:
@@ -180,10 +193,28 @@ def _rows(count: float, size: float, apart: bool, machine: Machine) -> float:
     return moved / machine.dram.bytes_per_cycle
 
 
-def _slots(positions: float, channels: int, slot: int, item: int, machine: Machine) -> float:
-    """Return the cycles of gradient slots, each of which moves its bitmap and live values in whole bursts."""
-    expected = 8 + GRADIENT_DENSITY * min(slot, channels) * item
-    return _rows(positions * _up(channels, slot), expected, True, machine)
+@dataclass(frozen=True)
+class Patch:
+    """What a tile sees of a map: images, rows, columns."""
+
+    images: int
+    rows: int
+    columns: int
+
+
+def _map(patch: Patch, height: int, width: int, size: int, machine: Machine) -> float:
+    """Return the cycles of a patch of maps with ``size`` bytes a position, in planes of the tile's channels."""
+    rows, columns = min(patch.rows, height), min(patch.columns, width)
+    run = size * (columns if columns < width else rows * columns)
+    return _rows(patch.images * (rows if columns < width else 1), run, True, machine)
+
+
+def _slots(patch: Patch, height: int, width: int, channels: int, slot: int, item: int, machine: Machine) -> float:
+    """Return the cycles of gradient slots: bitmaps and live values, packed along whole rows of a map."""
+    rows, columns = min(patch.rows, height), min(patch.columns, width)
+    live = 8 + GRADIENT_DENSITY * min(slot, channels) * item
+    packed = columns if columns == width else 1
+    return _rows(patch.images * rows * columns / packed * _up(channels, slot), packed * live, True, machine)
 
 
 def _up(count: float, size: int) -> int:

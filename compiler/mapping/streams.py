@@ -36,7 +36,10 @@ Forward work comes before backward work, because first layers share the multipli
 them; the optimizer before the update, because it has little work that others could do without.
 """
 
-SHARES: dict[str, tuple[int, int, int, int]] = {
+Shares = dict[str, tuple[int, int, int, int]]
+"""Sixteenths of every memory that go to the parts in their order."""
+
+SHARES: Shares = {
     "W": (4, 9, 0, 3),  # tables are built from few weights; multipliers read them all the time
     "S": (8, 2, 4, 2),
     "U": (8, 6, 2, 0),  # the update part reads the real inputs of first layers only
@@ -45,8 +48,20 @@ SHARES: dict[str, tuple[int, int, int, int]] = {
     "A": (4, 3, 5, 4),  # sums of weight gradients stay while all positions of a group pass by
     "L": (16, 0, 0, 0),
 }
-"""Sixteenths of every memory that go to the parts in their order."""
+SMALL_SHARES: Shares = SHARES | {
+    "W": (3, 11, 0, 2),
+    "G": (0, 8, 6, 2),
+    "A": (5, 4, 5, 2),  # positions whose sums are on chip share one reading of the weights
+}
+"""Shares of a machine on which DRAM traffic decides: the optimizer, which reads everything once, needs few bytes."""
+SMALL_KIB = 4096
 _WHOLE = 16
+
+
+def shares_of(machine: Machine) -> Shares:
+    """Return the shares of the parts in the memories of ``machine``."""
+    total = sum(getattr(machine.sram_kib, field.name) for field in fields(Memory))
+    return SMALL_SHARES if total < SMALL_KIB else SHARES
 
 
 def share(machine: Machine, part: str | None) -> Machine:
@@ -54,7 +69,8 @@ def share(machine: Machine, part: str | None) -> Machine:
     if part is None:
         return machine
     number = PARTS.index(part)
-    sizes = {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in SHARES.items()}
+    shares = shares_of(machine)
+    sizes = {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in shares.items()}
     return replace(machine, sram_kib=Memory(**sizes))
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from itertools import product
 from math import prod
 from typing import Any, NoReturn
 
@@ -56,7 +57,7 @@ class TileLimits:
     @staticmethod
     def parse(text: str) -> TileLimits:
         """Parse ``"rows=4,k=8,overlap=serial"``; raises H2LearnError for unknown names and values."""
-        known = {field.name for field in fields(TileLimits)}
+        known = {one.name for one in fields(TileLimits)}
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, _, value = part.partition("=")
@@ -81,7 +82,7 @@ class TileLimits:
 
     def __str__(self) -> str:
         """Return the text that ``parse`` reads."""
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        pairs = ((one.name, getattr(self, one.name)) for one in fields(self))
         return ",".join(f"{name}={value}" for name, value in pairs if value is not None)
 
 
@@ -128,7 +129,11 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class Tile:
-    """Tile sizes: time steps, samples, rows and columns of positions, input and output channels."""
+    """Tile sizes: time steps, samples, rows and columns of positions, input and output channels.
+
+    ``held``: slots of the buffers with results. One leaves room for larger tiles, but the engine that sums waits until
+    the tile before is taken away.
+    """
 
     steps: int
     samples: int
@@ -136,6 +141,7 @@ class Tile:
     columns: int
     c: int
     k: int
+    held: int = field(default=SLOTS, kw_only=True)
 
     @property
     def positions(self) -> int:
@@ -194,7 +200,7 @@ class Usage:
 
     def fits(self, machine: Machine) -> bool:
         """Whether every memory of ``machine`` is large enough, with some room left for alignment."""
-        return all(_fits(getattr(self, field.name), machine.memory_bytes(field.name)) for field in fields(self))
+        return all(_fits(getattr(self, one.name), machine.memory_bytes(one.name)) for one in fields(self))
 
 
 def _fits(wanted: int, size: int) -> bool:
@@ -311,9 +317,9 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> U
         S=SLOTS * inputs * (shape.planes if shape.real else 1) * row_bytes("bits", t.c)
         + (SLOTS * starts + t.positions) * bits,
         U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
-        + (SLOTS * (2 * outs if shape.onto == "f16" else outs) + neuron.states * t.positions) * t.k * shape.item,
+        + ((t.held + SLOTS * (shape.onto == "f16")) * outs + neuron.states * t.positions) * t.k * shape.item,
         M=SLOTS * outs * bits,
-        A=SLOTS * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
+        A=t.held * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
         L=SLOTS * tables,
     )
 
@@ -365,10 +371,10 @@ def _plan_backward(
         return Usage(
             W=SLOTS * shape.taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
-            U=(SLOTS * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
-            G=gradients + (fused + (shape.onto == slots)) * SLOTS * outs * row_bytes(slots, t.c, gblk_out),
+            U=(t.held * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
+            G=gradients + (fused * t.held + (shape.onto == slots) * SLOTS) * outs * row_bytes(slots, t.c, gblk_out),
             M=SLOTS * outs * bits,
-            A=SLOTS * outs * t.c * 4 + (neuron.parameter_bytes(t.c) if neuron is not None else 0),
+            A=t.held * outs * t.c * 4 + (neuron.parameter_bytes(t.c) if neuron is not None else 0),
         )
 
     units = {
@@ -408,7 +414,7 @@ def plan_weights(
             S=0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c),
             U=SLOTS * inputs * t.c * shape.item if shape.real else 0,
             G=SLOTS * t.steps * t.positions * row_bytes(f"slots.{shape.dtype}", t.k, gblk),
-            A=SLOTS * shape.taps * t.c * t.k * 4,
+            A=t.held * shape.taps * t.c * t.k * 4,
         )
 
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})
@@ -502,7 +508,12 @@ def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limit
 
 
 Choices = dict[str, tuple[int, ...]]
-CONV_ORDER = ("samples", "k", "rows", "c", "columns", "steps")
+CONV_ORDERS = (
+    ("samples", "k", "rows", "c", "columns", "steps"),
+    ("samples", "k", "steps", "c", "rows", "columns"),
+    ("steps", "samples", "rows", "columns"),
+)
+"""Orders in which dimensions shrink: cut steps have no halo, cut rows and samples leave the weights on chip longer."""
 
 
 def _choices(shape: ConvShape, height: int, width: int, limits: TileLimits, units: Mapping[str, int]) -> Choices:
@@ -520,16 +531,19 @@ def _choices(shape: ConvShape, height: int, width: int, limits: TileLimits, unit
 def _cheapest(
     choices: Choices, usage: Callable[[Tile], Usage], cost: Callable[[Tile], float], machine: Machine
 ) -> tuple[float, dict[str, int]] | None:
-    """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that does."""
+    """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that do."""
     best: tuple[float, dict[str, int]] | None = None
     for k in choices["k"]:
         for c in choices["c"]:
-            sizes = _largest({**choices, "k": (k,), "c": (c,)}, CONV_ORDER, usage, machine)
-            if sizes is None:
-                continue
-            cycles = cost(Tile(**sizes))
-            if best is None or cycles < best[0]:
-                best = cycles, sizes
+            seen: list[dict[str, int]] = []
+            for held, order in product((SLOTS, 1), CONV_ORDERS):
+                sizes = _largest({**choices, "k": (k,), "c": (c,), "held": (held,)}, order, usage, machine)
+                if sizes is None or sizes in seen:
+                    continue
+                seen.append(sizes)
+                cycles = cost(Tile(**sizes))
+                if best is None or cycles < best[0]:
+                    best = cycles, sizes
     return best
 
 

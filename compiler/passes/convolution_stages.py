@@ -15,6 +15,7 @@ from h2learn.compiler.mapping.cost import defers_weights, lane_shape
 from h2learn.compiler.mapping.layout import item_bytes
 from h2learn.compiler.mapping.tiling import (
     PLAIN_NEURON,
+    SLOTS,
     BackwardTile,
     ConvShape,
     ForwardTile,
@@ -115,7 +116,8 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
 
             def accumulate(time: Start) -> SSAValue:
                 shape_of_acc = (static_steps, t.samples, t.rows, t.columns, t.k)
-                acc = b.alloc("current", "A", "f32", shape_of_acc[1:] if shape.static else shape_of_acc)
+                dims = shape_of_acc[1:] if shape.static else shape_of_acc
+                acc = b.alloc("current", "A", "f32", dims, slots=t.held)
                 if onto is not None:
                     begin(ctx, acc, onto, activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
                 with b.loop("c", c_trips) as ic:
@@ -131,7 +133,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
                 if not shape.static:
                     acc = accumulate(it * t.steps)
                 if stage is not None and par is not None and state is not None:
-                    stage.steps(acc, par, state, area, it, t.steps, ik * t.k, t.k, shape.static)
+                    stage.steps(acc, par, state, area, it, t.steps, ik * t.k, t.k, shape.static, t.held)
                 if current is not None:
                     window = activation_window(current, Cut(it * t.steps, static_steps), *area.cuts, Cut(ik * t.k, t.k))
                     b.store(current, acc, *window)
@@ -198,7 +200,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                 time = Cut(it * -t.steps + (blocks - 1) * t.steps, t.steps)
                 channels = Cut(ic * t.c, t.c)
                 dims = (t.steps, t.samples, t.rows, t.columns) if len(shape_of(op.gs.type)) == 5 else area.dims
-                acc = b.alloc("gs", "A", "f32", (*dims, t.c))
+                acc = b.alloc("gs", "A", "f32", (*dims, t.c), slots=t.held)
                 if onto is not None:
                     begin(ctx, acc, onto, activation_window(onto, time, *area.cuts, channels))
                 buffers: dict[str, SSAValue] = {"acc": acc}
@@ -217,7 +219,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                     first, carry = _start(op, ik)
                     b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=first, carry=carry)
                 if stage is not None and par is not None and state is not None:
-                    stage.steps(acc, par, state, area, it, time, channels, later)
+                    stage.steps(acc, par, state, area, it, time, channels, later, t.held)
                 if result is not None:
                     b.store(result, acc, *activation_window(result, time, *area.cuts, channels))
 
@@ -247,7 +249,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
         b.loop("k", trips(shape.k, t.k)) as ik,
         b.loop("c", trips(shape.c, t.c)) as ic,
     ):
-        acc = b.alloc("gw", "A", "f32", (shape.taps, t.c, t.k))
+        acc = b.alloc("gw", "A", "f32", (shape.taps, t.c, t.k), slots=t.held)
         if running is not None:
             b.load(running[0], acc, (running[1], 0, ic * t.c, ik * t.k), (1, shape.taps, t.c, t.k))
         with (
@@ -323,13 +325,18 @@ class NeuronStep:
         start: Affine,
         k: int,
         static: bool,
+        held: int = SLOTS,
     ) -> None:
-        """Run the steps of one time block on ``acc`` and store what is kept."""
+        """Run the steps of one time block on ``acc`` and store what is kept; ``held``: slots of the potentials."""
         b = self.ctx.builder
         dims = (steps, *area.dims, k)
         kept = [
             ("so", self.spikes, b.alloc("s", "S", "bits", dims) if self.spikes is not None else None),
-            ("uo", self.membrane, b.alloc("u", "U", self.ctx.dtype, dims) if self.membrane is not None else None),
+            (
+                "uo",
+                self.membrane,
+                b.alloc("u", "U", self.ctx.dtype, dims, slots=held) if self.membrane is not None else None,
+            ),
             ("mo", self.mask, b.alloc("m", "M", "bits", dims) if self.mask is not None else None),
         ]
         params: dict[str, tile.Param] = {
@@ -385,13 +392,15 @@ class GradientStep:
         time: Cut,
         channels: Cut,
         out: SSAValue | None = None,
+        held: int = SLOTS,
     ) -> None:
         """Run the steps of one time block backwards and store the gradients; ``gs`` without time serves all steps.
 
-        ``out`` is the buffer of the gradients, where it is not one of this block's own.
+        ``out`` is the buffer of the gradients, where it is not one of this block's own. ``held``: slots of the buffers.
         """
         b, k, steps = self.ctx.builder, channels.size, time.size
-        out = out or b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", (steps, *area.dims, k), self.gblk)
+        sizes = (steps, *area.dims, k)
+        out = out or b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", sizes, self.gblk, slots=held)
         buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, **state}
         loaded: dict[str, SSAValue] = {}
         for role, memory, value in (("u", "U", self.op.u), ("s", "S", self.op.s)):
@@ -400,7 +409,8 @@ class GradientStep:
             tensor = self.ctx.values[value]
             window = activation_window(tensor, time, *area.cuts, channels)
             form = "bits" if role == "s" else self.ctx.dtype
-            loaded[role] = b.alloc(role, memory, form, tuple(window[1]))
+            slots = held if role == "u" else None
+            loaded[role] = b.alloc(role, memory, form, tuple(window[1]), slots=slots)
             b.load(tensor, loaded[role], *window)
         params: dict[str, tile.Param] = {
             **self.ctx.neuron_params(self.op.neuron),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.mapping.dram_layout import plane_bytes
 from h2learn.compiler.mapping.layout import item_bytes, slot_bytes
-from h2learn.compiler.passes.tile_layout import channel_bytes, enclosing_loops, tensor_strides
+from h2learn.compiler.passes.tile_layout import base_form, channel_bytes, enclosing_loops, layout_of, tensor_strides
 from h2learn.dialects import tile
 from h2learn.dialects.common import source_of
 
@@ -21,12 +22,19 @@ class Linear:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Descriptor fields of a copy and its affine operands (DRAM byte offset, row and column coordinates)."""
+    """Descriptor fields of a copy and its affine operands (DRAM byte offset, row and column coordinates).
+
+    The transfer is executed ``times`` times, each ``dram_step`` and ``chip_step`` bytes further on: once for each plane
+    of channels, where these are one dimension too many.
+    """
 
     fields: tuple[tuple[str, int | str], ...]
     dram: Linear
     y: Linear
     x: Linear
+    times: int = 1
+    dram_step: int = 0
+    chip_step: int = 0
 
 
 @dataclass(eq=False)
@@ -59,11 +67,14 @@ def linear(index: tile.Index, op: tile.LoadOp | tile.StoreOp | tile.JobOp) -> Li
 def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     """Return the strided transfer of a copy; raises H2LearnError when it has too many dimensions."""
     placed, _ = op.placed
+    layout = layout_of(op.tensor)
     trips = [loop.trips.data for loop in enclosing_loops(op)]
     starts = [linear(index, op) for index in op.window.data]
-    run = channel_bytes(placed, op.sizes.data[-1])
-    strides = tensor_strides(op.tensor)
-    chip = run
+    plane = min(layout.plane, placed.shape[-1])
+    planes = max(1, op.sizes.data[-1] // plane)
+    run = channel_bytes(placed, min(plane, op.sizes.data[-1]))
+    strides = tensor_strides(op.tensor, plane)
+    chip = planes * run
     dimensions: list[_Dimension] = []
     for size, stride, start, limit in reversed(
         list(zip(op.sizes.data[:-1], strides, starts[:-1], placed.shape[:-1], strict=True))
@@ -73,9 +84,15 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     channel = _Dimension(op.sizes.data[-1], 0, 0, starts[-1], placed.shape[-1])
     if channel.bounded(trips):
         raise H2LearnError(f"{op.name} reaches outside the channels of its tensor", location=source_of(op) or None)
-    dram = _byte_offset(placed, [*strides, 0], starts)
+    plane_stride = plane_bytes(base_form(placed), placed.shape, plane, placed.gblk)
+    dram = _byte_offset(placed, strides, starts, plane, plane_stride)
     bounded = [d for d in dimensions if d.bounded(trips)]
-    run, free = _merge(dimensions, bounded, run)
+    across = _Dimension(planes, plane_stride, run, _ZERO, planes)
+    chip_step = run
+    run, free = _merge([across, *dimensions] if planes > 1 else dimensions, bounded, run)
+    times = 1
+    if planes > 1 and len(free) > 4 - len(bounded):
+        free, times = free[1:], planes
     if len(bounded) > 2 or len(free) > 4 - len(bounded):
         raise H2LearnError(f"{op.name} needs more than four dimensions", location=source_of(op) or None)
     slots: list[_Dimension | None] = [None] * 4
@@ -87,7 +104,7 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     fields: list[tuple[str, int | str]] = [("mode", "slots" if placed.gblk else "plain"), ("run", run)]
     if placed.gblk:
         dtype = placed.form.removeprefix("slots.")
-        fields += [("slot", slot_bytes(placed.gblk, dtype)), ("item", item_bytes(dtype))]
+        fields += [("slot", slot_bytes(placed.gblk, dtype)), ("item", item_bytes(dtype)), ("pack", layout.pack)]
     for n, dimension in enumerate(slots):
         fields.append((f"n{n}", dimension.count if dimension else 1))
         if dimension and dimension.count > 1:
@@ -97,16 +114,21 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     for name, dimension in zip(("ylim", "xlim"), slots[2:], strict=True):
         limit = dimension.limit if dimension in bounded and dimension else dimension.count if dimension else 1
         fields.append((name, limit))
-    return Transfer(tuple(fields), dram, coordinates[0], coordinates[1])
+    plan = Transfer(tuple(fields), dram, coordinates[0], coordinates[1])
+    return plan if times == 1 else replace(plan, times=times, dram_step=plane_stride, chip_step=chip_step)
 
 
-def _byte_offset(placed: tile.Placed, strides: list[int], starts: list[Linear]) -> Linear:
+def _byte_offset(
+    placed: tile.Placed, strides: list[int], starts: list[Linear], plane: int, plane_stride: int
+) -> Linear:
     offset, coeffs = 0, [0] * len(starts[0].coeffs)
     for n, start in enumerate(starts):
         last = n == len(starts) - 1
 
         def to_bytes(count: int, last: bool = last, n: int = n) -> int:
-            return channel_bytes(placed, count) if last else count * strides[n]
+            if last:
+                return count // plane * plane_stride + channel_bytes(placed, count % plane)
+            return count * strides[n]
 
         offset += to_bytes(start.offset)
         coeffs = [total + to_bytes(c) for total, c in zip(coeffs, start.coeffs, strict=True)]

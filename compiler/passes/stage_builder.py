@@ -127,7 +127,7 @@ class StageBuilder:
         Outside all loops of its stage there is nothing over which a buffer could rotate.
         """
         looped = isinstance(self._blocks[-1].parent_op(), tile.ForOp)
-        count = (slots or self._slots) if looped else 1
+        count = min(slots or self._slots, self._slots) if looped else 1
         op = tile.AllocOp(label, memory, count, tile.buffer_type(form, shape, gblk))
         self.add(op)
         return op.result

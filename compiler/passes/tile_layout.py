@@ -39,20 +39,29 @@ def slot_stride(alloc: tile.AllocOp) -> int:
     return aligned(placed_bytes(alloc.result.type.placed))
 
 
-def dimension_bytes(placed: tile.Placed) -> list[int]:
-    """Return the byte stride of every dimension but the last, outermost first."""
+def dimension_bytes(placed: tile.Placed, plane: int | None = None) -> list[int]:
+    """Return the byte stride of every dimension but the last, outermost first, in planes of ``plane`` channels."""
     strides: list[int] = []
-    step = row_bytes(base_form(placed), placed.shape[-1], placed.gblk)
+    step = row_bytes(base_form(placed), plane or placed.shape[-1], placed.gblk)
     for size in reversed(placed.shape[:-1]):
         strides.insert(0, step)
         step *= size
     return strides
 
 
-def tensor_strides(tensor: SSAValue) -> list[int]:
-    """Return the byte stride of every dimension of a DRAM tensor but the last; repetitions lie on one another."""
+def layout_of(value: SSAValue) -> tile.Layout:
+    """Return the layout of the tensor behind a value; where none was chosen all channels are one plane."""
+    layout = value.owner.layout if isinstance(value.owner, tile.TensorOp) else None
+    return tile.Layout(tile.placed_of(value).shape[-1]) if layout is None else layout.data
+
+
+def tensor_strides(tensor: SSAValue, plane: int | None = None) -> list[int]:
+    """Return the byte stride of every dimension of a DRAM tensor but the last; repetitions lie on one another.
+
+    ``plane``: channels per plane (None: all of them, as they are numbered where bytes do not matter).
+    """
     assert isinstance(tensor.type, tile.TensorType)
-    strides = dimension_bytes(tensor.type.placed)
+    strides = dimension_bytes(tensor.type.placed, plane)
     if isinstance(tensor.owner, tile.RepeatOp):
         strides[0] = 0
     return strides

@@ -229,6 +229,7 @@ class _Writer:
         self._plans = plans
         self._plan = SemaphorePlan()
         self._label = label
+        self._repeated: dict[Operation, int] = {}
         self._outer = ""
         self._place = ""
 
@@ -315,15 +316,26 @@ class _Writer:
             elif isinstance(op, tile.SignalOp | tile.WaitOp):
                 self._token(op)
             elif op in body:
-                self._add(_mnemonic(op), op.location, **body[op])
+                self._times(op, body[op])
+
+    def _times(self, op: Operation, fields: dict[str, int | str]) -> None:
+        """Write an instruction, in a loop where it stands for several."""
+        times = self._repeated.get(op, 1)
+        if times > 1:
+            self._add("loop", op.location, count=times)
+        self._add(_mnemonic(op), op.location, **fields)
+        if times > 1:
+            self._add("endl", op.location)
 
     def _copy(self, op: tile.LoadOp | tile.StoreOp) -> dict[str, int | str]:
         """Set up a copy and return its instruction fields."""
         plan = transfer(op)
         symbol = self._symbols[root_tensor(op.tensor)]
-        dram = Linear(plan.dram.offset + symbol.address, plan.dram.coeffs)
+        inner = (plan.dram_step,) if plan.times > 1 else ()
+        dram = Linear(plan.dram.offset + symbol.address, (*plan.dram.coeffs, *inner))
         there = self.table.register("DRAM", dram, moves=symbol.section != "rodata")
-        here = self._buffer(op.buffer, op.at.data[0] if op.at is not None else None, op)
+        here = self._buffer(op.buffer, op.at.data[0] if op.at is not None else None, op, plan.chip_step)
+        self._repeated[op] = plan.times
         y, x = self.table.coordinate(plan.y), self.table.coordinate(plan.x)
         source, target = (there, here) if isinstance(op, tile.LoadOp) else (here, there)
         descriptor = self.table.descriptor("xfer", dict(plan.fields))
@@ -351,13 +363,18 @@ class _Writer:
             fields["init"] = first if op.carry is None else isa.NEVER_INIT
         return fields
 
-    def _buffer(self, value: SSAValue, index: tile.Index | None, op: tile.LoadOp | tile.StoreOp | tile.JobOp) -> int:
-        """Return the register that holds the address of (the leading index of) a buffer."""
+    def _buffer(
+        self, value: SSAValue, index: tile.Index | None, op: tile.LoadOp | tile.StoreOp | tile.JobOp, inner: int = 0
+    ) -> int:
+        """Return the register that holds the address of (the leading index of) a buffer.
+
+        ``inner``: bytes from one iteration to the next of a loop around the instruction alone.
+        """
         alloc, placed = buffer_of(value)
         assert alloc.address is not None
         step = dimension_bytes(placed)[0] if index is not None else 0
         place = linear(index or (0, ()), op)
-        address = Linear(alloc.address.data + place.offset * step, tuple(c * step for c in place.coeffs))
+        address = Linear(alloc.address.data + place.offset * step, (*(c * step for c in place.coeffs), inner))
         ring: Ring = ()
         if alloc.slots.data > 1:
             trips = [loop.trips.data for loop in enclosing_loops(alloc)]

@@ -123,6 +123,37 @@ class ShapeAttr(Data[tuple[int, ...]]):
         printer.print_string(f"<{'x'.join(map(str, self.data))}>")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a DRAM tensor lies: in planes of ``plane`` channels, of gradient slots ``pack`` consecutive ones packed."""
+
+    plane: int
+    pack: int = 1
+
+
+@irdl_attr_definition
+class LayoutAttr(Data[Layout]):
+    """The layout of a DRAM tensor: ``<planes of 32, units of 8>``."""
+
+    name = "tile.layout"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Layout:
+        """Parse what ``print_parameter`` prints."""
+        with parser.in_angle_brackets():
+            parser.parse_keyword("planes")
+            parser.parse_keyword("of")
+            plane = parser.parse_integer(allow_boolean=False, allow_negative=False)
+            parser.parse_punctuation(",")
+            parser.parse_keyword("units")
+            parser.parse_keyword("of")
+            return Layout(plane, parser.parse_integer(allow_boolean=False, allow_negative=False))
+
+    def print_parameter(self, printer: Printer) -> None:
+        """Print channels per plane and slots per unit."""
+        printer.print_string(f"<planes of {self.data.plane}, units of {self.data.pack}>")
+
+
 @irdl_attr_definition
 class IndicesAttr(Data[tuple[Index, ...]]):
     """Affine indices, each as its constant and its coefficients: ``<[[-1, 4, 0], [0, 0, 16]]>``."""

@@ -37,6 +37,7 @@ from .attributes import (
     BufferType,
     Index,
     IndicesAttr,
+    LayoutAttr,
     Param,
     ParamsAttr,
     Placed,
@@ -65,6 +66,9 @@ from .syntax import (
 )
 
 MEMORIES = isa.MEMORIES[1:]
+
+_XFER = isa.DESCRIPTOR_BY_NAME["xfer"]
+MAX_PACK = _XFER.fields[_XFER.field_index("pack")].maximum
 
 Op = TypeVar("Op", bound=Operation)
 
@@ -197,14 +201,18 @@ class ForOp(IRDLOperation):
 
 @irdl_op_definition
 class TensorOp(IRDLOperation):
-    """A DRAM tensor of the program itself: constant ``rows``, the storage copy of argument ``shadow``, or zeros."""
+    """A DRAM tensor of the program itself: constant ``rows``, the storage copy of argument ``shadow``, or zeros.
+
+    ``layout`` says how its bytes lie (none: contiguous, channels last, slots one by one); windows mean the same in any.
+    """
 
     name = "tile.dram"
     label = prop_def(StringAttr)
     shadow = opt_prop_def(StringAttr)
     rows = opt_prop_def(RowsAttr)
+    layout = opt_prop_def(LayoutAttr)
     result = result_def(TensorType)
-    assembly_format = "$label (`rows` $rows^)? (`shadow` $shadow^)? `:` type($result) attr-dict"
+    assembly_format = "$label (`rows` $rows^)? (`shadow` $shadow^)? (`layout` $layout^)? `:` type($result) attr-dict"
 
     def __init__(self, label: str, kind: TensorType, *, rows: Rows | None = None, shadow: str | None = None) -> None:
         super().__init__(
@@ -218,7 +226,8 @@ class TensorOp(IRDLOperation):
         self.result.name_hint = name_hint(label)
 
     def verify_(self) -> None:
-        """Check that constant rows fill the tensor."""
+        """Check that constant rows fill the tensor, and that planes and packed units do."""
+        self._verify_layout()
         if self.rows is None:
             return
         placed = placed_of(self.result)
@@ -226,6 +235,27 @@ class TensorOp(IRDLOperation):
             raise VerifyException(f"tile.dram expects f32 with {len(self.rows.data)} rows, found {placed}")
         if any(len(row) not in (1, placed.shape[1]) for row in self.rows.data):
             raise VerifyException(f"tile.dram expects rows of 1 or {placed.shape[1]} values")
+
+    def _verify_layout(self) -> None:
+        if self.layout is None:
+            return
+        placed, layout = placed_of(self.result), self.layout.data
+        unit = placed.gblk or (8 if placed.form == "bits" else 1)
+        if self.rows is not None or self.shadow is not None:
+            raise VerifyException("tile.dram expects no layout where the host writes the tensor")
+        if (
+            layout.plane < 1
+            or placed.shape[-1] % layout.plane
+            or (layout.plane % unit and layout.plane != placed.shape[-1])
+        ):
+            raise VerifyException(
+                f"tile.dram expects planes of a divisor of {placed.shape[-1]} channels in multiples of {unit}, "
+                f"found {layout.plane}"
+            )
+        if not 1 <= layout.pack <= MAX_PACK or (layout.pack > 1 and not placed.gblk):
+            raise VerifyException(
+                f"tile.dram expects units of 1 to {MAX_PACK} gradient slots (1 for other formats), found {layout.pack}"
+            )
 
 
 @irdl_op_definition
@@ -933,7 +963,7 @@ JOBS: tuple[type[JobOp], ...] = (
 Tile = Dialect(
     "tile",
     [StreamOp, FenceOp, StageOp, ForOp, TensorOp, ViewOp, RepeatOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
-    [ShapeAttr, IndicesAttr, PlacesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
+    [ShapeAttr, IndicesAttr, LayoutAttr, PlacesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
 )
 
 

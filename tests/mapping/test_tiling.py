@@ -60,12 +60,12 @@ def forward_buffers(s: ConvShape, t: ForwardTile, machine: Machine) -> list[Buff
     taps, fan = s.kernel[0] * s.kernel[1], t.fan
     buffers = [
         ("W", taps * t.c * t.k * s.item, 2),
-        ("A", images * t.rows * t.columns * t.k * 4, 2),
+        ("A", images * t.rows * t.columns * t.k * 4, t.held),
         ("A", 4 * t.k * 4, 2),
         ("U", area * t.k * s.item, 1),
         ("S", bits(area, t.k), 1),
         ("S", bits(t.steps * area, t.k), 2),
-        ("U", t.steps * area * t.k * s.item, 2),
+        ("U", t.steps * area * t.k * s.item, t.held),
         ("M", bits(t.steps * area, t.k), 2),
     ]
     if s.real:
@@ -86,7 +86,7 @@ def backward_buffers(s: ConvShape, t: BackwardTile, machine: Machine) -> list[Bu
         ("W", s.kernel[0] * s.kernel[1] * t.c * t.k * s.item, 2),
         ("G", slots(t.steps * t.samples * gh * gw, t.k, gblk_in, s.item), 2),
         ("M", bits(outs, t.c), 2),
-        ("A", outs * t.c * 4, 2),
+        ("A", outs * t.c * 4, t.held),
     ]
     if not t.fused:
         return buffers
@@ -94,9 +94,9 @@ def backward_buffers(s: ConvShape, t: BackwardTile, machine: Machine) -> list[Bu
         *buffers,
         ("A", 4 * t.c * 4, 2),
         ("U", area * t.c * s.item, 1),
-        ("U", outs * t.c * s.item, 2),
+        ("U", outs * t.c * s.item, t.held),
         ("S", bits(outs, t.c), 2),
-        ("G", slots(outs, t.c, gblk_out, s.item), 2),
+        ("G", slots(outs, t.c, gblk_out, s.item), t.held),
     ]
 
 
@@ -108,7 +108,7 @@ def weight_buffers(s: ConvShape, t: WeightTile, machine: Machine) -> list[Buffer
     return [
         ("U", inputs * t.c * s.item, 2) if s.real else ("S", bits(inputs, t.c), 2),
         ("G", slots(images * t.rows * t.columns, t.k, gblk, s.item), 2),
-        ("A", s.kernel[0] * s.kernel[1] * t.c * t.k * 4, 2),
+        ("A", s.kernel[0] * s.kernel[1] * t.c * t.k * 4, t.held),
     ]
 
 

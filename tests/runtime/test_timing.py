@@ -161,6 +161,27 @@ def test_slots_move_their_live_values_only():
     assert report.busy["DRAM"] == -(-(64 + 128) // 25.6)
 
 
+def test_slots_that_are_packed_share_bursts():
+    slot = 8 + 64 * 4
+
+    def prepare(arrays):
+        for memory in ("DRAM", "U"):
+            for n in range(12):
+                arrays[memory][slot * n : slot * n + 8].view(np.uint64)[0] = 0b111
+
+    for pack, count, apart, bursts in ((0, 6, 0, 6), (2, 6, 0, 3), (4, 6, 0, 3), (4, 3, 6, 2), (4, 3, 3, 3), (8, 4, 6, 4)):
+        body = DMA + f"cfg x0.mode, slots\ncfg x0.run, {count * slot}\ncfg x0.slot, {slot}\ncfg x0.item, 4\n"
+        if apart:  # two rows, side by side on the chip and apart in DRAM
+            body += f"cfg x0.n1, 2\ncfg x0.ss1, {apart * slot}\ncfg x0.ds1, {count * slot}\n"
+        body += f"cfg x0.pack, {pack}\n"
+        _, report = run(body + LOAD + "halt\n", prepare)
+        assert report.busy["DRAM"] == -(-64 * bursts // 25.6), (pack, count)
+        assert report.bytes_read == {"DRAM": count * (2 if apart else 1) * (8 + 3 * 4)}
+        back = body.replace("x0.ss1", "x0.other").replace("x0.ds1", "x0.ss1").replace("x0.other", "x0.ds1")
+        _, report = run(back + STORE + "halt\n", prepare)
+        assert report.busy["DRAM"] == -(-64 * bursts // 25.6), "a store rounds by what touches in DRAM"
+
+
 def test_both_directions_share_the_channel():
     body = DMA + "cfg x0.run, 2560\n" + LOAD + "fence\n" + STORE + "addr a2, U, 8192\n" + LOAD + "halt\n"
     _, report = run(body, sanitize={"race", "bounds"})
