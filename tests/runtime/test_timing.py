@@ -169,7 +169,14 @@ def test_slots_that_are_packed_share_bursts():
             for n in range(12):
                 arrays[memory][slot * n : slot * n + 8].view(np.uint64)[0] = 0b111
 
-    for pack, count, apart, bursts in ((0, 6, 0, 6), (2, 6, 0, 3), (4, 6, 0, 3), (4, 3, 6, 2), (4, 3, 3, 3), (8, 4, 6, 4)):
+    for pack, count, apart, bursts in (
+        (0, 6, 0, 6),
+        (2, 6, 0, 3),
+        (4, 6, 0, 3),
+        (4, 3, 6, 2),
+        (4, 3, 3, 3),
+        (8, 4, 6, 4),
+    ):
         body = DMA + f"cfg x0.mode, slots\ncfg x0.run, {count * slot}\ncfg x0.slot, {slot}\ncfg x0.item, 4\n"
         if apart:  # two rows, side by side on the chip and apart in DRAM
             body += f"cfg x0.n1, 2\ncfg x0.ss1, {apart * slot}\ncfg x0.ds1, {count * slot}\n"
