@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import MEMORIES
+from h2learn.backends.h2learn.isa import ENGINES, MEMORIES
 
 from . import events, timing
 from .counters import PcCounters, add_counts
@@ -57,7 +57,10 @@ class Kept(NamedTuple):
 
 
 class EntryTables:
-    """Makes rows of entries. ``counters``: what the rows so far will have moved and done when all have been executed.
+    """Makes rows of entries.
+
+    ``counters``: what the rows so far will have moved and done when all have been executed, but for the counts of
+    blocks that the data decide: ``counted`` names those by pc.
 
     ``inside``: let the event loop execute plain copies; ``counts``: book traffic here, when an entry is met, and not
     when it is executed.
@@ -70,6 +73,7 @@ class EntryTables:
         self.counts = counts
         self.counters: dict[int, PcCounters] = {}
         self.slot_memories: dict[int, tuple[str, str]] = {}
+        self.counted: dict[int, tuple[str, ...]] = {}
 
     def fetched(self, entries: list[Entry]) -> Fetched:
         """Return entries with their rows."""
@@ -148,6 +152,8 @@ class EntryTables:
         self.book(operation, kept, counters)
         if self.inside and transfers:
             self._describe_copy(operation, kept, row, counters)
+        elif self.inside:
+            self._describe_block(operation, kept, row, counters)
 
     def _describe_copy(self, operation: Operation, kept: Kept, row: I64, counters: PcCounters) -> None:
         """Let the event loop execute a transfer, unless it is one that faults."""
@@ -161,11 +167,26 @@ class EntryTables:
         used = (operation.operands["src"].memory, operation.operands["dst"].memory)
         if plan.slots and self.slot_memories.setdefault(operation.pc, used) != used:
             return
-        row[events.INSIDE], row[events.COPIES], row[events.SLOTS] = 1, bool(plan.copy), bool(plan.slots)
+        row[events.INSIDE], row[events.COPIES], row[events.SLOTS] = events.TRANSFER, bool(plan.copy), bool(plan.slots)
         row[events.TARGET], row[events.SOURCE] = MEMORIES.index(used[1]), MEMORIES.index(used[0])
         row[events.COPY : events.COPY + len(plan.copy)] = plan.copy
         row[events.SLOT : events.SLOT + len(plan.slots)] = plan.slots
         add_counts(counters.work, plan.work)
+
+    def _describe_block(self, operation: Operation, kept: Kept, row: I64, counters: PcCounters) -> None:
+        """Let the event loop execute an instruction that is a block of calls, unless it is one that faults."""
+        from .fast import prepare
+
+        try:
+            check_transfer(operation, kept)
+            prepared = prepare(operation, self.memories)
+        except H2LearnError:
+            return  # its execution raises again, in its turn
+        if prepared is None or self.counted.setdefault(operation.pc, prepared.names) != prepared.names:
+            return
+        row[events.INSIDE], row[events.ADDRESS] = events.BLOCK, prepared.address
+        row[events.START_UP] = timing.START_UP[ENGINES[row[events.ENGINE]]]
+        add_counts(counters.work, prepared.fixed)
 
 
 def moves_slots(operation: Operation) -> bool:

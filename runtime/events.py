@@ -3,7 +3,8 @@
 The rules stand in ``docs/semantics.md`` (order) and ``timing.py`` (cycles). Everything lives in integer arrays whose
 columns are named below. ``advance`` goes on until it needs something: the entries that a stream dispatches next
 (FETCH), the execution of an instruction at the head of a queue (PERFORM), room in ``posts`` or ``log`` (ROOM), or it
-has to stop (FINISHED, OVERFLOW, FAULTED). Plain transfers it executes by itself where the caller has described them.
+has to stop (FINISHED, OVERFLOW, FAULTED, FAILED). Transfers and blocks of calls (``prepared.py``) it executes by itself
+where the caller has described them; every now and then it returns nevertheless (PAUSED).
 """
 
 # Kernels follow Numba's typing rules, which differ from NumPy's stubs.
@@ -20,11 +21,14 @@ from .frontend import FAULT, FENCE, FORK, NOP, SIGNAL, STOP, WAIT
 from .jit import jit
 from .kernels.bits import U8
 from .kernels.transfer import copy_rows, slot_traffic
+from .native import words_at
+from .prepared import BLOCK_WORDS, MOST_COUNTS, NONFINITE, perform
+from .prepared import RESULT as BLOCK_RESULT
 
 I64 = npt.NDArray[np.int64]
 
 NEVER = 1 << 62
-FINISHED, FETCH, PERFORM, ROOM, OVERFLOW, FAULTED = range(6)
+FINISHED, FETCH, PERFORM, ROOM, OVERFLOW, FAULTED, FAILED, PAUSED = range(8)
 WAITING, STARVED, RUNNING, BLOCKED, FENCED, HALTED = range(6)
 """States of a stream: not started, without entries, dispatching, at a full queue, at a fence, at its end."""
 PLAIN, FILL, LOOK_UP = range(3)
@@ -32,17 +36,20 @@ PLAIN, FILL, LOOK_UP = range(3)
 
 _ENGINES = len(ENGINES)
 _DMAIN, _DMAOUT = ENGINES.index("DMAIN"), ENGINES.index("DMAOUT")
-LOG_SIGNAL, LOG_POST, LOG_TAKE, LOG_FENCE, LOG_FORK, LOG_SPAN = range(6)
+LOG_SIGNAL, LOG_POST, LOG_TAKE, LOG_FENCE, LOG_FORK, LOG_SPAN, LOG_NONFINITE = range(7)
 LOG_COLUMNS = 5
 
 (CODE, COST, ENGINE, PC, SEM, COUNT, CYCLES, ON_CHANNEL, UNIT, TABLE, LOW, HIGH) = range(12)
 """Columns of an entry. ``COST``: cycles of its stream since the entry before; ``CYCLES`` (ON_CHANNEL: of the channel):
 -1 when the execution decides; ``TABLE LOW HIGH``: memory and bytes of the look-up table."""
 INSIDE, TARGET, SOURCE, COPIES, SLOTS = range(12, 17)
-"""Of a transfer that is executed here: that it is, its memories, which of the two following apply."""
+"""Whether it is executed here, as TRANSFER or BLOCK; of a transfer its memories and which of the following apply."""
 COPY, SLOT = 17, 37
 """First of the arguments of ``copy_rows`` and of ``slot_traffic``."""
+ADDRESS, START_UP = 17, 18
+"""Of a block: where it is, and the cycles that are added to its result."""
 ENTRY_COLUMNS = 58
+TRANSFER, BLOCK = 1, 2
 
 STATUS, NEXT, LENGTH, CYCLE, BLOCKER, PAID, DISPATCHED = range(7)
 """Columns of a stream: its next entry and how many there are; whether the cost of that is paid but for one cycle."""
@@ -61,16 +68,21 @@ POST_TIME, POST_NUMBER, POST_SEM, POST_COUNT, POST_PC = range(5)
 LOST_EMPTY, LOST_SEMAPHORE, LOST_CHANNEL, PC_BUSY, PC_CHANNEL, FIRST, LAST, MOVED = range(8)
 """Columns of an instruction: cycles lost by cause, cycles of its engine and of the DRAM channel, first start and last
 end, bytes that its transfers of slots moved."""
-PC_COLUMNS = 8
+TALLY = 8
+"""First of the counts that blocks have made."""
+PC_COLUMNS = TALLY + MOST_COUNTS
 (AT_ENGINE, AT_STREAM, NOW, RESULT, PERFORMED, WANTED, POSTS, POSTED, LOGGED) = range(9)
 CHANNEL_FREE, CHANNEL_BUSY, LOOK, STOPPED, FIRST_ASKED, ASKED = range(9, 15)
 """Global values: the engine that is taking entries and the stream whose queue it looks at, the time; what the caller
 found for CYCLES after PERFORM; the stream or pc that FETCH, FAULTED or OVERFLOW mean; lengths of ``posts`` and ``log``,
 signals so far; the channel; whether a stream wants attention; the pc of a break point that was met; which stream the
 engine asked first, and how many it has asked."""
-TIMED, RACES, TRACE, LATENCY, BURST = range(15, 20)
+PERFORMED_HERE = 15
+"""Blocks that were executed here since the last pause."""
+TIMED, RACES, TRACE, LATENCY, BURST = range(16, 21)
 """Settings: timing on, what to log, cycles before a transfer's first byte, bytes of a burst."""
-GLOBALS = 20
+GLOBALS = 21
+_BLOCKS_AT_A_TIME = 256  # then the caller has a look, so that a run can be interrupted
 
 
 @jit
@@ -88,11 +100,12 @@ def advance(
     g: I64,
     memories: tuple[U8, ...],
     bytes_per_cycle: float,
+    team: tuple[I64, I64],
 ) -> int:
     """Go on until the caller is needed; returns why.
 
     ``rings``: ``[queue][depth][entry, ready]``; ``posts``: a heap of signals that wait for work to complete; ``lost``:
-    cycles of the front end by engine whose queue was full, then at fences.
+    cycles of the front end by engine whose queue was full, then at fences; ``team``: words and counters (``team.py``).
     """
     margin = STREAMS * rings.shape[1] * 4 + 16
     while True:
@@ -103,6 +116,9 @@ def advance(
         if g[AT_ENGINE] < 0:
             if g[POSTS] + margin > len(posts) or g[LOGGED] + margin > len(log):
                 return ROOM
+            if g[PERFORMED_HERE] >= _BLOCKS_AT_A_TIME:
+                g[PERFORMED_HERE] = 0
+                return PAUSED
             chosen, now = -1, NEVER
             for e in range(_ENGINES):
                 if engines[e, WAKE] < now:
@@ -126,7 +142,8 @@ def advance(
             g[AT_ENGINE], g[NOW], g[ASKED] = chosen, now, 0
             g[FIRST_ASKED] = _first_asked(chosen, engines)
         status = _step(
-            entries, streams, queues, rings, engines, semaphores, posts, pcs, lost, log, g, memories, bytes_per_cycle
+            *(entries, streams, queues, rings, engines, semaphores, posts, pcs, lost, log, g, memories),
+            *(bytes_per_cycle, team),
         )
         if status != FINISHED:
             return status
@@ -270,6 +287,7 @@ def _step(
     g: I64,
     memories: tuple[U8, ...],
     bytes_per_cycle: float,
+    team: tuple[I64, I64],
 ) -> int:
     """Take everything from the heads of an engine's queues that can go now; it wakes again for the rest."""
     e, now = g[AT_ENGINE], g[NOW]
@@ -316,7 +334,17 @@ def _step(
                     _lose(engine, pcs[pc], LOST_EMPTY, ready)
                     return PERFORM
                 _lose(engine, pcs[pc], LOST_EMPTY, ready)
-                if entry[INSIDE]:
+                if entry[INSIDE] == BLOCK:
+                    if not perform(entry[ADDRESS], team[0], team[1], pcs[pc, TALLY:]):
+                        g[WANTED] = pc
+                        return FAILED
+                    g[PERFORMED_HERE] += 1
+                    head, counted = words_at(entry[ADDRESS], BLOCK_WORDS), team[1][0]
+                    if head[BLOCK_RESULT] >= 0:
+                        g[RESULT] = entry[START_UP] + counted[head[BLOCK_RESULT]]
+                    if head[NONFINITE] >= 0 and counted[head[NONFINITE]]:
+                        _note(log, g, LOG_NONFINITE, s, i, counted[head[NONFINITE]], 0)
+                elif entry[INSIDE]:
                     g[RESULT] = _transfer(entry, pcs[pc], memories, g[BURST], bytes_per_cycle)
                 g[PERFORMED] = 0
                 end = _start(entry, queue, engine, pcs[pc], g, now)

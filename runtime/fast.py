@@ -1,16 +1,14 @@
 """Every computing instruction on compiled kernels: the same bytes as ``reference.py``, at the speed of the host.
 
-Storage in half precision is widened to float32 scratch once per instruction, so that kernels exist for float32 only.
-Large instructions are split over independent positions or rows and run on all cores (kernels release the GIL).
+What is frequent is a block of calls (``prepared.py``), which the event loop executes too; transfers and what is rare
+stand here. Storage in half precision is widened to float32 scratch once per instruction, so that kernels exist for
+float32 only.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,54 +16,38 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn import isa, numerics
 
-from . import reference
-from .kernels import bits, convolution, planes, transfer, vector
-from .kernels.bits import F32, U16, U32, U64
-from .kernels.convolution import I32, Shape
+from . import prepare_engines, prepare_vector, reference
+from .kernels import bits, planes, transfer, vector
+from .kernels.bits import F32, U32
 from .kernels.rows import LANES
 from .operation import (
-    ADAM_KINDS,
     Bytes,
     Memories,
     Operation,
     Work,
     check_dispatch,
-    input_shape,
-    item_bytes,
     not_fixed_point,
     open_operands,
-    slot_bytes,
+    operand_places,
     spans,
     transfer_range,
 )
-from .regions import HALF
-from .work import (
-    BACKWARD_MODES,
-    issue_width,
-    lane_passes,
-    lookup_work,
-    neuron_counts,
-    products_work,
-    skips_zero_patterns,
-    unit_count,
-    update_elements,
-    weight_work,
-)
+from .prepare_engines import Site, is_half, slot_words
+from .prepared import Prepared
+from .work import update_elements
 
 Buffers = dict[str, Bytes]
-
-WORTH_A_THREAD = 1 << 17
-"""Inner-loop elements below which an instruction stays on the calling thread (about 50 microseconds of work)."""
 
 _ALIGNMENT = 8
 _NO_BYTES = np.zeros(0, np.uint8)
 _NO_REALS = np.zeros(0, np.float32)
-_NO_HALVES = np.zeros(0, np.uint16)
-_NO_TAPS = np.zeros(0, np.int32)
 
 
 def execute(op: Operation, memories: Memories) -> Work:
     """Execute one instruction; raises H2LearnError on a fault (nothing is promised about memory then)."""
+    prepared = prepare(op, memories)
+    if prepared is not None:
+        return prepared.execute()
     opened = op.kept.get("opened")
     if not isinstance(opened, _Opened) or opened.memories is not memories:
         opened = op.kept["opened"] = _open(op, memories)
@@ -73,11 +55,46 @@ def execute(op: Operation, memories: Memories) -> Work:
     if not opened.odd:
         return SEMANTICS[op.mnemonic](op, buffers)
     copies = {name: buffers[name].copy() for name in opened.odd}
-    work = SEMANTICS[op.mnemonic](op, buffers | copies)
+    work = _execute_on(op, buffers | copies, memories)
     for name in isa.BY_MNEMONIC[op.mnemonic].writes:
         if name in copies:
             buffers[name][:] = copies[name]
     return work
+
+
+def prepare(op: Operation, memories: Memories) -> Prepared | None:
+    """Return an instruction as a block of calls.
+
+    None for one that has none, or whose operands lie where kernels cannot work on them. Raises H2LearnError when it
+    faults.
+    """
+    known = op.kept.get("prepared")
+    if not isinstance(known, _Known) or known.memories is not memories:
+        prepared, preparer = None, PREPARERS.get(op.mnemonic)
+        if preparer is not None:
+            places = operand_places(op, memories)
+            if not any(address % _ALIGNMENT for address, _ in places.values()):
+                prepared = preparer(op, Site(places, memories))
+        known = op.kept["prepared"] = _Known(memories, prepared)
+    return known.prepared
+
+
+def _execute_on(op: Operation, buffers: Buffers, memories: Memories) -> Work:
+    """Execute an instruction on copies of its operands."""
+    preparer = PREPARERS.get(op.mnemonic)
+    if preparer is not None:
+        places = {name: (buffer.ctypes.data, buffer.size) for name, buffer in buffers.items()}
+        prepared = preparer(op, Site(places, memories))
+        if prepared is not None:
+            return prepared.execute()
+    return SEMANTICS[op.mnemonic](op, buffers)
+
+
+class _Known(NamedTuple):
+    """What an instruction is in some memories."""
+
+    memories: Memories
+    prepared: Prepared | None
 
 
 class _Opened(NamedTuple):
@@ -92,7 +109,8 @@ def _open(op: Operation, memories: Memories) -> _Opened:
     buffers = open_operands(op, memories)
     if op.mnemonic in ("ld", "st"):
         return _Opened(memories, buffers, ())
-    return _Opened(memories, buffers, tuple(name for name in buffers if _is_misaligned(op, name, memories)))
+    odd = tuple(name for name, buffer in buffers.items() if buffer.ctypes.data % _ALIGNMENT)
+    return _Opened(memories, buffers, odd)
 
 
 def load(op: Operation, buffers: Buffers) -> Work:
@@ -105,240 +123,6 @@ def store(op: Operation, buffers: Buffers) -> Work:
     return _transfer(op, buffers, zero_fill=False)
 
 
-def fe_fill(op: Operation, buffers: Buffers) -> Work:
-    """``fe.fill``: entry[p] = st(entry[p & (p-1)] + w[ctz(p)])."""
-    taps, c, k, fan, half = _taps(op), op.number("c"), op.number("k"), op.number("fan"), _is_half(op)
-    weights = _reals(op, "w", buffers["w"])
-    tables = _scratch("tables", buffers["lut"].size // 2, np.float32) if half else buffers["lut"].view(np.float32)
-    convolution.fill_tables(weights, tables, taps, c, k, fan, half)
-    if half:
-        bits.narrow(tables, buffers["lut"].view(np.uint16))
-    count = taps * -(-c // fan) * k
-    adds = count * ((1 << fan) - 1 - fan)
-    return Work({"entries": count * ((1 << fan) - 1), "adds": adds, "nonfinite": int(bits.count_nonfinite(tables))})
-
-
-def fe_run(op: Operation, buffers: Buffers) -> Work:
-    """``fe.run``: acc += entry[tap][group][pattern], taps then groups ascending, zero patterns skipped."""
-    if op.number("planes"):
-        return _fe_run_planes(op, buffers)
-    taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
-    groups = -(-c // fan)
-    (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
-    sources, positions = imgs * ih * iw, imgs * oh * ow
-    sizes = {"rows": groups, "counts": 1, "spikes": 1}
-    lists = [_scratch(name, sources * size, np.uint32) for name, size in sizes.items()]
-    _run(convolution.list_patterns, sources, 4 * sources * groups, buffers["s"], c, k, fan, *lists)
-    acc, tables = buffers["acc"].view(np.float32), _reals(op, "lut", buffers["lut"])
-    adds, spikes = _run(
-        convolution.sum_tables,
-        positions,
-        positions * taps * groups * (k + 16) // 4,
-        *(acc, op.init, tables, *lists, *_forward_maps(op)),
-        *(groups, groups << fan, k),
-        counters=2,
-    )
-    total = positions * taps * groups
-    work = lookup_work(total, total - adds, k, spikes, positions * taps * c, int(bits.count_nonfinite(acc)))
-    return _with_lane_cycles(op, work, lists[1])
-
-
-def _fe_run_planes(op: Operation, buffers: Buffers) -> Work:
-    """``fe.run`` on bit-planes: as on spikes, with a factor for every listed pattern."""
-    taps, c, k, fan, depth = _taps(op), op.number("c"), op.number("k"), op.number("fan"), op.number("planes")
-    groups = -(-c // fan)
-    (ih, iw), (imgs, oh, ow) = input_shape(op), _positions(op)
-    sources, positions, width = imgs * ih * iw, imgs * oh * ow, groups * depth
-    lists = *_lists(sources, width), _scratch("spikes", sources, np.uint32)
-    form = (depth, op.number("frac"), op.choice("signed") == "yes")
-    _run(planes.list_planes, sources, 4 * sources * width, buffers["s"], c, k, fan, form, *lists)
-    acc, tables = buffers["acc"].view(np.float32), _reals(op, "lut", buffers["lut"])
-    adds, spikes = _run(
-        planes.sum_planes,
-        positions,
-        positions * taps * width * (k + 16) // 4,
-        *(acc, op.init, tables, *lists, *_forward_maps(op), width, groups << fan, k),
-        counters=2,
-    )
-    total, inputs = positions * taps * width, positions * taps * c * depth
-    work = lookup_work(total, total - adds, k, spikes, inputs, int(bits.count_nonfinite(acc)), depth)
-    return _with_lane_cycles(op, work, lists[2])
-
-
-def _with_lane_cycles(op: Operation, work: Work, counts: U32) -> Work:
-    """Add the cycles of lanes that skip zero patterns; ``counts``: the others of every input position."""
-    if skips_zero_patterns(op):
-        passes, lanes, least = lane_passes(op)
-        busiest = convolution.lane_time(counts, *_forward_maps(op), op.number("imgs"), lanes, least)
-        work.counts["lane_cycles"] = passes * int(busiest)
-    return work
-
-
-def be_fwd(op: Operation, buffers: Buffers) -> Work:
-    """``be.fwd``: acc += x * w, taps then channels ascending, zero inputs skipped."""
-    c, k = op.number("c"), op.number("k")
-    ih, iw = input_shape(op)
-    sources = op.number("imgs") * ih * iw
-    lists = _lists(sources, c)
-    _run(convolution.list_reals, sources, 2 * sources * c, _reals(op, "x", buffers["x"]), c, k, *lists)
-    weights = _reals(op, "w", buffers["w"])
-    return _products(op, buffers, weights, lists, _forward_maps(op), c, k, "in")
-
-
-def be_run(op: Operation, buffers: Buffers) -> Work:
-    """``be.run``: acc += g * w over taps, then live k ascending; +0 where the mask is 0."""
-    c, k = op.number("c"), op.number("k")
-    lists = _gradient_lists(op, buffers["g"], op.number("imgs") * op.number("gh") * op.number("gw"), scale=c)[:3]
-    weights = _scratch("transposed", _taps(op) * c * k, np.float32)
-    convolution.transpose_weights(_reals(op, "w", buffers["w"]), _taps(op), c, k, weights)
-    mode = BACKWARD_MODES[op.fields.get("mode", 0)]
-    return _products(op, buffers, weights, lists, _backward_maps(op), k, c, mode)
-
-
-def be_wgt(op: Operation, buffers: Buffers) -> Work:
-    """``be.wgt``: acc += x * g, positions ascending, zero x and dead g skipped."""
-    c, k, rows = op.number("c"), op.number("k"), _taps(op) * op.number("c")
-    maps, starts = _forward_maps(op), _starts(op)
-    channels, values, counts, live = _gradient_lists(op, buffers["g"], starts.size)
-    acc, x = buffers["acc"].view(np.float32), _reals(op, "x", buffers["x"])
-    negative_zero = not op.init and bool(np.any(buffers["acc"].view(np.uint32) == 0x80000000))
-    sparse = negative_zero or bool(bits.count_nonfinite(x))
-    issues = (counts + np.uint32(issue_width(op) - 1)) // np.uint32(issue_width(op))
-    totals = np.zeros((3, rows), np.int64)
-    _run(
-        convolution.sum_weighted,
-        rows,
-        rows * starts.size * (k + 4) // 2,
-        *(acc, op.init, x, channels, values, counts, starts, maps[2], c, k, sparse, issues, *totals),
-    )
-    return weight_work(op, starts.size, live, (totals[0], totals[1], totals[2]), int(bits.count_nonfinite(acc)))
-
-
-def wu_run(op: Operation, buffers: Buffers) -> Work:
-    """``wu.run``: acc += table(gradients of a group of positions)[spikes of a channel at these positions]."""
-    taps, c, k, fan = _taps(op), op.number("c"), op.number("k"), op.number("fan")
-    maps, starts = _forward_maps(op), _starts(op)
-    *lists, live = _gradient_lists(op, buffers["g"], starts.size)
-    groups = -(-starts.size // fan)
-    acc = buffers["acc"].view(np.float32)
-    adds, spikes = _run(
-        convolution.sum_groups,
-        taps * -(-c // 8),
-        taps * c * groups * (k + 32) // 4,
-        *(acc, op.init, buffers["s"], *lists, starts, maps[2], c, k, fan, _is_half(op)),
-        counters=2,
-    )
-    total = groups * taps * c
-    work = lookup_work(total, total - adds, k, spikes, starts.size * taps * c, int(bits.count_nonfinite(acc)))
-    table_adds = groups * ((1 << fan) - 1 - fan) * k
-    work.counts |= {"groups": groups, "table_adds": table_adds, "live_inputs": live, "dense_inputs": starts.size * k}
-    return work
-
-
-def v_lif(op: Operation, buffers: Buffers) -> Work:
-    """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
-    arguments = _arguments(op, buffers, _integrate_arguments)
-    n, k = op.number("n"), op.number("k")
-    fired, passed, broken = _run(vector.integrate, n, n * k, *arguments, counters=3)
-    return Work(neuron_counts(op) | {"spikes": fired, "masked_in": passed, "nonfinite": broken})
-
-
-def _integrate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
-    reset, spike = op.choice("reset"), op.choice("spike")
-    save_u, save_m = op.choice("save_u") == "yes", op.choice("save_m") == "yes"
-    never = spike == "never"
-    resets = (reset == "hard", reset == "soft", reset == "soft_delayed")
-    windowed = op.choice("surrogate") in ("rectangular", "triangular")
-    flags = (op.init, _is_half(op), *resets, spike == "ge", never, save_u, save_m, windowed, op.number("drive"))
-    return (
-        *(buffers["acc"].view(np.float32), buffers["par"].view(np.float32), *_either(op, buffers["us"])),
-        *(buffers.get("ss", _NO_BYTES), buffers.get("so", _NO_BYTES), *_either(op, buffers.get("uo", _NO_BYTES))),
-        *(buffers.get("mo", _NO_BYTES), *_either(op, buffers.get("cs", _NO_BYTES)), op.number("k"), flags),
-        np.float32(op.desc["width"]),
-    )
-
-
-def v_grad(op: Operation, buffers: Buffers) -> Work:
-    """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
-    arguments = _arguments(op, buffers, _differentiate_arguments)
-    n, k = op.number("n"), op.number("k")
-    live, broken = _run(vector.differentiate, n, 4 * n * k, *arguments, counters=2)
-    return Work(neuron_counts(op) | {"live_outputs": live, "nonfinite": broken})
-
-
-def _differentiate_arguments(op: Operation, buffers: Buffers) -> tuple[object, ...]:
-    k, reset, never = op.number("k"), op.choice("reset"), op.choice("spike") == "never"
-    resets = (reset == "hard", reset == "soft", reset == "soft_delayed")
-    kinds = (op.number("surrogate"), op.number("drive"))
-    flags = (op.init, _is_half(op), *resets, never, op.choice("detach") == "yes", *kinds)
-    return (
-        *(buffers["gs"].view(np.float32), *_either(op, buffers.get("u", _NO_BYTES)), buffers.get("s", _NO_BYTES)),
-        *(buffers["par"].view(np.float32), *_either(op, buffers["gc"]), *_either(op, buffers.get("gi", _NO_BYTES))),
-        *(
-            buffers["go"].view(np.uint64),
-            _slot_words(op),
-            op.number("gblk"),
-            k,
-            flags,
-            np.float32(op.desc["width"]),
-            np.float32(op.desc["height"]),
-        ),
-    )
-
-
-def v_pool(op: Operation, buffers: Buffers) -> Work:
-    """``v.pool``: average, sum, or maximum with the number of the first largest window element that exists."""
-    k, positions = op.number("k"), _position_count(op)
-    elements = positions * k * _taps(op)
-    geometry = (_forward_maps(op)[2], op.number("sh"), op.number("sw"), k)
-    maximum, idx = op.choice("kind") == "max", buffers.get("idx", _NO_BYTES)
-    firsts = (_first_taps(op, "y"), _first_taps(op, "x")) if maximum else (_NO_TAPS, _NO_TAPS)
-    divisor = np.float32(_taps(op) if op.choice("kind") == "avg" else 1)
-    if op.choice("src") == "f32":
-        dst = buffers["dst"].view(np.float32)
-        source = buffers["src"].view(np.float32)
-        _run(vector.pool_reals, positions, elements, source, *geometry, maximum, *firsts, divisor, dst, idx)
-        return Work({"elements": elements, "nonfinite": int(bits.count_nonfinite(dst))})
-    if maximum:
-        _run(vector.maximum_bits, positions, elements, buffers["src"], *geometry, *firsts, buffers["dst"], idx)
-        return Work({"elements": elements, "nonfinite": 0})
-    averages = np.arange(_taps(op) + 1, dtype=np.float32) / divisor
-    dst = _scratch("averages", positions * k, np.float32) if _is_half(op) else buffers["dst"].view(np.float32)
-    _run(vector.average_bits, positions, elements, buffers["src"], averages, *geometry, dst)
-    if _is_half(op):
-        bits.narrow(dst, buffers["dst"].view(np.uint16))
-    return Work({"elements": elements, "nonfinite": 0})
-
-
-def v_unpool(op: Operation, buffers: Buffers) -> Work:
-    """``v.unpool``: each element gathers its share of the gradients of the windows that it lies in."""
-    k, positions = op.number("k"), _position_count(op)
-    sources = op.number("imgs") * op.number("gh") * op.number("gw")
-    elements, slots = positions * k * _taps(op), op.choice("src") == "slots"
-    counts = {"elements": elements}
-    if slots:
-        *lists, counts["live_inputs"] = _gradient_lists(op, buffers["src"], sources)
-        source, dst = _scratch("dense", sources * k, np.float32), _scratch("shares", positions * k, np.float32)
-        vector.densify(*lists, sources, k, source)
-    else:
-        source, dst = buffers["src"].view(np.float32), buffers["dst"].view(np.float32)
-    idx, maximum = buffers.get("idx", _NO_BYTES), op.choice("kind") == "max"
-    divisor = np.float32(_taps(op) if op.choice("kind") == "avg" else 1)
-    _run(vector.unpool, positions, elements, source, idx, *_backward_maps(op), k, maximum, divisor, dst)
-    if slots:
-        counts["live_outputs"] = _encode(op, buffers["dst"], dst, positions)
-    return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
-
-
-def _first_taps(op: Operation, axis: str) -> I32:
-    """Return per window row (``y``) or column (``x``) the first and, exclusive, the last kernel place that exists."""
-    count, stride, size = (op.number(name) for name in {"y": ("oh", "sh", "kh"), "x": ("ow", "sw", "kw")}[axis])
-    limit, start = op.number(f"{axis}lim"), op.operands[axis].address + np.arange(count) * stride
-    first, last = np.maximum(0, -start), np.minimum(size, limit - start) if limit else np.full(count, size)
-    first = first if limit else np.zeros(count, np.int64)
-    return np.ascontiguousarray(np.stack([first, np.maximum(first, last)], axis=1), np.int32).reshape(-1)
-
-
 def v_rng(op: Operation, buffers: Buffers) -> Work:
     """``v.rng``: spike where a counter-based uniform lies below the rate."""
     n, steps, k, word = op.number("n"), op.number("steps"), op.number("k"), 0xFFFFFFFF
@@ -347,7 +131,6 @@ def v_rng(op: Operation, buffers: Buffers) -> Work:
     (fired,) = _run(
         vector.bernoulli,
         n * steps,
-        16 * n * steps * k,
         *(buffers["src"].view(np.float32), buffers["dst"], steps, k, (seed & word, seed >> 32), op.number("stream")),
         *((first + sample) & word, neuron, tick),
         counters=1,
@@ -366,7 +149,6 @@ def v_drop(op: Operation, buffers: Buffers) -> Work:
     _run(
         vector.drop,
         n * steps,
-        16 * n * steps * k,
         *(values.reshape(-1), result, np.float32(op.desc["p0"]), np.float32(op.desc["share"]), steps, k),
         *((seed & word, seed >> 32), op.number("stream"), (first + sample) & word, neuron, tick),
     )
@@ -375,21 +157,9 @@ def v_drop(op: Operation, buffers: Buffers) -> Work:
 
 
 def v_reduce(op: Operation, buffers: Buffers) -> Work:
-    """``v.reduce``: rate, mean or last over time (as in the reference); time sum or position sum of gradients."""
-    n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
-    if kind not in ("tsum", "bias"):
-        with np.errstate(all="ignore"):
-            return reference.v_reduce(op, buffers)
-    steps, rows = (op.number("steps"), n) if kind == "tsum" else (n, 1)
-    acc = _scratch("time_sum", n * k, np.float32) if kind == "tsum" else buffers["dst"].view(np.float32)
-    if op.init or kind == "tsum":
-        acc[:] = 0
-    layout = (buffers["src"].view(np.uint64), _slot_words(op), _is_half(op), rows, steps, k, op.number("gblk"))
-    (live,) = _run(vector.accumulate_slots, rows, 2 * steps * n * k, acc, *layout, kind == "tsum", counters=1)
-    counts = {"elements": steps * rows * k, "live_inputs": live}
-    if kind == "tsum":
-        counts["live_outputs"] = _encode(op, buffers["dst"], acc, n)
-    return Work(counts | {"nonfinite": int(bits.count_nonfinite(acc))})
+    """``v.reduce``: rate, count, mean, maximum or last over time, as in the reference; there are few logits."""
+    with np.errstate(all="ignore"):
+        return reference.v_reduce(op, buffers)
 
 
 def v_spread(op: Operation, buffers: Buffers) -> Work:
@@ -417,9 +187,7 @@ def v_pack(op: Operation, buffers: Buffers) -> Work:
     """``v.pack``: bit-planes of fixed-point numbers."""
     n, k, depth, frac = op.number("n"), op.number("k"), op.number("planes"), op.number("frac")
     x = _reals(op, "src", buffers["src"])
-    (wrong,) = _run(
-        planes.pack, n, 2 * n * k, x, k, (depth, frac, op.choice("signed") == "yes"), buffers["dst"], counters=1
-    )
+    (wrong,) = _run(planes.pack, n, x, k, (depth, frac, op.choice("signed") == "yes"), buffers["dst"], counters=1)
     if wrong:
         raise not_fixed_point(op, float(x[planes.first_wrong(x, depth, frac, op.choice("signed") == "yes")]))
     return Work({"elements": n * k})
@@ -428,7 +196,7 @@ def v_pack(op: Operation, buffers: Buffers) -> Work:
 def _unrounded(op: Operation, target: Bytes, size: int) -> F32:
     """Return where element-wise results go before they are rounded: the target itself if it holds float32."""
     form = op.choice("dst")
-    plain = form == "f32" or (form == "storage" and not _is_half(op))
+    plain = form == "f32" or (form == "storage" and not is_half(op))
     return target.view(np.float32) if plain else _scratch("mapped", size, np.float32)
 
 
@@ -437,7 +205,7 @@ def _finish(op: Operation, target: Bytes, result: F32, positions: int, counts: d
     form = op.choice("dst")
     if form == "slots":
         counts["live_outputs"] = _encode(op, target, result, positions)
-    elif form == "storage" and _is_half(op):
+    elif form == "storage" and is_half(op):
         bits.round_all(result)
         bits.narrow(result, target.view(np.uint16))
 
@@ -452,7 +220,7 @@ def _dense(op: Operation, name: str, buffer: Bytes, counts: dict[str, int], n: i
         *lists, live = _gradient_lists(op, buffer, n)
         counts["live_inputs"] = counts.get("live_inputs", 0) + live
         dense = _scratch(f"dense {name}", n * k, np.float32)
-        vector.densify(*lists, n, k, dense)
+        vector.densify(*lists, k, dense, 0, n)
         return dense
     return _reals(op, name, buffer) if form == "storage" else buffer.view(np.float32)
 
@@ -488,12 +256,12 @@ def v_norm(op: Operation, buffers: Buffers) -> Work:
     counts = {"elements": positions * k}
     if op.choice("kind") == "forward":
         dst = buffers["dst"].view(np.float32)
-        _run(vector.normalise, positions, positions * k, x, par, k, dst)
+        _run(vector.normalise, positions, x, par, k, dst)
         return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
     g, dst = _scratch("dense", positions * k, np.float32), _scratch("shares", positions * k, np.float32)
     counts["live_inputs"] = _densify(op, buffers["g"], positions, g)
     count, valid = np.float32(reference.value_count(op, buffers)), _valid_samples(op, buffers)
-    _run(vector.denormalise, positions, 2 * positions * k, x, g, par, k, count, shape, valid, dst)
+    _run(vector.denormalise, positions, x, g, par, k, count, shape, valid, dst)
     counts["live_outputs"] = _encode(op, buffers["dst"], dst, positions)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
 
@@ -511,7 +279,7 @@ def _valid_samples(op: Operation, buffers: Buffers) -> int:
 def _densify(op: Operation, slots: Bytes, positions: int, dense: F32) -> int:
     """Write gradients with zeros where they are dead; return how many are live."""
     *lists, live = _gradient_lists(op, slots, positions)
-    vector.densify(*lists, positions, op.number("k"), dense)
+    vector.densify(*lists, op.number("k"), dense, 0, positions)
     return int(live)
 
 
@@ -558,35 +326,25 @@ def _column_sum(values: F32) -> F32:
 
 
 def v_opt(op: Operation, buffers: Buffers) -> Work:
-    """``v.opt``: gradient descent with momentum, or Adam; the storage copy follows."""
+    """``v.opt``: Adam; the storage copy follows."""
     kind, parameters = op.choice("kind"), buffers["p"].view(np.float32)
-    gradient, mom = buffers["g"].view(np.float32), buffers.get("mom", _NO_BYTES).view(np.float32)
+    gradient, mom = buffers["g"].view(np.float32), buffers["mom"].view(np.float32)
     copy, real = buffers.get("w", _NO_BYTES).view(np.uint16), _factors(op)
     rate = buffers["scal"].view(np.float32)[0]
-    if kind in ADAM_KINDS:
-        count = int(buffers["scal"].view(np.uint32)[2]) + 1
-        size = rate / numerics.complement_power(real["rate1"], count)
-        root = np.sqrt(numerics.complement_power(real["rate2"], count))
-        kept = np.float32(1) - rate * real["decay"] if kind == "adamw" else np.float32(1)
-        added = np.float32(0) if kind == "adamw" else real["decay"]
-        shares = (real["rate1"], real["rate2"], np.float32(1) - real["rate2"])
-        arrays = (parameters, gradient, mom, buffers["sq"].view(np.float32), copy)
-        vector.adapt(*arrays, real["scale"], kept, added, shares, size, root, real["eps"], _is_half(op))
-    else:
-        factors = (rate, real["momentum"], real["scale"], real["decay"])
-        vector.descend(parameters, gradient, mom, copy, *factors, kind == "nesterov", _is_half(op))
+    count = int(buffers["scal"].view(np.uint32)[2]) + 1
+    size = rate / numerics.complement_power(real["rate1"], count)
+    root = np.sqrt(numerics.complement_power(real["rate2"], count))
+    kept = np.float32(1) - rate * real["decay"] if kind == "adamw" else np.float32(1)
+    added = np.float32(0) if kind == "adamw" else real["decay"]
+    shares = (real["rate1"], real["rate2"], np.float32(1) - real["rate2"])
+    arrays = (parameters, gradient, mom, buffers["sq"].view(np.float32), copy)
+    vector.adapt(*arrays, real["scale"], kept, added, shares, size, root, real["eps"], is_half(op))
     return Work({"elements": update_elements(op), "nonfinite": int(bits.count_nonfinite(parameters))})
 
 
 def _factors(op: Operation) -> dict[str, np.float32]:
     """Return the descriptor fields of ``v.opt`` that are real numbers."""
     return {name: np.float32(op.desc[name]) for name in ("scale", "decay", "momentum", "rate1", "rate2", "eps")}
-
-
-def _is_misaligned(op: Operation, name: str, memories: Memories) -> bool:
-    operand = op.operands[name]
-    base = memories.dram_base if operand.memory == "DRAM" else 0
-    return (operand.address - base) % _ALIGNMENT != 0
 
 
 class _Rows(NamedTuple):
@@ -676,48 +434,22 @@ def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(counts), source, target, run, rows, columns
 
 
-def _products(
-    op: Operation,
-    buffers: Buffers,
-    weights: F32,
-    lists: tuple[U32, F32, U32],
-    maps: tuple[I32, I32, Shape],
-    in_width: int,
-    out_width: int,
-    mode: str,
-) -> Work:
-    """Sum products into ``acc`` and count the work as the reference does."""
-    positions = _position_count(op)
-    live, dense, outputs = (_scratch(name, positions, np.uint32) for name in ("live", "dense_inputs", "outputs"))
-    _run(
-        convolution.sum_products,
-        positions,
-        positions * _taps(op) * in_width * (out_width + 16) // 2,
-        *(buffers["acc"].view(np.float32), op.init, weights, *lists, *maps, in_width, out_width),
-        *(buffers.get("m", _NO_BYTES), "m" in buffers, live, dense, outputs),
-    )
-    totals, modes = np.zeros(4, np.int64), np.zeros((4, 3), np.int64)
-    convolution.tally(live, dense, outputs, out_width, issue_width(op), unit_count(op), totals, modes)
-    not_finite = int(bits.count_nonfinite(buffers["acc"].view(np.float32)))
-    return products_work(op, mode, positions, totals.tolist(), modes.tolist(), not_finite)
-
-
 def _gradient_lists(op: Operation, slots: Bytes, positions: int, scale: int = 1) -> tuple[U32, F32, U32, int]:
     """Return the channels (times ``scale``), values and counts of the live gradients per position, and their number."""
     k = op.number("k")
     lists = _lists(positions, k)
-    layout = (slots.view(np.uint64), _slot_words(op), _is_half(op), k, op.number("gblk"), scale)
-    (live,) = _run(bits.decode_lists, positions, 2 * positions * k, *layout, *lists, counters=1)
+    layout = (slots.view(np.uint64), slot_words(op), is_half(op), k, op.number("gblk"), scale)
+    (live,) = _run(bits.decode_lists, positions, *layout, *lists, counters=1)
     return *lists, live
 
 
 def _encode(op: Operation, slots: Bytes, values: F32, positions: int) -> int:
     """Round ``values`` to storage in place, write them as gradient slots and return how many are live."""
     k = op.number("k")
-    if _is_half(op):
+    if is_half(op):
         bits.round_all(values)
-    layout = (slots.view(np.uint64), _slot_words(op), _is_half(op), k, op.number("gblk"))
-    (live,) = _run(bits.encode_rows, positions, 2 * positions * k, values, *layout, counters=1)
+    layout = (slots.view(np.uint64), slot_words(op), is_half(op), k, op.number("gblk"))
+    (live,) = _run(bits.encode_rows, positions, values, *layout, counters=1)
     return live
 
 
@@ -729,119 +461,20 @@ def _lists(positions: int, width: int) -> tuple[U32, F32, U32]:
     )
 
 
-def _slot_words(op: Operation) -> int:
-    return slot_bytes(op.number("gblk"), item_bytes(op)) // 8
-
-
-def _taps(op: Operation) -> int:
-    return op.number("kh") * op.number("kw")
-
-
-def _positions(op: Operation) -> tuple[int, int, int]:
-    return op.number("imgs"), op.number("oh"), op.number("ow")
-
-
-def _position_count(op: Operation) -> int:
-    imgs, oh, ow = _positions(op)
-    return imgs * oh * ow
-
-
-def _is_half(op: Operation) -> bool:
-    return op.desc["dtype"] == HALF
-
-
-def _starts(op: Operation) -> U64:
-    imgs, oh, ow = _positions(op)
-    starts = _scratch("starts", imgs * oh * ow, np.uint64)
-    convolution.position_starts(_forward_maps(op)[2], op.number("sh"), op.number("sw"), imgs, starts)
-    return starts
-
-
-def _forward_maps(op: Operation) -> tuple[I32, I32, Shape]:
-    oh, ow, kh, kw = (op.number(name) for name in ("oh", "ow", "kh", "kw"))
-    rows, columns = _forward_map(oh, op.number("sh"), kh), _forward_map(ow, op.number("sw"), kw)
-    return rows, columns, (*input_shape(op), oh, ow, kh, kw)
-
-
-def _backward_maps(op: Operation) -> tuple[I32, I32, Shape]:
-    oh, ow, kh, kw, gh, gw = (op.number(name) for name in ("oh", "ow", "kh", "kw", "gh", "gw"))
-    rows = _backward_map(oh, op.number("py"), op.number("sh"), kh, gh)
-    columns = _backward_map(ow, op.number("px"), op.number("sw"), kw, gw)
-    return rows, columns, (gh, gw, oh, ow, kh, kw)
-
-
-@lru_cache(maxsize=256)
-def _forward_map(size: int, stride: int, kernel: int) -> I32:
-    return np.asarray(np.arange(size)[:, None] * stride + np.arange(kernel), np.int32).reshape(-1)
-
-
-@lru_cache(maxsize=256)
-def _backward_map(size: int, offset: int, stride: int, kernel: int, limit: int) -> I32:
-    there = np.arange(size)[:, None] + offset - np.arange(kernel)
-    inside = (there >= 0) & (there % stride == 0) & (there // stride < limit)
-    return np.where(inside, there // stride, -1).astype(np.int32).reshape(-1)
-
-
 def _reals(op: Operation, name: str, buffer: Bytes) -> F32:
     """Return stored values as float32: a view, or scratch named ``name`` when they are half."""
-    if not _is_half(op):
+    if not is_half(op):
         return buffer.view(np.float32)
     values = _scratch(f"wide {name}", buffer.size // 2, np.float32)
     bits.widen(buffer.view(np.uint16), values)
     return values
 
 
-def _either(op: Operation, buffer: Bytes) -> tuple[F32, U16]:
-    """Return the buffer as the float32 or the half view that its storage type asks for, the other one empty."""
-    return (_NO_REALS, buffer.view(np.uint16)) if _is_half(op) else (buffer.view(np.float32), _NO_HALVES)
-
-
-class _Arguments(NamedTuple):
-    """Arguments of a kernel that stay the same as long as it works on the same ``buffers``."""
-
-    buffers: Buffers
-    values: tuple[object, ...]
-
-
-def _arguments(
-    op: Operation, buffers: Buffers, build: Callable[[Operation, Buffers], tuple[object, ...]]
-) -> tuple[object, ...]:
-    """Return the arguments that ``build`` works out, from the last execution where that had the same buffers."""
-    kept = op.kept.get("arguments")
-    if not isinstance(kept, _Arguments) or kept.buffers is not buffers:
-        kept = op.kept["arguments"] = _Arguments(buffers, build(op, buffers))
-    return kept.values
-
-
-def _run(kernel: Callable[..., object], total: int, elements: int, *arguments: object, counters: int = 0) -> list[int]:
-    """Call ``kernel(*arguments, [work,] low, high)`` for ranges that cover ``total`` and return the summed work."""
-    parts = max(1, min(_cores(), elements // WORTH_A_THREAD, total))
-    if parts == 1:
-        counts = np.zeros(counters, np.int64)
-        kernel(*arguments, *((counts,) if counters else ()), 0, total)
-        return [int(count) for count in counts]
-    edges = [total * part // parts for part in range(parts + 1)]
-    work = np.zeros((parts, counters), np.int64)
-    calls = [(*arguments, *((work[part],) if counters else ()), edges[part], edges[part + 1]) for part in range(parts)]
-    others = [_pool().submit(kernel, *call) for call in calls[1:]]
-    kernel(*calls[0])
-    for other in others:
-        other.result()
-    return [int(count) for count in work.sum(axis=0)]
-
-
-@cache
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(1, _cores() - 1), thread_name_prefix="h2learn-kernel")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+def _run(kernel: Callable[..., object], total: int, *arguments: object, counters: int = 0) -> list[int]:
+    """Call ``kernel(*arguments, [work,] 0, total)`` and return the work that it counts."""
+    counts = np.zeros(counters, np.int64)
+    kernel(*arguments, *((counts,) if counters else ()), 0, total)
+    return [int(count) for count in counts]
 
 
 _local = threading.local()
@@ -859,16 +492,6 @@ def _scratch(name: str, size: int, dtype: type[Any]) -> npt.NDArray[Any]:
 SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "ld": load,
     "st": store,
-    "fe.fill": fe_fill,
-    "fe.run": fe_run,
-    "be.fwd": be_fwd,
-    "be.run": be_run,
-    "be.wgt": be_wgt,
-    "wu.run": wu_run,
-    "v.lif": v_lif,
-    "v.grad": v_grad,
-    "v.pool": v_pool,
-    "v.unpool": v_unpool,
     "v.rng": v_rng,
     "v.drop": v_drop,
     "v.reduce": v_reduce,
@@ -881,4 +504,8 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.loss": v_loss,
     "v.opt": v_opt,
 }
-check_dispatch(dict(SEMANTICS), "fast semantics")
+PREPARERS: dict[str, Callable[[Operation, Site], Prepared | None]] = {
+    **prepare_engines.PREPARERS,
+    **prepare_vector.PREPARERS,
+}
+check_dispatch({**SEMANTICS, **PREPARERS}, "fast semantics")

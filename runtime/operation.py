@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +104,19 @@ class Memories:
     def __init__(self, sizes: dict[str, int], dram_base: int = 0) -> None:
         self.dram_base = dram_base
         self.arrays: dict[str, Bytes] = {name: np.zeros(size, dtype=np.uint8) for name, size in sizes.items()}
+        self.addresses = {name: int(array.ctypes.data) for name, array in self.arrays.items()}
+        self._scratch: dict[str, npt.NDArray[Any]] = {}
+        self._outgrown: list[npt.NDArray[Any]] = []
+
+    def scratch(self, name: str, size: int, dtype: type[Any]) -> npt.NDArray[Any]:
+        """Return ``size`` elements for executions to use; they stay where they are as long as this lives."""
+        kept = self._scratch.get(name)
+        if kept is None or kept.size < size:
+            if kept is not None:
+                self._outgrown.append(kept)
+                size = max(size, 2 * kept.size)
+            kept = self._scratch[name] = np.zeros(size, dtype)
+        return kept[:size]
 
     def view(self, operand: Operand, nbytes: int) -> Bytes:
         """Return the ``nbytes`` bytes at an address as a view; raises H2LearnError when they are not all there."""
@@ -151,6 +165,18 @@ def not_fixed_point(op: Operation, value: float) -> H2LearnError:
         f"{value:g} is no {form} multiple of 2^{-op.number('frac')}",
         "the model declares such numbers; give them, or compile with --mapping operand_form=multipliers",
     )
+
+
+def operand_places(op: Operation, memories: Memories) -> dict[str, tuple[int, int]]:
+    """Return address in this process and bytes of every range in ``spans``; raises as ``open_operands`` does."""
+    places = {}
+    for name, (start, end) in spans(op).items():
+        array = memories.arrays.get(op.operands[name].memory)
+        offset = start - (memories.dram_base if op.operands[name].memory == "DRAM" else 0)
+        if array is None or (end > start and not (offset >= 0 and offset + end - start <= array.size)):
+            open_operands(op, memories)  # raises
+        places[name] = (memories.addresses[op.operands[name].memory] + offset, end - start)
+    return places
 
 
 def require(op: Operation, **limits: tuple[int, int]) -> None:

@@ -26,6 +26,7 @@ from .frontend import Entry, FrontEnd, Template
 from .loader import LoadedProgram
 from .operation import Memories, Operation, Work
 from .sanitizers import CHECKS, Clock, Sanitizers
+from .team import FAILED, Team, team_at_work
 from .timing import channel_cycles, counted_cycles, slot_burst_bytes
 from .trace import Span
 
@@ -71,13 +72,14 @@ class Timeline:
         self.scalars[events.LOOK] = 1
         self.fetched = [NOTHING] * STREAMS
 
-    def advance(self, bytes_per_cycle: float) -> int:
+    def advance(self, bytes_per_cycle: float, workers: Team) -> int:
         """Go on until something is needed; see ``events.advance``."""
         tables = tuple([fetched.table for fetched in self.fetched])
         return int(
             events.advance(
                 *(tables, self.streams, self.queues, self.rings, self.engines, self.semaphores, self.posts, self.pcs),
                 *(self.lost, self.log, self.scalars, self.memories, bytes_per_cycle),
+                (workers.words, workers.counters),
             )
         )
 
@@ -159,10 +161,23 @@ class Simulator:
         that the instruction cannot work with, semaphore overflow, deadlock, too many instructions.
         """
         self._reset()
+        with team_at_work() as workers:
+            self._run(workers)
+        scalars, timeline = self._timeline.scalars, self._timeline
+        if scalars[events.STOPPED] < 0:
+            if self._stuck():
+                raise self._deadlock()
+            self._is_recorded = bool(self._recorded)
+            if self._sanitizers is not None:
+                self._sanitizers.at_halt(timeline.semaphores[:, events.TOKENS].tolist())
+        return self._report()
+
+    def _run(self, workers: Team) -> None:
+        """Let the event loop go on until the program has ended or can go no further."""
         timeline, rate = self._timeline, float(self.machine.dram.bytes_per_cycle)
         scalars = timeline.scalars
         while True:
-            status = timeline.advance(rate)
+            status = timeline.advance(rate, workers)
             if scalars[events.LOGGED]:
                 self._read_log()
             if status == events.PERFORM:
@@ -177,15 +192,11 @@ class Simulator:
                 fault = self._front.streams[int(scalars[events.WANTED])].fault
                 assert fault is not None
                 raise fault
-            else:
-                break
-        if scalars[events.STOPPED] < 0:
-            if self._stuck():
-                raise self._deadlock()
-            self._is_recorded = bool(self._recorded)
-            if self._sanitizers is not None:
-                self._sanitizers.at_halt(timeline.semaphores[:, events.TOKENS].tolist())
-        return self._report()
+            elif status == events.FAILED:
+                workers.words[FAILED] = 0
+                raise MemoryError(f"out of memory at {self.program.describe(int(scalars[events.WANTED]))}")
+            elif status == events.FINISHED:
+                return
 
     def _reset(self) -> None:
         if not self._is_recorded:
@@ -226,6 +237,9 @@ class Simulator:
         for kind, *values in rows:
             if kind == events.LOG_SPAN:
                 self._span(*values)
+            elif kind == events.LOG_NONFINITE:
+                entry = timeline.fetched[values[0]].entries[values[1]]
+                self._book_nonfinite(entry, entry.template.pc, values[2])
             elif races is None:
                 continue
             elif kind == events.LOG_SIGNAL:
@@ -294,17 +308,17 @@ class Simulator:
             _book_slots(operation, kept, work, counters)
         add_counts(counters.work, work.counts)
         if work.counts.get("nonfinite"):
-            self._book_nonfinite(entry, operation, work.counts["nonfinite"])
+            self._book_nonfinite(entry, operation.pc, work.counts["nonfinite"])
         return work
 
-    def _book_nonfinite(self, entry: Entry, operation: Operation, count: int) -> None:
-        known = self._nonfinite.get(operation.pc)
+    def _book_nonfinite(self, entry: Entry, pc: int, count: int) -> None:
+        known = self._nonfinite.get(pc)
         if known is not None:
             count += known.count
         elif len(self._nonfinite) >= _MAX_NONFINITE:
             return
-        where = known.where if known is not None else self.program.describe(operation.pc, entry.iterations)
-        self._nonfinite[operation.pc] = NonFinite(operation.pc, operation.mnemonic, where, count)
+        where = known.where if known is not None else self.program.describe(pc, entry.iterations)
+        self._nonfinite[pc] = NonFinite(pc, entry.template.mnemonic, where, count)
 
     def _overflow(self, pc: int) -> H2LearnError:
         sem = self._front.templates[pc].sem
@@ -394,6 +408,8 @@ class Simulator:
                     add_counts(counters.work, part.work)
                     add_counts(counters.bytes_read, part.bytes_read)
                     add_counts(counters.bytes_written, part.bytes_written)
+            names = self._tables.counted.get(template.pc, ())
+            add_counts(counters.work, dict(zip(names, row[events.TALLY :], strict=False)))
             moved = row[events.MOVED]
             if moved:
                 source_memory, target_memory = self._tables.slot_memories[template.pc]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..jit import jit
-from .bits import F32, I64, U8, U32, U64, last_byte_mask, population, round_half
+from .bits import EXPONENT, F32, I64, U8, U32, U64, bits_of, last_byte_mask, population, round_half
 from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append
 
 I32 = npt.NDArray[np.int32]
@@ -25,27 +25,35 @@ Shape = tuple[int, int, int, int, int, int]
 
 
 @jit
-def fill_tables(weights: F32, tables: F32, taps: int, c: int, k: int, fan: int, half: bool) -> None:
-    """``tables[tap][group][p]`` = sum of the weights of the channels in ``p``, rounded at every step when ``half``."""
+def fill_tables(weights: F32, tables: F32, c: int, k: int, fan: int, half: bool, low: int, high: int) -> int:
+    """``tables[unit][p]`` = sum of the weights of the channels in ``p``, for some units of (tap, group).
+
+    Rounded at every step when ``half``; returns how many entries are not finite.
+    """
     width, inputs, size = np.uint64(k), np.uint64(c), np.uint64(1) << np.uint64(fan)
     groups = (inputs + np.uint64(fan) - np.uint64(1)) // np.uint64(fan)
-    for tap in range(np.uint64(taps)):
-        for group in range(groups):
-            base = (tap * groups + group) * size
-            for j in range(width):
-                tables[base * width + j] = np.float32(0)
-            for p in range(np.uint64(1), size):
-                bit = population((p & (~p + np.uint64(1))) - np.uint64(1))
-                channel = group * np.uint64(fan) + bit
-                target = (base + p) * width
-                source = (base + (p & (p - np.uint64(1)))) * width
-                row = (tap * inputs + channel) * width
+    broken = np.uint32(0)
+    for unit in range(np.uint64(low), np.uint64(high)):
+        tap, group, base = unit // groups, unit % groups, unit * size
+        for j in range(width):
+            tables[base * width + j] = np.float32(0)
+        for p in range(np.uint64(1), size):
+            bit = population((p & (~p + np.uint64(1))) - np.uint64(1))
+            channel = group * np.uint64(fan) + bit
+            target = (base + p) * width
+            source = (base + (p & (p - np.uint64(1)))) * width
+            row = (tap * inputs + channel) * width
+            if channel < inputs:
+                add_pair(tables, target, tables, source, weights, row, width)
+            else:
                 for j in range(width):
-                    weight = weights[row + j] if channel < inputs else np.float32(0)
-                    tables[target + j] = tables[source + j] + weight
-                if half:
-                    for j in range(width):
-                        tables[target + j] = round_half(tables[target + j])
+                    tables[target + j] = tables[source + j] + np.float32(0)
+            if half:
+                for j in range(width):
+                    tables[target + j] = round_half(tables[target + j])
+        for j in range(base * width, (base + size) * width):
+            broken += np.uint32((bits_of(tables[j]) & EXPONENT) == EXPONENT)
+    return np.int64(broken)
 
 
 @jit
@@ -191,16 +199,19 @@ def hand_out(free: I64, row: int, cycles: int) -> None:
 
 
 @jit
-def transpose_weights(weights: F32, taps: int, c: int, k: int, transposed: F32) -> None:
-    """``transposed[tap][k][c] = weights[tap][c][k]``, in cache-sized squares."""
+def transpose_weights(weights: F32, c: int, k: int, transposed: F32, low: int, high: int) -> None:
+    """``transposed[tap][k][c] = weights[tap][c][k]``, in cache-sized squares.
+
+    For the units ``low .. high-1`` of (tap, 16 outputs).
+    """
     inputs, width, edge = np.uint64(c), np.uint64(k), np.uint64(16)
-    for tap in range(np.uint64(taps)):
-        base = tap * inputs * width
+    strips = (width + edge - np.uint64(1)) // edge
+    for unit in range(np.uint64(low), np.uint64(high)):
+        base, first_out = unit // strips * inputs * width, unit % strips * edge
         for first_in in range(np.uint64(0), inputs, edge):
-            for first_out in range(np.uint64(0), width, edge):
-                for j in range(first_out, min(first_out + edge, width)):
-                    for i in range(first_in, min(first_in + edge, inputs)):
-                        transposed[base + j * inputs + i] = weights[base + i * width + j]
+            for j in range(first_out, min(first_out + edge, width)):
+                for i in range(first_in, min(first_in + edge, inputs)):
+                    transposed[base + j * inputs + i] = weights[base + i * width + j]
 
 
 @jit
@@ -317,7 +328,7 @@ def clear_masked(acc: F32, start: np.uint64, mask: U8, width: np.uint64) -> None
 def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: int, totals: I64, modes: I64) -> None:
     """Count the work of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
 
-    ``totals``: live inputs, live outputs, live products, dense products. ``modes`` ``[dense in out dual][3]``:
+    ``totals``: live inputs, live outputs, live products, dense products. ``modes``: for dense, in, out, dual each the
     products that the mode does not skip, cycles, and when the last of ``units`` is done if each position goes to the
     one that is free first (``free`` is a heap of their times).
     """
@@ -334,11 +345,11 @@ def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: in
             mode_ins = ins if mode & 1 else all_ins
             mode_outs = outs if mode & 2 else width
             cycles = mode_ins * (some if mode & 2 else whole)
-            modes[mode, 0] += mode_ins * mode_outs
-            modes[mode, 1] += cycles
+            modes[3 * mode] += mode_ins * mode_outs
+            modes[3 * mode + 1] += cycles
             hand_out(free, mode, cycles)
     for mode in range(4):
-        modes[mode, 2] = free[mode].max()
+        modes[3 * mode + 2] = free[mode].max()
 
 
 @jit
@@ -393,7 +404,7 @@ def group_tables(
         if rest == np.uint64(0):
             continue
         target = start + p * width
-        add_pair(tables, target, start + rest * width, start + (p ^ rest) * width, width)
+        add_pair(tables, target, tables, start + rest * width, tables, start + (p ^ rest) * width, width)
         if half:
             for j in range(width):
                 tables[target + j] = round_half(tables[target + j])
@@ -402,71 +413,59 @@ def group_tables(
 @jit
 def sum_groups(
     acc: F32,
-    init: bool,
+    fresh: bool,
     spikes: U8,
-    channels: U32,
-    values: F32,
-    counts: U32,
+    tables: F32,
     starts: U64,
     shape: Shape,
     c: int,
     k: int,
     fan: int,
-    half: bool,
+    first_group: int,
+    here: int,
     work: I64,
     low: int,
     high: int,
 ) -> None:
     """``acc[tap][c] += table of a group[pattern]`` for the units ``low .. high-1`` of (tap, byte of 8 channels).
 
-    Groups of ``fan`` consecutive positions; ``work`` += (look-ups that add, spikes).
+    Groups ``first_group .. first_group+here-1`` of ``fan`` consecutive positions, whose ``tables`` these are; sums are
+    ``fresh`` where they begin with 0. ``work`` += (look-ups that add, spikes).
     """
     _, in_columns, _, _, _, kw = shape
     width, inputs, size = np.uint64(k), np.uint64(c), np.uint64(1) << np.uint64(fan)
     row_bytes = (inputs + np.uint64(7)) >> np.uint64(3)
     positions = starts.size
-    groups = (positions + fan - 1) // fan
-    block = max(1, min(256, 65536 // (np.int64(size) * max(k, 1))))
-    tables = np.empty(block * np.int64(size) * k, np.float32)
-    offsets = np.empty(8 * block + LANES, np.uint32)
+    room = np.uint64(here + LANES)
+    offsets = np.empty(8 * (here + LANES), np.uint32)
     lengths = np.zeros(8, np.uint64)
     adds = found = np.uint64(0)
-    if init:
-        for unit in range(low, high):
-            tap, byte = np.uint64(unit) // row_bytes, np.uint64(unit) % row_bytes
-            first = tap * inputs + byte * np.uint64(8)
-            last = tap * inputs + min(inputs, byte * np.uint64(8) + np.uint64(8))
-            for j in range(first * width, last * width):
-                acc[j] = np.float32(0)
-    for first_group in range(0, groups, block):
-        here = min(block, groups - first_group)
-        for group in range(here):
-            at = (first_group + group) * fan
-            start = np.uint64(group) * size * width
-            group_tables(channels, values, counts, at, min(fan, positions - at), k, fan, half, tables, start)
-        for unit in range(low, high):
-            tap, byte = unit // np.int64(row_bytes), np.uint64(unit) % row_bytes
-            shift = np.uint64((tap // kw) * in_columns + tap % kw)
-            used = last_byte_mask(inputs) if byte + np.uint64(1) == row_bytes else np.uint8(255)
-            lengths[:] = np.uint64(0)
-            for group in range(np.uint64(here)):
-                at = (np.uint64(first_group) + group) * np.uint64(fan)
-                x = np.uint64(0)
-                for i in range(min(np.uint64(fan), np.uint64(positions) - at)):
-                    spike = spikes[(starts[at + i] + shift) * row_bytes + byte] & used
-                    x |= np.uint64(spike) << (i << np.uint64(3))
-                if x == np.uint64(0):
-                    continue
-                found += population(x)
-                x = transpose_bits(x)
-                for j in range(np.uint64(8)):
-                    pattern = (x >> (j << np.uint64(3))) & np.uint64(255)
-                    offsets[j * np.uint64(block) + lengths[j]] = np.uint32((group * size + pattern) * width)
-                    lengths[j] += np.uint64(pattern != np.uint64(0))
-            for j in range(min(np.uint64(8), inputs - byte * np.uint64(8))):
-                row = np.uint64(tap) * inputs + byte * np.uint64(8) + j
-                add_rows(acc, row * width, tables, offsets, j * np.uint64(block), lengths[j], width)
-                adds += lengths[j]
+    for unit in range(low, high):
+        tap, byte = unit // np.int64(row_bytes), np.uint64(unit) % row_bytes
+        shift = np.uint64((tap // kw) * in_columns + tap % kw)
+        used = last_byte_mask(inputs) if byte + np.uint64(1) == row_bytes else np.uint8(255)
+        lengths[:] = np.uint64(0)
+        for group in range(np.uint64(here)):
+            at = (np.uint64(first_group) + group) * np.uint64(fan)
+            x = np.uint64(0)
+            for i in range(min(np.uint64(fan), np.uint64(positions) - at)):
+                spike = spikes[(starts[at + i] + shift) * row_bytes + byte] & used
+                x |= np.uint64(spike) << (i << np.uint64(3))
+            if x == np.uint64(0):
+                continue
+            found += population(x)
+            x = transpose_bits(x)
+            for j in range(np.uint64(8)):
+                pattern = (x >> (j << np.uint64(3))) & np.uint64(255)
+                offsets[j * room + lengths[j]] = np.uint32((group * size + pattern) * width)
+                lengths[j] += np.uint64(pattern != np.uint64(0))
+        for j in range(min(np.uint64(8), inputs - byte * np.uint64(8))):
+            row = np.uint64(tap) * inputs + byte * np.uint64(8) + j
+            if fresh:
+                for i in range(row * width, (row + np.uint64(1)) * width):
+                    acc[i] = np.float32(0)
+            add_rows(acc, row * width, tables, offsets, j * room, lengths[j], width)
+            adds += lengths[j]
     work[0] += np.int64(adds)
     work[1] += np.int64(found)
 
@@ -479,6 +478,7 @@ def sum_weighted(
     channels: U32,
     values: F32,
     counts: U32,
+    dense: F32,
     starts: U64,
     shape: Shape,
     c: int,
@@ -493,28 +493,23 @@ def sum_weighted(
 ) -> None:
     """``acc[tap][c] += x * g`` over positions ascending for the rows ``low .. high-1`` of (tap, channel).
 
-    ``sparse`` touches live gradients only; without it dead ones add ``x * 0``, which is the same bits when all inputs
-    are finite and no sum starts at -0. ``issues`` are the cycles of a position. The row counters receive the live
-    inputs, cycles and products of each row.
+    ``sparse`` touches live gradients only; without it the ``dense`` ones, of which dead ones add ``x * 0``, which is
+    the same bits when all inputs are finite and no sum starts at -0. ``issues`` are the cycles of a position. The row
+    counters receive the live inputs, cycles and products of each row.
     """
     _, in_columns, _, _, _, kw = shape
     width, inputs = np.uint64(k), np.uint64(c)
     positions = np.uint64(starts.size)
-    block = np.uint64(max(1, 65536 // max(k, 1)))
-    gradients = np.empty(0 if sparse else np.int64(min(block, positions)) * k, np.float32)
-    offsets = np.empty(np.int64(min(block, positions)), np.uint32)
-    factors = np.empty(np.int64(min(block, positions)), np.float32)
+    block = min(positions, np.uint64(max(1, 65536 // max(k, 1))))
+    offsets = np.empty(np.int64(block) + LANES, np.uint32)
+    factors = np.empty(np.int64(block) + LANES, np.float32)
+    for unit in range(low, high):
+        row_live[unit] = row_cycles[unit] = row_products[unit] = 0
     if init:
         for j in range(np.uint64(low) * width, np.uint64(high) * width):
             acc[j] = np.float32(0)
     for first in range(np.uint64(0), positions, block):
         here = min(block, positions - first)
-        if not sparse:
-            gradients[:] = np.float32(0)
-            for i in range(here):
-                row = (first + i) * width
-                for j in range(np.uint64(counts[first + i])):
-                    gradients[i * width + np.uint64(channels[row + j])] = values[row + j]
         for unit in range(low, high):
             tap, channel = unit // c, np.uint64(unit) % inputs
             shift = np.uint64((tap // kw) * in_columns + tap % kw)
@@ -539,4 +534,30 @@ def sum_weighted(
             row_cycles[unit] += np.int64(cycles)
             row_products[unit] += np.int64(products)
             if not sparse:
-                add_products(acc, np.uint64(unit) * width, gradients, offsets, factors, n, width)
+                start = np.uint64(unit) * width
+                add_products(acc, start, dense[first * width :], offsets, factors, n, width)
+
+
+@jit
+def needs_care(x: F32, acc: U32, init: bool, low: int, high: int) -> bool:
+    """Return whether a share of ``x`` is not all finite or, unless ``init``, that of ``acc`` holds a -0.
+
+    ``low`` and ``high`` are thousandths of both.
+    """
+    for i in range(np.uint64(x.size * low // 1000), np.uint64(x.size * high // 1000)):
+        if (bits_of(x[i]) & EXPONENT) == EXPONENT:
+            return True
+    if not init:
+        for i in range(np.uint64(acc.size * low // 1000), np.uint64(acc.size * high // 1000)):
+            if acc[i] == np.uint32(0x80000000):
+                return True
+    return False
+
+
+@jit
+def slowest(cycles: I64, units: int) -> int:
+    """Return when the last of ``units`` is done if each piece of work goes to the one that is free first."""
+    free = np.zeros((1, units), np.int64)
+    for piece in range(np.uint64(cycles.size)):
+        hand_out(free, 0, cycles[piece])
+    return free.max()

@@ -65,21 +65,25 @@ def add_products(
 
 
 @intrinsic
-def add_pair(typing_context: Any, rows: Any, target: Any, left: Any, right: Any, width: Any) -> Any:
-    """``rows[target:target+width] = rows[left:left+width] + rows[right:right+width]`` for rows that do not overlap."""
+def add_pair(
+    typing_context: Any, target: Any, at: Any, left: Any, first: Any, right: Any, second: Any, width: Any
+) -> Any:
+    """``target[at:at+width] = left[first:first+width] + right[second:second+width]``; rows do not overlap."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = context.make_array(signature.args[0])(context, builder, args[0]).data
-        to, first, second = (builder.gep(base, [start]) for start in args[1:4])
+        to, one, other = (
+            builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]])
+            for i in (0, 2, 4)
+        )
 
         def strip(column: Any, mask: Any) -> None:
-            total = builder.fadd(_load(builder, first, column, mask), _load(builder, second, column, mask))
+            total = builder.fadd(_load(builder, one, column, mask), _load(builder, other, column, mask))
             _store(builder, total, to, column, mask)
 
-        _columns(builder, args[4], (1,), lambda column, vectors, mask: strip(column, mask))
+        _columns(builder, args[6], (1,), lambda column, vectors, mask: strip(column, mask))
         return context.get_dummy_value()
 
-    return types.void(rows, target, left, right, width), codegen
+    return types.void(target, at, left, first, right, second, width), codegen
 
 
 @intrinsic

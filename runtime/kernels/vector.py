@@ -522,10 +522,10 @@ def pool_reals(
 
 
 @jit
-def densify(channels: U32, values: F32, counts: U32, positions: int, k: int, dense: F32) -> None:
-    """``dense[position][ch]`` = the listed values, +0 elsewhere."""
+def densify(channels: U32, values: F32, counts: U32, k: int, dense: F32, low: int, high: int) -> None:
+    """``dense[position][ch]`` = the listed values, +0 elsewhere, for the positions ``low .. high-1``."""
     width = np.uint64(k)
-    for position in range(np.uint64(positions)):
+    for position in range(np.uint64(low), np.uint64(high)):
         row = position * width
         for j in range(width):
             dense[row + j] = np.float32(0)

@@ -9,7 +9,7 @@ import pytest
 
 from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.runtime import fast, reference
+from h2learn.runtime import fast, prepared, reference, team
 from h2learn.runtime.operation import Memories, Operand, Operation, open_operands, slot_bytes, spans
 
 BASE = 1 << 14
@@ -316,9 +316,10 @@ def test_fast_kernels_leave_the_bytes_of_the_reference(mnemonic: str, seed: int)
 
 @pytest.mark.parametrize("mnemonic", KERNELS)
 def test_splitting_over_threads_changes_nothing(mnemonic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(fast, "_cores", lambda: 3)
-    for seed in range(100, 104):
+    three = team.Team(3)
+    monkeypatch.setattr(prepared, "WORTH_A_PIECE", 1)
+    monkeypatch.setattr(team, "_shared", lambda: three)
+    for seed in range(100, 102):
         op, memories = Builder(mnemonic, seed).operation()
         twin = copied(memories)
         expected = reference.execute(op, memories)

@@ -1,0 +1,160 @@
+"""What compiled code needs beyond Numba's own: memory by address, kernels by address, atomic words.
+
+A *call* is a kernel behind one signature, ``call(args, extra, low, high, counts)``: ``args`` is the address of its
+arguments (64-bit words, in the order in which the call reads them), ``[low, high)`` the share of the work, and
+``counts`` the address of the counters that it adds to. It returns 1; an exception inside is printed and gives 0.
+"""
+
+# numba.core comes without type annotations; kernels follow Numba's typing rules.
+# mypy: disable-error-code="no-untyped-call, no-any-return, assignment, call-arg, arg-type, attr-defined"
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir  # type: ignore[import-untyped]  # comes without stubs
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .jit import jit
+
+I64 = npt.NDArray[np.int64]
+_WORD = ir.IntType(64)
+_HAS_PAUSE = platform.machine() in ("x86_64", "AMD64")
+_CALL = "int64(int64, int64, int64, int64, int64)"
+
+
+class Call:
+    """A function of the signature above that reads ``words`` words; compiled when its address is first asked for."""
+
+    def __init__(self, function: Callable[..., int], words: int) -> None:
+        self.name = function.__name__
+        self.words = words
+        self._function = function
+
+    @cached_property
+    def address(self) -> int:
+        """The address of the compiled function, valid as long as this object lives."""
+        self._compiled = compile_call(self._function)
+        return int(self._compiled.address)
+
+
+def call(words: int) -> Callable[[Callable[..., int]], Call]:
+    """Make a call of a function that reads so many words of arguments."""
+    return lambda function: Call(function, words)
+
+
+def compile_call(function: Callable[..., int]) -> Any:
+    """Compile with strict IEEE arithmetic; cached on disk where that is possible (``jit`` warns where it is not)."""
+    try:
+        return numba.cfunc(_CALL, cache=True, error_model="numpy")(function)
+    except RuntimeError as error:
+        if "cache" not in str(error):
+            raise
+        return numba.cfunc(_CALL, error_model="numpy")(function)
+
+
+@intrinsic
+def pointer_to(typing_context: Any, address: Any) -> Any:
+    """Return the memory at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def invoke(typing_context: Any, address: Any, args: Any, extra: Any, low: Any, high: Any, counts: Any) -> Any:
+    """Run the call at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(_WORD, [_WORD] * 5)
+        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+
+    return types.int64(*[types.int64] * 6), codegen
+
+
+@intrinsic
+def load_word(typing_context: Any, words: Any, index: Any) -> Any:
+    """Return a word that other threads write; what they wrote before it is seen."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_place(context, builder, signature, args), ordering="acquire", align=8)
+
+    return types.int64(words, types.int64), codegen
+
+
+@intrinsic
+def store_word(typing_context: Any, words: Any, index: Any, value: Any) -> Any:
+    """Write a word for other threads, behind everything written before it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _place(context, builder, signature, args)
+        builder.store_atomic(args[2], place, ordering="release", align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, types.int64), codegen
+
+
+@intrinsic
+def swap_word(typing_context: Any, words: Any, index: Any, old: Any, new: Any) -> Any:
+    """Replace a word by ``new`` if it is ``old``; returns whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _place(context, builder, signature, args)
+        return builder.extract_value(builder.cmpxchg(place, args[2], args[3], "acq_rel", "acquire"), 1)
+
+    return types.boolean(words, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def add_word(typing_context: Any, words: Any, index: Any, value: Any) -> Any:
+    """Add to a word, behind everything written before it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _place(context, builder, signature, args), args[2], "acq_rel")
+
+    return types.int64(words, types.int64, types.int64), codegen
+
+
+@intrinsic
+def relax(typing_context: Any) -> Any:
+    """Tell the core that this is a loop that waits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_PAUSE:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def give_way(typing_context: Any) -> Any:
+    """Let another thread have this core (POSIX ``sched_yield``)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    return builder.gep(data, [args[1]])
+
+
+@jit
+def words_at(address: int, count: int) -> I64:
+    """Return ``count`` 64-bit words at an address."""
+    return numba.carray(pointer_to(address), (count,), np.int64)
