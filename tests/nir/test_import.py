@@ -187,20 +187,19 @@ def refusal(*nodes: tuple[str, Any], **options: Any) -> str:
 
 def test_all_refusals_come_at_once() -> None:
     start, end = graphs.ports((4,), (4,))
-    conv = nir.Conv1d(9, np.ones((4, 4, 3)), 1, 0, 1, 1, np.zeros(4))
+    conv = nir.Conv1d(9, np.ones((4, 4, 2)), 1, "same", 1, 1, np.zeros(4))
     text = refusal(start, ("c", conv), ("s", nir.Scale(np.ones(4))), ("d", conv), end)
-    for part in ("2 things", "node c (Conv1d), field type", "node d (Conv1d)"):
+    for part in ("2 things", "node c (Conv1d), field padding", "node d (Conv1d)"):
         assert part in text
 
 
-def test_loops_branches_and_loose_ends_are_refused() -> None:
+def test_loops_and_loose_ends_are_refused() -> None:
     start, end = graphs.ports((4,), (4,))
     nodes = dict([start, ("a", graphs.affine(1, 4, 4)), ("n", graphs.lif((4,))), ("w", graphs.affine(2, 4, 4)), end])
     edges = [("input", "a"), ("a", "n"), ("n", "output"), ("n", "w"), ("w", "a")]
     with pytest.raises(h2learn.H2LearnError) as caught:
         h2learn.from_nir(nir.NIRGraph(nodes, edges, type_check=False))
-    text = caught.value.render()
-    assert "closes a loop" in text and "a second input" in text and "a second edge" in text
+    assert "the edge from w closes a loop" in caught.value.render()
     with pytest.raises(h2learn.H2LearnError, match="no edge leads"):
         h2learn.from_nir(nir.NIRGraph(nodes, edges[:3], type_check=False))
 

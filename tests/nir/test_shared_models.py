@@ -82,7 +82,8 @@ def test_the_trace_of_one_neuron_is_closer_to_exact_than_the_median_platform(dis
     )
     spikes = h2learn.compile(model).run({"input": x}).outputs["output"][:, 0, 0]
     assert isinstance(model.source, NirSource)
-    neuron = next(step for step in model.source.plan.steps if isinstance(step, Neurons)).description
+    operations = [step.operation for step in model.source.plan.steps]
+    neuron = next(step for step in operations if isinstance(step, Neurons)).description
     same, u = lif(x, neuron)
     np.testing.assert_array_equal(same[:, 0, 0], spikes)
     potential = np.where(spikes, 0.0, u[:, 0, 0])

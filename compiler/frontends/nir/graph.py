@@ -1,4 +1,4 @@
-"""From a NIR graph to its nodes in order: nested graphs are opened, and what is not a chain is refused."""
+"""From a NIR graph to its nodes in order: nested graphs are opened, and loops and loose ends are refused."""
 
 from __future__ import annotations
 
@@ -60,37 +60,53 @@ def feedback_of(edges: Sequence[Edge], weights: Collection[str]) -> dict[str, st
 
 
 def in_order(records: Sequence[Record], edges: Sequence[Edge], file: str, problems: Problems) -> list[Record]:
-    """Return the nodes from the input to the output; what is not a chain is added to ``problems``."""
+    """Return the nodes, each behind what leads to it; loops and loose ends are added to ``problems``."""
     by_name = {record.name: record for record in records}
     inputs = [r for r in records if r.kind == INPUT]
     outputs = [r for r in records if r.kind == OUTPUT]
-    for kind, found in ((INPUT, inputs), (OUTPUT, outputs)):
-        if len(found) != 1:
-            names = f": {', '.join(r.name for r in found)}" if found else ""
-            problems.add(H2LearnError(f"expected one {kind} node, found {len(found)}{names}", location=file))
-    for name in by_name:
-        if sources := [a for a, b in edges if b == name][1:]:
-            problems.add(by_name[name].error(f"a second input, from {sources[0]}: sums are not supported yet", "edges"))
-        if targets := [b for a, b in edges if a == name][1:]:
-            problems.add(
-                by_name[name].error(f"a second edge, to {targets[0]}: branches are not supported yet", "edges")
-            )
+    if len(inputs) != 1:
+        names = f": {', '.join(r.name for r in inputs)}" if inputs else ""
+        problems.add(H2LearnError(f"expected one Input node, found {len(inputs)}{names}", location=file))
+    if not outputs:
+        problems.add(H2LearnError("expected an Output node, found none", location=file))
+    for a, b in edges:
+        if by_name[b].kind == INPUT or by_name[a].kind == OUTPUT:
+            problems.add(by_name[b].error(f"an edge from {a} that leads into an input or out of an output", "edges"))
     for a, b in _closing_edges(by_name, edges):
         problems.add(by_name[b].error(f"the edge from {a} closes a loop: recurrence is not supported yet", "edges"))
-    if len(inputs) != 1:
-        return []
-    following = dict(reversed(edges))
-    chain, target = [inputs[0]], following.get(inputs[0].name)
-    while target is not None and by_name[target] not in chain:
-        chain.append(by_name[target])
-        target = following.get(target)
-    reached = {record.name for record in chain}
+    reached = _reached([r.name for r in inputs], edges)
+    leading = _reached([r.name for r in outputs], [(b, a) for a, b in edges])
     for record in records:
-        if record.name not in reached and not any(record.name in edge for edge in edges):
+        if record.name not in reached:
             problems.add(record.error("no edge leads to it", "edges"))
-    if len(outputs) == 1 and chain[-1] is not outputs[0]:
-        problems.add(chain[-1].error(f"no edge leads on to output {outputs[0].name}", "edges"))
-    return chain
+        elif record.name not in leading:
+            problems.add(record.error("no edge leads on to an output", "edges"))
+    return [by_name[name] for name in _sorted(by_name, edges)]
+
+
+def _reached(starts: Sequence[str], edges: Sequence[Edge]) -> set[str]:
+    found, waiting = set(starts), list(starts)
+    while waiting:
+        name = waiting.pop()
+        new = {b for a, b in edges if a == name} - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _sorted(names: Mapping[str, Record], edges: Sequence[Edge]) -> list[str]:
+    """Return the names of a graph without loops, each behind those with an edge to it."""
+    missing = {name: sum(b == name for _, b in edges) for name in names}
+    ready = [name for name, count in missing.items() if not count]
+    found = []
+    while ready:
+        name = ready.pop(0)
+        found.append(name)
+        for target in [b for a, b in edges if a == name]:
+            missing[target] -= 1
+            if not missing[target]:
+                ready.append(target)
+    return found
 
 
 def _open(

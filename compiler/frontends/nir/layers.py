@@ -22,14 +22,30 @@ class Port:
 
 @dataclass(frozen=True)
 class Conv:
-    """``Conv2d``; ``weight`` ``[K,C,kh,kw]``, ``bias`` ``[K]``, ``maps`` the rows and columns that the file gives."""
+    """``Conv2d`` or ``Conv1d``; ``weight`` ``[K,C/groups,(kh,)kw]``, ``bias`` ``[K]``.
+
+    ``maps``: the sizes of the input that the file gives. ``stride``, ``padding`` and ``dilation`` are down and across;
+    rows (``Conv1d``) are maps of one row.
+    """
 
     record: Record
     weight: Real
     bias: Real
     stride: Pair
     padding: Pair
-    maps: Pair | None
+    dilation: Pair
+    groups: int
+    maps: tuple[int, ...] | None
+
+    @property
+    def rows(self) -> bool:
+        """Whether the input has one dimension beside its channels."""
+        return self.weight.ndim == 3
+
+    @property
+    def kernel(self) -> Pair:
+        """The size of the kernel down and across."""
+        return (1, self.weight.shape[2]) if self.rows else (self.weight.shape[2], self.weight.shape[3])
 
 
 @dataclass(frozen=True)
@@ -90,20 +106,14 @@ class Delay:
 
 Layer: TypeAlias = Port | Conv | Linear | Pool | Flatten | Scale | Delay | Cell
 
-NOT_YET = {
-    "Conv1d": "convolution over one dimension is not supported yet",
-}
-
 
 def read_layer(record: Record) -> Layer:
     """Return a node as a layer; raises H2LearnError that names the node and the field."""
     reader = _READERS.get(record.kind)
-    if reader is not None:
-        return reader(record)
-    if record.kind in NOT_YET:
-        raise record.error(NOT_YET[record.kind], "type")
-    known = ", ".join(sorted([*_READERS, *NOT_YET]))
-    raise record.error(f"expected a node type of NIR, found {record.kind!r}", "type", hint=f"known: {known}")
+    if reader is None:
+        known = ", ".join(sorted(_READERS))
+        raise record.error(f"expected a node type of NIR, found {record.kind!r}", "type", hint=f"known: {known}")
+    return reader(record)
 
 
 def _port(record: Record) -> Port:
@@ -112,32 +122,41 @@ def _port(record: Record) -> Port:
 
 def _conv(record: Record) -> Conv:
     weight = record.real("weight")
-    if weight.ndim != 4:
-        raise record.error(f"expected a weight [out, in, rows, columns], found shape {list(weight.shape)}", "weight")
-    bias = record.real("bias")
+    rank = 1 if record.kind == "Conv1d" else 2
+    if weight.ndim != rank + 2:
+        wanted = "[out, in, length]" if rank == 1 else "[out, in, rows, columns]"
+        raise record.error(f"expected a weight {wanted}, found shape {list(weight.shape)}", "weight")
+    bias = record.real("bias") if record.has("bias") else weight[:, 0].reshape(len(weight), -1)[:, 0] * 0
     if bias.shape != weight.shape[:1]:
         raise record.error(f"expected shape {list(weight.shape[:1])}, found {list(bias.shape)}", "bias")
-    for field in ("groups", "dilation"):
-        values = record.integers(field, 1) if record.has(field) else (1,)
-        if set(values) != {1}:
-            raise record.error(f"only 1 is supported yet, found {list(values)}", field)
-    stride = record.pair("stride", 1)
-    kernel = (weight.shape[2], weight.shape[3])
-    maps = record.pair("input_shape", 1) if record.has("input_shape") else None
-    return Conv(record, weight, bias, stride, _padding(record, kernel, stride), maps)
+    groups = record.integer("groups", 1) if record.has("groups") else 1
+    if weight.shape[0] % groups:
+        raise record.error(f"expected a divisor of {weight.shape[0]} output channels, found {groups}", "groups")
+    stride, dilation = (_window(record, field, rank, 1, 1) for field in ("stride", "dilation"))
+    kernel = (1, weight.shape[2]) if rank == 1 else (weight.shape[2], weight.shape[3])
+    span = ((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1)
+    maps = record.pair("input_shape", 1)[:rank] if record.has("input_shape") else None
+    return Conv(record, weight, bias, stride, _padding(record, rank, span, stride), dilation, groups, maps)
 
 
-def _padding(record: Record, kernel: Pair, stride: Pair) -> Pair:
+def _window(record: Record, field: str, rank: int, low: int, default: int) -> Pair:
+    """Return a field down and across; rows have ``default`` down."""
+    if not record.has(field):
+        return default, default
+    return (default, record.integer(field, low)) if rank == 1 else record.pair(field, low)
+
+
+def _padding(record: Record, rank: int, span: Pair, stride: Pair) -> Pair:
     word = record.fields.get("padding")
     if not isinstance(word, str):
-        return record.pair("padding", 0)
+        return _window(record, "padding", rank, 0, 0)
     if word == "valid":
         return 0, 0
     if word != "same":
         raise record.error(f"expected integers, 'same' or 'valid', found {word!r}", "padding")
-    if stride != (1, 1) or kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+    if stride != (1, 1) or span[0] % 2 == 0 or span[1] % 2 == 0:
         raise record.error("'same' is supported for odd kernels with stride 1", "padding")
-    return kernel[0] // 2, kernel[1] // 2
+    return span[0] // 2, span[1] // 2
 
 
 def _linear(record: Record) -> Linear:
@@ -181,6 +200,7 @@ def _cell(record: Record) -> Cell:
 _READERS: dict[str, Callable[[Record], Layer]] = {
     "Input": _port,
     "Output": _port,
+    "Conv1d": _conv,
     "Conv2d": _conv,
     "Affine": _linear,
     "Linear": _linear,

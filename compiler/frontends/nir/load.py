@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..neuron_description import add_neuron
 from .graph import Problems, feedback_of, in_order, read_graph
 from .layers import Cell, Conv, Flatten, Layer, Linear, Pool, read_layer
 from .options import NirOptions
-from .plan import Delayed, Neurons, Output, Plan, Step, Store, plan_chain
+from .plan import Delayed, Neurons, Operation, Output, Plan, Store, Sum, plan_graph
 from .tree import Tree, graph_tree, read_tree
 
 
@@ -52,8 +53,9 @@ def build(plan: Plan, batch: int) -> Network:
     x = builder.input(record.name, plan.shape, record.location, time_steps=None if encode else steps)
     if encode:
         x = builder.encode(x, encode, steps, record.location)
+    values = [x]
     for step in plan.steps:
-        x = _add(builder, x, step)
+        values.append(_add(builder, [values[number] for number in step.inputs], step.operation))
     return builder.finish(plan.name, record.location)
 
 
@@ -75,24 +77,33 @@ def _model(tree: Tree, file: str, name: str, options: NirOptions) -> Model:
             edges = [edge for edge in edges if weights not in edge]
     ordered = in_order(records, edges, file, problems)
     problems.check()
-    chain = tuple(layers[record.name] for record in ordered)
-    plan = plan_chain(name, chain, options, problems)
+    in_row = tuple(layers[record.name] for record in ordered)
+    plan = plan_graph(name, in_row, edges, options, problems)
     problems.check()
     assert plan is not None
     network = build(plan, 1)
     parameters = {name: fold.to_model() for name, fold in plan.folds.items()}
-    source = NirSource(chain, plan)
+    source = NirSource(in_row, plan)
     return Model(name, network, parameters, None, functools.partial(build, plan), plan.notes, source)
 
 
-def _add(builder: NetworkBuilder, x: Signal, step: Step) -> Signal:
-    name, location = step.record.name, step.record.location
+def _add(builder: NetworkBuilder, inputs: Sequence[Signal], step: Operation) -> Signal:
+    name, location, x = step.record.name, step.record.location, inputs[0]
     match step:
         case Conv():
-            kernel = (step.weight.shape[2], step.weight.shape[3])
             return builder.conv(
-                x, name, step.weight.shape[0], location, kernel=kernel, stride=step.stride, padding=step.padding
+                x,
+                name,
+                step.weight.shape[0],
+                location,
+                kernel=step.kernel,
+                stride=step.stride,
+                padding=step.padding,
+                dilation=step.dilation,
+                groups=step.groups,
             )
+        case Sum():
+            return builder.add(inputs, location)
         case Linear():
             return builder.linear(x, name, step.weight.shape[0], location, bias=step.bias is not None)
         case Pool():

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .discrete import aligned_with, constant_fields, default_of
-from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pool, Port, Scale
+from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pair, Pool, Port, Scale
 from .plan import Plan, Shape
 from .record import Record
 
@@ -34,20 +34,19 @@ def imported_nodes(
     layers: tuple[Layer, ...], plan: Plan, parameters: Mapping[str, npt.NDArray[np.float32]]
 ) -> list[Node]:
     """Return the nodes of an imported graph with other parameters; shapes are without the batch, and complete."""
-    after = {step.record.name: shape for step, shape in zip(plan.steps, plan.shapes, strict=True)}
     values = {name: fold.to_file(parameters[name]) for name, fold in plan.folds.items()}
-    shape, nodes = plan.shape, []
+    nodes = []
 
     def weights(record: Record) -> dict[str, object]:
         return {field: values[name] for field in ("weight", "bias") if (name := f"{record.name}.{field}") in values}
 
     for layer in layers:
         record = layer.record
-        nodes.append(Node(record.name, record.kind, {**_fields(layer, shape), **weights(record)}))
+        fields = _fields(layer, plan.shapes[record.name])
+        nodes.append(Node(record.name, record.kind, {**fields, **weights(record)}))
         if isinstance(layer, Cell) and layer.feedback is not None:
             back = layer.feedback.record
             nodes.append(Node(back.name, back.kind, weights(back), feedback=True))
-        shape = after.get(record.name, shape)
     return nodes
 
 
@@ -56,15 +55,13 @@ def port(side: str, shape: Shape) -> dict[str, object]:
     return {f"{side}_type": {side: np.array(shape)}}
 
 
-def conv(shape: Shape, stride: tuple[int, int], padding: tuple[int, int]) -> dict[str, object]:
-    """Return the arguments of ``Conv2d`` on maps of ``shape``, without weights."""
-    return {
-        "input_shape": shape[1:],
-        "stride": stride,
-        "padding": padding,
-        "dilation": (1, 1),
-        "groups": 1,
-    }
+def conv(shape: Shape, stride: Pair, padding: Pair, dilation: Pair = (1, 1), groups: int = 1) -> dict[str, object]:
+    """Return the arguments of ``Conv2d`` on maps, or ``Conv1d`` on rows, of ``shape``, without weights."""
+    if len(shape) == 2:
+        sizes = {"input_shape": shape[1], "stride": stride[1], "padding": padding[1], "dilation": dilation[1]}
+        return {**sizes, "groups": groups}
+    sizes_2d = {"input_shape": shape[1:], "stride": stride, "padding": padding, "dilation": dilation}
+    return {**sizes_2d, "groups": groups}
 
 
 def pool(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> dict[str, object]:
@@ -82,7 +79,7 @@ def _fields(layer: Layer, shape: Shape) -> dict[str, object]:
         case Port():
             return port(layer.record.kind.lower(), shape)
         case Conv():
-            return conv(shape, layer.stride, layer.padding)
+            return conv(shape, layer.stride, layer.padding, layer.dilation, layer.groups)
         case Linear():
             return {}
         case Pool():

@@ -1,4 +1,4 @@
-"""Shapes of a chain of layers, and what the ``spike`` level has no layer for taken into the weights.
+"""Shapes of the layers, and what the ``spike`` level has no layer for taken into the weights.
 
 A factor on a signal (``Scale``, the area of ``SumPool2d``) travels on until a layer takes it into its weights, a neuron
 into its gain, or the output is reached: then the weights before it take it in.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 
 from ..neuron_description import NeuronDescription, spike_neuron, summary
 from .discrete import aligned_with, constant_fields, delay_steps, describe
-from .graph import Problems
+from .graph import Edge, Problems
 from .layers import Cell, Conv, Delay, Flatten, Layer, Linear, Pool, Port, Scale
 from .options import NirOptions
 from .record import Real, Record
@@ -82,45 +82,93 @@ class Output:
     record: Record
 
 
-Step: TypeAlias = Conv | Linear | Pool | Flatten | Neurons | Delayed | Store | Output
+@dataclass(frozen=True)
+class Sum:
+    """The sum of what several edges bring to a node."""
+
+    record: Record
+
+
+Operation: TypeAlias = Conv | Linear | Pool | Flatten | Neurons | Delayed | Store | Sum | Output
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation and the numbers of the values it reads: 0 is the input, n the result of step n - 1."""
+
+    operation: Operation
+    inputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A chain as layers of the ``spike`` level. ``shape`` is that of one sample of the input."""
+    """A graph as layers of the ``spike`` level. ``shape`` is that of one sample of the input.
+
+    ``shapes``: what comes to each node of the file, by name. ``edges`` are those of the file, nested graphs opened.
+    """
 
     name: str
     options: NirOptions
     input: Record
     shape: Shape
     steps: tuple[Step, ...]
-    shapes: tuple[Shape, ...]
+    shapes: Mapping[str, Shape]
+    edges: tuple[Edge, ...]
     folds: Mapping[str, Fold]
     notes: tuple[str, ...]
 
 
-def plan_chain(name: str, chain: Sequence[Layer], options: NirOptions, problems: Problems) -> Plan | None:
-    """Return the plan of a chain from Input to Output; what does not fit is added to ``problems``, with None."""
-    start = chain[0]
+def plan_graph(
+    name: str, layers: Sequence[Layer], edges: Sequence[Edge], options: NirOptions, problems: Problems
+) -> Plan | None:
+    """Return the plan of layers in order; what does not fit is added to ``problems``, with None.
+
+    ``edges``: those between them, without the ones of feedback.
+    """
+    start = layers[0]
     assert isinstance(start, Port)
+    before = {layer.record.name: [a for a, b in edges if b == layer.record.name] for layer in layers}
+    readers = {layer.record.name: sum(a == layer.record.name for a, _ in edges) for layer in layers}
+    behind = [layer for layer in layers if before[layer.record.name] == [start.record.name]]
     try:
-        shape = _input_shape(start, chain[1:])
+        shape = _input_shape(start, _shaped_by(behind, layers, edges))
     except H2LearnError as error:
         problems.add(error)
         return None
-    walk = _Walk(options, shape)
-    for layer in chain[1:]:
+    walk = _Walk(options)
+    known = {start.record.name: _Signal(0, shape, "an input")}
+    shapes = {start.record.name: shape}
+    for layer in layers[1:]:
+        place = layer.record.name
+        arriving = [known[a] for a in before[place] if a in known]
+        if len(arriving) < len(before[place]):
+            continue  # what leads to it was refused
+        joined = False
         try:
+            walk.signal = walk.joined(layer.record, arriving)
+            shapes[place], joined = walk.signal.shape, True
             walk.add(layer)
         except H2LearnError as error:
             problems.add(error)
-            if not isinstance(layer, Cell | Scale):
-                return None
+            if not joined or not isinstance(layer, Cell | Scale):
+                continue
+        known[place] = walk.signal if readers[place] < 2 else replace(walk.signal, before=None)
     if problems.errors:
         return None
     folds = walk.folds()
     notes = [*options.notes(), *walk.notes, *_fold_notes(folds)]
-    return Plan(name, options, start.record, shape, tuple(walk.steps), tuple(walk.shapes), folds, tuple(notes))
+    return Plan(name, options, start.record, shape, tuple(walk.steps), shapes, tuple(edges), folds, tuple(notes))
+
+
+def _shaped_by(behind: Sequence[Layer], layers: Sequence[Layer], edges: Sequence[Edge]) -> list[Layer]:
+    """Return the layers behind the input that may tell its shape: those that have weights first."""
+    known = {layer.record.name: layer for layer in layers}
+    found: list[Layer] = []
+    for layer in behind:
+        while isinstance(layer, Scale) and (next_ := [b for a, b in edges if a == layer.record.name]):
+            layer = known[next_[0]]
+        found.append(layer)
+    return sorted(found, key=lambda layer: not isinstance(layer, Conv | Linear))
 
 
 @dataclass
@@ -132,20 +180,56 @@ class _Weights:
     outputs: Factor
 
 
-class _Walk:
-    """Goes along a chain; ``shape`` is the signal's, ``factor`` what it still has to be multiplied by."""
+@dataclass(frozen=True)
+class _Signal:
+    """A value: its number, the shape and kind of its samples, and what it still has to be multiplied by.
 
-    def __init__(self, options: NirOptions, shape: Shape) -> None:
+    ``before``: the weights that may take that factor in, since nothing else reads what they give.
+    """
+
+    number: int
+    shape: Shape
+    kind: str
+    factor: Factor = field(default_factory=lambda: np.ones(()))
+    scaled_by: Record | None = None
+    before: _Weights | None = None
+
+
+class _Walk:
+    """Goes from layer to layer; ``signal`` is the value that the layer reads, and then what it gives."""
+
+    def __init__(self, options: NirOptions) -> None:
         self.options = options
-        self.shape = shape
-        self.signal = "an input"
-        self.factor: Factor = np.ones(())
-        self.scaled_by: Record | None = None
-        self.before: _Weights | None = None
+        self.signal = _Signal(0, (), "")
         self.weights: list[_Weights] = []
         self.steps: list[Step] = []
-        self.shapes: list[Shape] = []
         self.notes: list[str] = []
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the signal."""
+        return self.signal.shape
+
+    @property
+    def factor(self) -> Factor:
+        """What the signal has to be multiplied by."""
+        return self.signal.factor
+
+    def joined(self, record: Record, arriving: Sequence[_Signal]) -> _Signal:
+        """Return the sum of what several edges bring; raises H2LearnError when they do not fit."""
+        if len(arriving) == 1:
+            return arriving[0]
+        for one in arriving:
+            if one.shape != arriving[0].shape:
+                raise record.error(
+                    f"expected inputs of one shape, found {list(arriving[0].shape)} and {list(one.shape)}", "edges"
+                )
+            self.signal = one
+            self._give_back(record, self._channels())
+        self.steps.append(Step(Sum(record), tuple(one.number for one in arriving)))
+        kinds = {one.kind for one in arriving}
+        kind = "averages" if kinds <= {"spikes", "averages"} else "currents"
+        return _Signal(len(self.steps), arriving[0].shape, kind)
 
     def add(self, layer: Layer) -> None:
         """Take one layer; raises H2LearnError when it does not fit."""
@@ -160,12 +244,12 @@ class _Walk:
                 self._flatten(layer)
             case Scale():
                 aligned = aligned_with(layer.record, "scale", layer.scale, self.shape)
-                self.factor = self.factor * (aligned.reshape(()) if aligned.size == 1 else aligned)
-                self.scaled_by = layer.record
+                factor = self.factor * (aligned.reshape(()) if aligned.size == 1 else aligned)
+                self.signal = replace(self.signal, factor=factor, scaled_by=layer.record)
             case Delay():
                 self._store(layer.record)
                 steps = delay_steps(layer.record, layer.seconds, self.shape, self.options.rule.dt)
-                self._step(Delayed(layer.record, steps), self.shape, self.signal)
+                self._step(Delayed(layer.record, steps), self.shape, self.signal.kind)
             case Cell():
                 self._neurons(layer)
             case Port():
@@ -176,24 +260,31 @@ class _Walk:
         found: dict[str, Fold] = {}
         for w in self.weights:
             name, ones = w.layer.record.name, (1,) * (w.layer.weight.ndim - 2)
+            outputs, inner = w.layer.weight.shape[:2]
+            columns = w.inputs.reshape(1, -1)
+            if isinstance(w.layer, Conv) and columns.size > 1:
+                columns = np.repeat(columns.reshape(w.layer.groups, inner), outputs // w.layer.groups, axis=0)
             rows = w.outputs.reshape(-1, 1, *ones)
-            found[f"{name}.weight"] = Fold(w.layer.weight, rows * w.inputs.reshape(1, -1, *ones))
+            found[f"{name}.weight"] = Fold(w.layer.weight, rows * columns.reshape(*columns.shape, *ones))
             if w.layer.bias is not None:
                 found[f"{name}.bias"] = Fold(w.layer.bias, w.outputs.reshape(-1))
         return found
 
     def _conv(self, layer: Conv) -> None:
-        record, (channels, inner, *kernel) = layer.record, layer.weight.shape
-        self._expect_maps(record)
-        if self.shape[0] != inner:
-            raise record.error(f"expected weights for {self.shape[0]} input channels, found {inner}", "weight")
+        record, (channels, inner) = layer.record, layer.weight.shape[:2]
+        self._expect_maps(record, rows=layer.rows)
+        if self.shape[0] != inner * layer.groups:
+            grouped = f" in {layer.groups} groups" if layer.groups > 1 else ""
+            raise record.error(f"expected weights for {self.shape[0]} input channels{grouped}, found {inner}", "weight")
         if layer.maps is not None and layer.maps != self.shape[1:]:
             raise record.error(f"expected {list(self.shape[1:])}, found {list(layer.maps)}", "input_shape")
-        padded = [size + 2 * pad for size, pad in zip(self.shape[1:], layer.padding, strict=True)]
-        if padded[0] < kernel[0] or padded[1] < kernel[1]:
-            raise record.error(f"expected a kernel of at most {padded}, found {kernel}", "weight")
-        rows, columns = ((p - k) // s + 1 for p, k, s in zip(padded, kernel, layer.stride, strict=True))
-        self._take_weights(layer, (channels, rows, columns))
+        sizes = (1, *self.shape[1:]) if layer.rows else self.shape[1:]
+        padded = [size + 2 * pad for size, pad in zip(sizes, layer.padding, strict=True)]
+        spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel, strict=True)]
+        if padded[0] < spans[0] or padded[1] < spans[1]:
+            raise record.error(f"expected a kernel of at most {padded}, found {spans}", "weight")
+        result = [(p - span) // s + 1 for p, span, s in zip(padded, spans, layer.stride, strict=True)]
+        self._take_weights(layer, (channels, *(result[1:] if layer.rows else result)))
 
     def _linear(self, layer: Linear) -> None:
         record, (features, inner) = layer.record, layer.weight.shape
@@ -206,10 +297,10 @@ class _Walk:
     def _take_weights(self, layer: Conv | Linear, shape: Shape) -> None:
         self._store(layer.record)
         inputs = self._channels() if isinstance(layer, Conv) else self.factor
-        self.before = _Weights(layer, inputs, np.ones(()))
-        self.weights.append(self.before)
-        self.factor = np.ones(())
+        weights = _Weights(layer, inputs, np.ones(()))
+        self.weights.append(weights)
         self._step(layer, shape, "currents")
+        self.signal = replace(self.signal, factor=np.ones(()), before=weights)
 
     def _pool(self, layer: Pool) -> None:
         self._expect_maps(layer.record)
@@ -217,10 +308,10 @@ class _Walk:
         if any(k > size for k, size in zip(layer.kernel, sizes, strict=True)):
             raise layer.record.error(f"expected at most {sizes}, found {list(layer.kernel)}", "kernel_size")
         factor = self._channels() * layer.area
-        self.factor = factor.reshape(-1, 1, 1) if factor.ndim else factor
+        self.signal = replace(self.signal, factor=factor.reshape(-1, 1, 1) if factor.ndim else factor)
         rows, columns = ((size - k) // s + 1 for size, k, s in zip(sizes, layer.kernel, layer.stride, strict=True))
-        signal = "averages" if self.signal == "spikes" else "currents"
-        self._step(layer, (self.shape[0], rows, columns), signal)
+        kind = "averages" if self.signal.kind == "spikes" else "currents"
+        self._step(layer, (self.shape[0], rows, columns), kind)
 
     def _flatten(self, layer: Flatten) -> None:
         rank = len(self.shape)
@@ -236,16 +327,16 @@ class _Walk:
                 )
             self.notes.append(f"{layer.record.name} (Flatten): start_dim 1 is taken to count the batch")
         if self.factor.ndim:
-            self.factor = np.broadcast_to(self.factor, self.shape).reshape(-1)
-        self._step(layer, (math.prod(self.shape),), self.signal)
+            self.signal = replace(self.signal, factor=np.broadcast_to(self.factor, self.shape).reshape(-1))
+        self._step(layer, (math.prod(self.shape),), self.signal.kind)
 
     def _neurons(self, layer: Cell) -> None:
         record = layer.record
-        if self.signal == "spikes":
+        if self.signal.kind == "spikes":
             raise record.error("expected currents, found the spikes of the neurons before it", "type")
         if layer.feedback is not None:
             self._give_back(record, self._channels())
-            self.factor = np.ones(())
+            self.signal = replace(self.signal, factor=np.ones(()))
         rule, producer = self.options.rule, self.options.producer
         described = describe(record, self.shape, rule, starts_at_reset=producer == "spikingjelly")
         gain = np.asarray(described.gain) * self._channels()
@@ -257,9 +348,9 @@ class _Walk:
         self.notes.append(f"{record.name} ({record.kind}): {summary(described)}")
         if layer.feedback is not None:
             self._feed_back(layer.feedback, described)
-        self.before, self.factor = None, np.ones(())
         step = Neurons(record, described, layer.feedback)
         self._step(step, self.shape, "spikes" if described.fires else "potentials")
+        self.signal = replace(self.signal, factor=np.ones(()), before=None)
 
     def _feed_back(self, weights: Linear, neuron: NeuronDescription) -> None:
         """Take feedback; a factor that the gain has taken in is not that of the feedback, whose weights undo it."""
@@ -277,15 +368,16 @@ class _Walk:
             raise layer.record.error(f"expected {list(self.shape)}, found {list(layer.shape)}", "shape")
         self._give_back(layer.record, self._channels())
         self._store(layer.record)
-        self._step(Output(layer.record), self.shape, self.signal)
+        self._step(Output(layer.record), self.shape, self.signal.kind)
 
     def _give_back(self, record: Record, factor: Factor) -> None:
         """Take a factor, one or one per channel, into the weights before."""
         if (factor == 1).all():
             return
-        if self.before is None:
+        before = self.signal.before
+        if before is None:
             raise record.error("expected a layer with weights before it that takes in the scale, found none", "type")
-        self.before.outputs = self.before.outputs * factor
+        before.outputs = before.outputs * factor
 
     def _channels(self) -> Factor:
         """Return the signal's factor as one number or one per channel; raises H2LearnError when it is neither."""
@@ -293,22 +385,23 @@ class _Walk:
             return self.factor
         rows = self.factor.reshape(self.factor.shape[0], -1)
         if not (rows == rows[:, :1]).all():
-            assert self.scaled_by is not None
-            raise self.scaled_by.error("expected one value per channel, found several", "scale")
+            assert self.signal.scaled_by is not None
+            raise self.signal.scaled_by.error("expected one value per channel, found several", "scale")
         return rows[:, 0] if rows.shape[0] > 1 else rows[0, 0].reshape(())
 
-    def _expect_maps(self, record: Record) -> None:
-        if len(self.shape) != 3:
-            raise record.error(f"expected maps, found {self.shape[0]} features", "type")
+    def _expect_maps(self, record: Record, *, rows: bool = False) -> None:
+        if len(self.shape) != (2 if rows else 3):
+            wanted = "rows [C, L]" if rows else "maps"
+            found = f"{self.shape[0]} features" if len(self.shape) == 1 else str(list(self.shape))
+            raise record.error(f"expected {wanted}, found {found}", "type")
 
     def _store(self, record: Record) -> None:
-        if self.signal == "currents":
+        if self.signal.kind == "currents":
             self._step(Store(record), self.shape, "potentials")
 
-    def _step(self, step: Step, shape: Shape, signal: str) -> None:
-        self.steps.append(step)
-        self.shapes.append(shape)
-        self.shape, self.signal = shape, signal
+    def _step(self, operation: Operation, shape: Shape, kind: str) -> None:
+        self.steps.append(Step(operation, (self.signal.number,)))
+        self.signal = replace(self.signal, number=len(self.steps), shape=shape, kind=kind)
 
 
 def _input_shape(start: Port, layers: Sequence[Layer]) -> Shape:
@@ -318,11 +411,11 @@ def _input_shape(start: Port, layers: Sequence[Layer]) -> Shape:
         if isinstance(first, Linear):
             return (first.weight.shape[1],)
         if isinstance(first, Conv) and first.maps is not None:
-            return (first.weight.shape[1], *first.maps)
+            return (first.weight.shape[1] * first.groups, *first.maps)
         raise record.error("expected a shape, found none, and the layer behind it does not tell", "shape")
     rank = 3 if len(shape) > 2 else 1
     if isinstance(first, Conv | Pool):
-        rank = 3
+        rank = 2 if isinstance(first, Conv) and first.rows else 3
     elif isinstance(first, Linear):
         rank = 1
     elif isinstance(first, Cell) and first.record.real(_shaping(first)).size > 1:
@@ -331,7 +424,7 @@ def _input_shape(start: Port, layers: Sequence[Layer]) -> Shape:
     while len(short) > rank and short[0] == 1:
         short = short[1:]
     if len(short) != rank:
-        wanted = "features" if rank == 1 else "maps [C, H, W]"
+        wanted = {1: "features", 2: "rows [C, L]"}.get(rank, "maps [C, H, W]")
         raise record.error(f"expected {wanted}, found {list(shape)}", "shape")
     return short
 
