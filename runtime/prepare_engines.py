@@ -215,7 +215,11 @@ def _products(
     args = Arguments()
     for array in results:
         args.array(array)
-    builder.call(calls.tally_call, args.numbers(out_width, issue_width(op), unit_count(op)), 1)
+    longest = taps(op) * in_width * -(-out_width // issue_width(op))
+    room = 64 << (longest // 64).bit_length()
+    args.numbers(out_width, issue_width(op), unit_count(op), room)
+    args.array(site.scratch("buckets", 4 * room, np.uint16)).array(site.scratch("marks", 4 * room // 64, np.uint64))
+    builder.call(calls.tally_call, args, len(BACKWARD_MODES), 40 * positions)
     number = BACKWARD_MODES.index(mode)
     first = calls.MODES + 3 * number
     counts = {

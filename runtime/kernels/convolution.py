@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..jit import jit
-from .bits import EXPONENT, F32, I64, U8, U32, U64, bits_of, last_byte_mask, population, round_half
+from .bits import EXPONENT, F32, I64, U8, U16, U32, U64, bits_of, last_byte_mask, lowest, population, round_half
 from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append
 
 I32 = npt.NDArray[np.int32]
@@ -325,31 +325,82 @@ def clear_masked(acc: F32, start: np.uint64, mask: U8, width: np.uint64) -> None
 
 
 @jit
-def tally(live: U32, dense: U32, outputs: U32, width: int, lanes: int, units: int, totals: I64, modes: I64) -> None:
+def tally(
+    live: U32,
+    dense: U32,
+    outputs: U32,
+    width: int,
+    lanes: int,
+    units: int,
+    room: int,
+    buckets: U16,
+    marks: U64,
+    mode: int,
+    totals: I64,
+    work: I64,
+) -> None:
     """Count the work of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
 
-    ``totals``: live inputs, live outputs, live products, dense products. ``modes``: for dense, in, out, dual each the
-    products that the mode does not skip, cycles, and when the last of ``units`` is done if each position goes to the
-    one that is free first (``free`` is a heap of their times).
+    ``totals``: live inputs, live outputs, live products, dense products (in mode 0 only). ``work``: in ``mode`` (dense,
+    in, out, dual) products that are not skipped, cycles, and when the last of ``units`` is done if each position goes
+    to the one that is free first. ``buckets`` count the units that become free at a time, modulo ``room``, a power of
+    two above the cycles of a position; ``marks`` has a bit for every bucket that is not empty. Both are all 0, before
+    and after.
     """
-    free = np.zeros((4, units), np.int64)
-    issue, whole = np.uint32(lanes), (width + lanes - 1) // lanes
+    issue, whole, wrap = np.uint32(lanes), np.int64((width + lanes - 1) // lanes), np.uint64(room - 1)
+    by_inputs, by_outputs = mode & 1 != 0, mode & 2 != 0
+    now = last = np.uint64(0)
+    products = cycles = np.int64(0)
+    add_units(buckets, marks, now, units)
     for position in range(np.uint64(live.size)):
-        ins, all_ins, outs = np.int64(live[position]), np.int64(dense[position]), np.int64(outputs[position])
-        some = np.int64((outputs[position] + issue - np.uint32(1)) // issue)
-        totals[0] += ins
-        totals[1] += outs
-        totals[2] += ins * outs
-        totals[3] += all_ins * width
-        for mode in range(4):
-            mode_ins = ins if mode & 1 else all_ins
-            mode_outs = outs if mode & 2 else width
-            cycles = mode_ins * (some if mode & 2 else whole)
-            modes[3 * mode] += mode_ins * mode_outs
-            modes[3 * mode + 1] += cycles
-            hand_out(free, mode, cycles)
-    for mode in range(4):
-        modes[3 * mode + 2] = free[mode].max()
+        ins, outs = np.int64(live[position]), np.int64(outputs[position])
+        if mode == 0:
+            totals[0] += ins
+            totals[1] += outs
+            totals[2] += ins * outs
+            totals[3] += np.int64(dense[position]) * width
+        ins = ins if by_inputs else np.int64(dense[position])
+        own = ins * (np.int64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole)
+        if own == 0:
+            continue
+        products += ins * (outs if by_outputs else width)
+        cycles += own
+        now = take_unit(buckets, marks, now, wrap)
+        until = now + np.uint64(own)
+        add_units(buckets, marks, until & wrap, 1)
+        last = max(last, until)
+    for _ in range(units):
+        now = take_unit(buckets, marks, now, wrap)
+    work[0] += products
+    work[1] += cycles
+    work[2] += np.int64(last)
+
+
+@jit
+def add_units(buckets: U16, marks: U64, bucket: np.uint64, count: int) -> None:
+    """Put units into a bucket."""
+    buckets[bucket] += np.uint16(count)
+    marks[bucket >> np.uint64(6)] |= np.uint64(1) << (bucket & np.uint64(63))
+
+
+@jit
+def take_unit(buckets: U16, marks: U64, now: np.uint64, wrap: np.uint64) -> np.uint64:
+    """Take a unit out of the first bucket that is not empty from ``now`` on; returns its time."""
+    bucket = now & wrap
+    word = marks[bucket >> np.uint64(6)] >> (bucket & np.uint64(63))
+    if word == np.uint64(0):
+        now += np.uint64(64) - (bucket & np.uint64(63))
+        word = marks[(now & wrap) >> np.uint64(6)]
+        while word == np.uint64(0):
+            now += np.uint64(64)
+            word = marks[(now & wrap) >> np.uint64(6)]
+    now += lowest(word)
+    bucket = now & wrap
+    left = buckets[bucket] - np.uint16(1)
+    buckets[bucket] = left
+    if left == np.uint16(0):
+        marks[bucket >> np.uint64(6)] &= ~(np.uint64(1) << (bucket & np.uint64(63)))
+    return now
 
 
 @jit

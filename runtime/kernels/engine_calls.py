@@ -208,11 +208,28 @@ def products_call(args: int, extra: int, low: int, high: int, counts: int) -> in
     return 1
 
 
-@call(words=9)
+@call(words=14)
 def tally_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Live inputs, all inputs and live outputs per position, width, lanes, units."""
-    a, found = words_at(args, 9), words_at(counts, COUNTERS)
-    tally(u32_at(a, 0), u32_at(a, 2), u32_at(a, 4), a[6], a[7], a[8], found[:MODES], found[MODES:])
+    """Live inputs, all inputs and live outputs per position, width, lanes, units, room, buckets, marks; a mode each."""
+    a, found = words_at(args, 14), words_at(counts, COUNTERS)
+    live, dense, outputs, room = u32_at(a, 0), u32_at(a, 2), u32_at(a, 4), a[9]
+    buckets, marks = u16_at(a, 10), u64_at(a, 12)
+    for mode in range(low, high):
+        own, words = buckets[mode * room : (mode + 1) * room], marks[mode * room // 64 : (mode + 1) * room // 64]
+        tally(
+            live,
+            dense,
+            outputs,
+            a[6],
+            a[7],
+            a[8],
+            room,
+            own,
+            words,
+            mode,
+            found[:MODES],
+            found[MODES + 3 * mode : MODES + 3 * mode + 3],
+        )
     return 1
 
 
