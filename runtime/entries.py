@@ -157,18 +157,20 @@ class EntryTables:
 
     def _describe_copy(self, operation: Operation, kept: Kept, row: I64, counters: PcCounters) -> None:
         """Let the event loop execute a transfer, unless it is one that faults."""
-        from .fast import plan_copy
+        from .fast import plan_transfer
+        from .kernels.transfer import copy_call
 
         try:
             check_transfer(operation, kept)
-            plan = plan_copy(operation, self.memories)
+            plan = plan_transfer(operation, self.memories)
         except H2LearnError:
             return  # its execution raises again, in its turn
         used = (operation.operands["src"].memory, operation.operands["dst"].memory)
         if plan.slots and self.slot_memories.setdefault(operation.pc, used) != used:
             return
-        row[events.INSIDE], row[events.COPIES], row[events.SLOTS] = events.TRANSFER, bool(plan.copy), bool(plan.slots)
-        row[events.TARGET], row[events.SOURCE] = MEMORIES.index(used[1]), MEMORIES.index(used[0])
+        row[events.INSIDE], row[events.SLOTS] = events.TRANSFER, bool(plan.slots)
+        row[events.UNITS], row[events.PARTS], row[events.PIECES] = plan.units, plan.parts, plan.pieces
+        row[events.KERNEL] = copy_call.address
         row[events.COPY : events.COPY + len(plan.copy)] = plan.copy
         row[events.SLOT : events.SLOT + len(plan.slots)] = plan.slots
         add_counts(counters.work, plan.work)

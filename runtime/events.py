@@ -19,11 +19,11 @@ from h2learn.backends.h2learn.isa import ENGINES, SEMAPHORE_MAX, STREAMS
 
 from .frontend import FAULT, FENCE, FORK, NOP, SIGNAL, STOP, WAIT
 from .jit import jit
-from .kernels.bits import U8
-from .kernels.transfer import copy_rows, slot_traffic
+from .kernels.transfer import slot_traffic
 from .native import words_at
-from .prepared import BLOCK_WORDS, MOST_COUNTS, NONFINITE, perform
+from .prepared import BLOCK_WORDS, MOST_COUNTS, NONFINITE, most_pieces, perform
 from .prepared import RESULT as BLOCK_RESULT
+from .team import share
 
 I64 = npt.NDArray[np.int64]
 
@@ -42,13 +42,14 @@ LOG_COLUMNS = 5
 (CODE, COST, ENGINE, PC, SEM, COUNT, CYCLES, ON_CHANNEL, UNIT, TABLE, LOW, HIGH) = range(12)
 """Columns of an entry. ``COST``: cycles of its stream since the entry before; ``CYCLES`` (ON_CHANNEL: of the channel):
 -1 when the execution decides; ``TABLE LOW HIGH``: memory and bytes of the look-up table."""
-INSIDE, TARGET, SOURCE, COPIES, SLOTS = range(12, 17)
-"""Whether it is executed here, as TRANSFER or BLOCK; of a transfer its memories and which of the following apply."""
-COPY, SLOT = 17, 37
-"""First of the arguments of ``copy_rows`` and of ``slot_traffic``."""
-ADDRESS, START_UP = 17, 18
+INSIDE, SLOTS, UNITS, PARTS, PIECES, KERNEL = range(12, 18)
+"""Whether it is executed here, as TRANSFER or BLOCK. Of a transfer whether it moves slots, and its copy: parts of rows,
+how many of them are a row, in how many pieces they are worth doing, and the address of ``copy_call``."""
+COPY, SLOT = 18, 40
+"""First of the arguments of ``copy_call`` and of ``slot_traffic``."""
+ADDRESS, START_UP = 18, 19
 """Of a block: where it is, and the cycles that are added to its result."""
-ENTRY_COLUMNS = 58
+ENTRY_COLUMNS = 61
 TRANSFER, BLOCK = 1, 2
 
 STATUS, NEXT, LENGTH, CYCLE, BLOCKER, PAID, DISPATCHED = range(7)
@@ -98,7 +99,6 @@ def advance(
     lost: I64,
     log: I64,
     g: I64,
-    memories: tuple[U8, ...],
     bytes_per_cycle: float,
     team: tuple[I64, I64],
 ) -> int:
@@ -142,7 +142,7 @@ def advance(
             g[AT_ENGINE], g[NOW], g[ASKED] = chosen, now, 0
             g[FIRST_ASKED] = _first_asked(chosen, engines)
         status = _step(
-            *(entries, streams, queues, rings, engines, semaphores, posts, pcs, lost, log, g, memories),
+            *(entries, streams, queues, rings, engines, semaphores, posts, pcs, lost, log, g),
             *(bytes_per_cycle, team),
         )
         if status != FINISHED:
@@ -285,7 +285,6 @@ def _step(
     lost: I64,
     log: I64,
     g: I64,
-    memories: tuple[U8, ...],
     bytes_per_cycle: float,
     team: tuple[I64, I64],
 ) -> int:
@@ -345,7 +344,7 @@ def _step(
                     if head[NONFINITE] >= 0 and counted[head[NONFINITE]]:
                         _note(log, g, LOG_NONFINITE, s, i, counted[head[NONFINITE]], 0)
                 elif entry[INSIDE]:
-                    g[RESULT] = _transfer(entry, pcs[pc], memories, g[BURST], bytes_per_cycle)
+                    g[RESULT] = _transfer(entry, pcs[pc], team, g[BURST], bytes_per_cycle)
                 g[PERFORMED] = 0
                 end = _start(entry, queue, engine, pcs[pc], g, now)
                 engine[SERVED] = s
@@ -428,14 +427,12 @@ def _start(entry: I64, queue: I64, engine: I64, counters: I64, g: I64, now: int)
 
 
 @jit
-def _transfer(entry: I64, counters: I64, memories: tuple[U8, ...], burst: int, bytes_per_cycle: float) -> int:
+def _transfer(entry: I64, counters: I64, team: tuple[I64, I64], burst: int, bytes_per_cycle: float) -> int:
     """Execute a transfer; returns its cycles on the channel, where its data decide them."""
-    source = memories[entry[SOURCE]]
     cycles = 0
     if entry[SLOTS]:
         a = entry[SLOT:]
         moved, in_bursts = slot_traffic(
-            source,
             a[0],
             (a[1], a[2], a[3], a[4]),
             (a[5], a[6], a[7], a[8]),
@@ -450,21 +447,9 @@ def _transfer(entry: I64, counters: I64, memories: tuple[U8, ...], burst: int, b
         )
         counters[MOVED] += moved
         cycles = _quotient(in_bursts, bytes_per_cycle)
-    if entry[COPIES]:
-        a = entry[COPY:]
-        copy_rows(
-            memories[entry[TARGET]],
-            source,
-            a[0],
-            a[1],
-            (a[2], a[3], a[4], a[5]),
-            (a[6], a[7], a[8], a[9]),
-            (a[10], a[11], a[12], a[13]),
-            a[14],
-            (a[15], a[16]),
-            (a[17], a[18]),
-            a[19] != 0,
-        )
+    if entry[UNITS]:
+        pieces = most_pieces(team[0], entry[PIECES])
+        share(team[0], team[1], entry[KERNEL], entry[COPY:].ctypes.data, entry[PARTS], 0, entry[UNITS], pieces)
     return cycles
 
 

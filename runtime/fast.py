@@ -33,10 +33,13 @@ from .operation import (
     transfer_range,
 )
 from .prepare_engines import Site, is_half, slot_words
-from .prepared import Prepared
+from .prepared import WORTH_A_PIECE, Arguments, Builder, Prepared
+from .team import MOST_PIECES
 from .work import update_elements
 
 Buffers = dict[str, Bytes]
+
+TRANSFERS = ("ld", "st")
 
 _ALIGNMENT = 8
 _NO_BYTES = np.zeros(0, np.uint8)
@@ -45,6 +48,8 @@ _NO_REALS = np.zeros(0, np.float32)
 
 def execute(op: Operation, memories: Memories) -> Work:
     """Execute one instruction; raises H2LearnError on a fault (nothing is promised about memory then)."""
+    if op.mnemonic in TRANSFERS:
+        return _transfer(op, memories)
     prepared = prepare(op, memories)
     if prepared is not None:
         return prepared.execute()
@@ -107,20 +112,8 @@ class _Opened(NamedTuple):
 
 def _open(op: Operation, memories: Memories) -> _Opened:
     buffers = open_operands(op, memories)
-    if op.mnemonic in ("ld", "st"):
-        return _Opened(memories, buffers, ())
     odd = tuple(name for name, buffer in buffers.items() if buffer.ctypes.data % _ALIGNMENT)
     return _Opened(memories, buffers, odd)
-
-
-def load(op: Operation, buffers: Buffers) -> Work:
-    """``ld``: strided rows, zero where the row or column does not exist."""
-    return _transfer(op, buffers, zero_fill=True)
-
-
-def store(op: Operation, buffers: Buffers) -> Work:
-    """``st``: strided rows, dropped where the row or column does not exist."""
-    return _transfer(op, buffers, zero_fill=False)
 
 
 def v_rng(op: Operation, buffers: Buffers) -> Work:
@@ -347,78 +340,79 @@ def _factors(op: Operation) -> dict[str, np.float32]:
     return {name: np.float32(op.desc[name]) for name in ("scale", "decay", "momentum", "rate1", "rate2", "eps")}
 
 
-class _Rows(NamedTuple):
-    """A transfer worked out: arguments of ``slot_traffic`` and ``copy_rows`` behind the buffers (empty: not needed).
+class Transfer(NamedTuple):
+    """An ``ld`` or ``st`` as numbers, with addresses in this process.
 
-    ``bytes``: those that it moves, for slots known only when it is executed.
-    """
-
-    slots: tuple[Any, ...]
-    copy: tuple[Any, ...]
-    existing: int
-    missing: int
-    bytes: int
-
-
-def _transfer(op: Operation, buffers: Buffers, zero_fill: bool) -> Work:
-    rows = op.kept.get("rows")
-    if not isinstance(rows, _Rows):
-        rows = op.kept["rows"] = _rows(op, zero_fill)
-    moved = rows.bytes
-    if rows.slots:
-        moved = int(transfer.slot_traffic(buffers["src"], *rows.slots, 1)[0])
-    if rows.copy:
-        transfer.copy_rows(buffers["dst"], buffers["src"], *rows.copy)
-    return Work({"rows": rows.existing, "zero_rows": rows.missing, "bytes": moved})
-
-
-def _rows(op: Operation, zero_fill: bool) -> _Rows:
-    counts = tuple(op.number(f"n{d}") for d in range(4))
-    strides = {name: tuple(op.number(f"{name[0]}s{d}") for d in range(4)) for name in ("src", "dst")}
-    starts = {name: op.operands[name].address - start for name, (start, _) in spans(op).items()}
-    rows, columns, run = transfer_range(op, 2), transfer_range(op, 3), op.number("run")
-    outer = counts[0] * counts[1]
-    existing = outer * (rows[1] - rows[0]) * (columns[1] - columns[0])
-    slots: tuple[Any, ...] = ()
-    copy: tuple[Any, ...] = ()
-    if op.choice("mode") == "slots":
-        in_dram = strides["src" if zero_fill else "dst"]
-        sizes = (run, op.number("slot"), op.number("item"), op.number("pack"))
-        slots = (starts["src"], counts, strides["src"], in_dram, *sizes, rows, columns)
-    if run and (existing or zero_fill):
-        layout = _merged((run, counts, strides["src"], strides["dst"], rows, columns))
-        copy = (starts["dst"], starts["src"], *layout, zero_fill)
-    return _Rows(slots, copy, existing, outer * counts[2] * counts[3] - existing, 0 if slots else existing * run)
-
-
-class Copy(NamedTuple):
-    """A transfer as numbers: ``copy`` and ``slots`` are the arguments of ``copy_rows`` and (but for the burst)
-    ``slot_traffic`` with places in whole memories, flat, empty where not needed; ``work`` is what is known beforehand.
+    ``copy`` are the words of ``copy_call``, ``slots`` (but for the burst) the arguments of ``slot_traffic``, flat; both
+    are empty where there is nothing to do. ``units``: pieces that the copy consists of, ``parts`` of them to a row;
+    ``pieces``: shares that are worth while. ``work`` is what is known beforehand.
     """
 
     copy: list[int]
     slots: list[int]
+    units: int
+    parts: int
+    pieces: int
     work: dict[str, int]
 
 
-def plan_copy(op: Operation, memories: Memories) -> Copy:
+def plan_transfer(op: Operation, memories: Memories) -> Transfer:
     """Return an ``ld`` or ``st`` as numbers; raises H2LearnError when it faults."""
-    open_operands(op, memories)
-    rows = _rows(op, zero_fill=op.mnemonic == "ld")
-    bases = {
-        name: start - (memories.dram_base if op.operands[name].memory == "DRAM" else 0)
-        for name, (start, _) in spans(op).items()
-    }
-    copy, slots = _flat(rows.copy), _flat(rows.slots)
-    if copy:
-        copy[0], copy[1] = copy[0] + bases["dst"], copy[1] + bases["src"]
-    if slots:
-        slots[0] += bases["src"]
-    return Copy(copy, slots, {"rows": rows.existing, "zero_rows": rows.missing, "bytes": rows.bytes})
+    places, ranges = operand_places(op, memories), spans(op)
+    start = {name: places[name][0] + op.operands[name].address - ranges[name][0] for name in ("src", "dst")}
+    counts = tuple(op.number(f"n{d}") for d in range(4))
+    strides = {name: tuple(op.number(f"{name[0]}s{d}") for d in range(4)) for name in ("src", "dst")}
+    rows, columns, run = transfer_range(op, 2), transfer_range(op, 3), op.number("run")
+    outer, loads, slotted = counts[0] * counts[1], op.mnemonic == "ld", op.choice("mode") == "slots"
+    existing = outer * (rows[1] - rows[0]) * (columns[1] - columns[0])
+    missing = outer * counts[2] * counts[3] - existing
+    work = {"rows": existing, "zero_rows": missing, "bytes": 0 if slotted else existing * run}
+    slots: list[int] = []
+    if slotted:
+        sizes = (run, op.number("slot"), op.number("item"), op.number("pack"))
+        in_dram = strides["src" if loads else "dst"]
+        slots = [start["src"], *counts, *strides["src"], *in_dram, *sizes, *rows, *columns]
+    if not run or not (existing or loads):
+        return Transfer([], slots, 0, 1, 1, work)
+    layout = (run, counts, strides["src"], strides["dst"], rows, columns)
+    counts, source, target, run, rows, columns = layout[1:4] + layout[:1] + layout[4:] if slotted else _merged(layout)
+    copy = [start["dst"], start["src"], *counts, *source, *target, run, *rows, *columns, loads]
+    copy += [op.number("slot"), op.number("item")] if slotted else [0, 0]
+    parts = 1 if slotted else max(1, run // _PART)
+    units = parts * int(np.prod(counts))
+    pieces = min(units * run // parts // _WORTH_A_COPY, units) if _is_disjoint(counts, target, run) else 1
+    return Transfer([int(word) for word in copy], slots, units, parts, max(1, min(pieces, MOST_PIECES)), work)
 
 
-def _flat(arguments: tuple[Any, ...]) -> list[int]:
-    return [int(number) for item in arguments for number in (item if isinstance(item, tuple) else (item,))]
+_PART = 1 << 14
+_WORTH_A_COPY = 1 << 15
+
+
+def _is_disjoint(counts: tuple[int, ...], strides: tuple[int, ...], run: int) -> bool:
+    """Return whether no two rows of a target share a byte, as far as their strides show."""
+    extent = run
+    for stride, count in sorted((abs(stride), count) for stride, count in zip(strides, counts, strict=True)):
+        if count > 1:
+            if stride < extent:
+                return False
+            extent += stride * (count - 1)
+    return True
+
+
+def _transfer(op: Operation, memories: Memories) -> Work:
+    plan = plan_transfer(op, memories)
+    work = dict(plan.work)
+    if plan.slots:
+        a = plan.slots
+        ranges = (a[17], a[18]), (a[19], a[20])
+        layout = (tuple(a[1:5]), tuple(a[5:9]), tuple(a[9:13]))
+        work["bytes"] = int(transfer.slot_traffic(a[0], *layout, *a[13:17], *ranges, 1)[0])
+    if plan.copy:
+        builder = Builder()
+        args = Arguments().numbers(*plan.copy)
+        builder.call(transfer.copy_call, args, plan.units, plan.pieces * WORTH_A_PIECE, extra=plan.parts)
+        builder.prepared({}, {}).execute()
+    return Work(work)
 
 
 def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -490,8 +484,6 @@ def _scratch(name: str, size: int, dtype: type[Any]) -> npt.NDArray[Any]:
 
 
 SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
-    "ld": load,
-    "st": store,
     "v.rng": v_rng,
     "v.drop": v_drop,
     "v.reduce": v_reduce,
@@ -508,4 +500,4 @@ PREPARERS: dict[str, Callable[[Operation, Site], Prepared | None]] = {
     **prepare_engines.PREPARERS,
     **prepare_vector.PREPARERS,
 }
-check_dispatch({**SEMANTICS, **PREPARERS}, "fast semantics")
+check_dispatch({**SEMANTICS, **PREPARERS, **dict.fromkeys(TRANSFERS)}, "fast semantics")

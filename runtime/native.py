@@ -26,6 +26,7 @@ from .jit import jit
 
 I64 = npt.NDArray[np.int64]
 _WORD = ir.IntType(64)
+_SMALL = (1, 2, 4, 8, 16)  # bytes that are copied by one load and one store
 _HAS_PAUSE = platform.machine() in ("x86_64", "AMD64")
 _CALL = "int64(int64, int64, int64, int64, int64)"
 
@@ -68,6 +69,48 @@ def pointer_to(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def word_at(typing_context: Any, address: Any) -> Any:
+    """Return the uint64 at an address, which need not be aligned."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], _WORD.as_pointer()), align=1)
+
+    return types.uint64(types.int64), codegen
+
+
+@intrinsic
+def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy bytes from address to address; the ranges do not overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        for size in _SMALL:
+            kind = ir.IntType(8 * size).as_pointer()
+            with builder.if_then(builder.icmp_unsigned("==", args[2], _WORD(size))):
+                value = builder.load(builder.inttoptr(args[1], kind), align=1)
+                builder.store(value, builder.inttoptr(args[0], kind), align=1)
+        small = _WORD(0)
+        for size in _SMALL:
+            small = builder.or_(small, builder.zext(builder.icmp_unsigned("==", args[2], _WORD(size)), _WORD))
+        with builder.if_then(builder.icmp_unsigned("==", small, _WORD(0))):
+            target, source = (builder.inttoptr(address, cgutils.voidptr_t) for address in args[:2])
+            cgutils.raw_memcpy(builder, target, source, args[2], _WORD(1), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def clear_bytes(typing_context: Any, target: Any, count: Any) -> Any:
+    """Set bytes from an address on to 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(args[0], cgutils.voidptr_t), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic

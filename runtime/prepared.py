@@ -52,7 +52,7 @@ def perform(block: int, words: I64, counters: I64, counts: I64) -> int:
     calls = words_at(block + 8 * BLOCK_WORDS, head[CALLS] * CALL_WORDS)
     for number in range(head[CALLS]):
         at = number * CALL_WORDS
-        pieces = min(calls[at + PIECES], threads * PIECES_PER_THREAD) if threads > 1 else 1
+        pieces = most_pieces(words, calls[at + PIECES])
         share(
             words,
             counters,
@@ -73,6 +73,13 @@ def perform(block: int, words: I64, counters: I64, counts: I64) -> int:
         at = number * COUNT_WORDS
         counts[table[at + COUNT]] += own[table[at + COUNTER]] * table[at + FACTOR]
     return words[FAILED] == 0
+
+
+@jit
+def most_pieces(words: I64, wanted: int) -> int:
+    """Return into how many pieces a team cuts work that is worth so many."""
+    threads = words[THREADS]
+    return min(wanted, threads * PIECES_PER_THREAD) if threads > 1 else 1
 
 
 class Prepared(NamedTuple):

@@ -62,7 +62,7 @@ def load(op: Operation, buffers: Buffers) -> Work:
     counts = {"rows": 0, "zero_rows": 0, "bytes": 0}
     for exists, source, target in _rows(op):
         if exists:
-            buffers["dst"][target] = buffers["src"][source]
+            _copy(op, buffers["src"][source], buffers["dst"][target])
             counts["rows"] += 1
             counts["bytes"] += _moved(op, buffers["src"][source])
         else:
@@ -77,9 +77,21 @@ def store(op: Operation, buffers: Buffers) -> Work:
     for exists, source, target in _rows(op):
         counts["rows" if exists else "zero_rows"] += 1
         if exists:
-            buffers["dst"][target] = buffers["src"][source]
+            _copy(op, buffers["src"][source], buffers["dst"][target])
             counts["bytes"] += _moved(op, buffers["src"][source])
     return Work(counts)
+
+
+def _copy(op: Operation, source: Bytes, target: Bytes) -> None:
+    """Copy a row; of gradient slots the bitmaps and live values."""
+    if op.choice("mode") == "plain":
+        target[:] = source
+        return
+    slot = op.number("slot")
+    for first in range(0, op.number("run"), slot):
+        live = int(np.bitwise_count(source[first : first + 8]).sum())
+        end = first + min(8 + live * op.number("item"), slot)
+        target[first:end] = source[first:end]
 
 
 def fe_fill(op: Operation, buffers: Buffers) -> Work:

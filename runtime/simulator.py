@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.h2learn.isa import CONTROL, ENGINES, MEMORIES, SEMAPHORE_MAX, SEMAPHORES, STREAMS
+from h2learn.backends.h2learn.isa import CONTROL, ENGINES, SEMAPHORE_MAX, SEMAPHORES, STREAMS
 
 from . import events
 from .counters import NonFinite, PcCounters, RunReport, add_counts
@@ -42,7 +42,7 @@ _MAX_NONFINITE = 1000
 class Timeline:
     """The event loop's arrays in one run (columns: ``events.py``), and the entries that the streams have dispatched."""
 
-    def __init__(self, depth: int, instructions: int, memories: Memories) -> None:
+    def __init__(self, depth: int, instructions: int) -> None:
         lanes = STREAMS * len(ENGINES)
         self.streams = np.zeros((STREAMS, events.STREAM_COLUMNS), np.int64)
         self.queues = np.zeros((lanes, events.QUEUE_COLUMNS), np.int64)
@@ -54,7 +54,6 @@ class Timeline:
         self.lost = np.zeros(len(ENGINES) + 1, np.int64)
         self.log = np.zeros((STREAMS * depth * 8 + _LOG_ROWS, events.LOG_COLUMNS), np.int64)
         self.scalars = np.zeros(events.GLOBALS, np.int64)
-        self.memories = tuple(memories.arrays[name] for name in MEMORIES)
         self.fetched: list[Fetched] = []
         self.reset()
 
@@ -78,7 +77,7 @@ class Timeline:
         return int(
             events.advance(
                 *(tables, self.streams, self.queues, self.rings, self.engines, self.semaphores, self.posts, self.pcs),
-                *(self.lost, self.log, self.scalars, self.memories, bytes_per_cycle),
+                *(self.lost, self.log, self.scalars, bytes_per_cycle),
                 (workers.words, workers.counters),
             )
         )
@@ -143,7 +142,7 @@ class Simulator:
         self._front = FrontEnd(program, max_instructions, break_at)
         plain = execute == "fast" and not self._checks and break_at is None
         self._tables = EntryTables(program, self.memories, inside=plain, counts=break_at is None)
-        self._timeline = Timeline(program.machine.queue_depth, len(program.code), self.memories)
+        self._timeline = Timeline(program.machine.queue_depth, len(program.code))
         self._timeline.scalars[events.TIMED :] = (
             *(self._timed, "race" in self._checks, trace),
             *(program.machine.dram.latency_cycles, program.machine.dram.burst_bytes),

@@ -8,47 +8,62 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import jit
-from .bits import U8, population
+from ..native import call, clear_bytes, copy_bytes, word_at, words_at
+from .bits import population
 
 Four = tuple[int, int, int, int]
 Range = tuple[int, int]
 
 
+@call(words=22)
+def copy_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
+    """Copy the pieces ``low .. high-1``, of ``extra`` each row has; rows that do not exist are zeroed or dropped.
+
+    Addresses of the first rows (target, source), four counts, source strides and target strides, bytes of a row, first
+    and last (exclusive) rows and columns that exist, whether to zero the others, bytes of a slot (0: plain) and of its
+    values.
+    """
+    a = words_at(args, 22)
+    run, slot = a[14], a[20]
+    length = -(-run // extra) if slot == 0 else run
+    row, part = low // extra, low % extra
+    i0, i1 = row // (a[3] * a[4] * a[5]), row // (a[4] * a[5]) % a[3]
+    i2, i3 = row // a[5] % a[4], row % a[5]
+    for _ in range(low, high):
+        first = part * length
+        size = min(length, run - first)
+        target = a[0] + i0 * a[10] + i1 * a[11] + i2 * a[12] + i3 * a[13] + first
+        if a[15] <= i2 < a[16] and a[17] <= i3 < a[18]:
+            source = a[1] + i0 * a[6] + i1 * a[7] + i2 * a[8] + i3 * a[9] + first
+            if slot:
+                copy_slots(target, source, size, slot, a[21])
+            else:
+                copy_bytes(target, source, size)
+        elif a[19]:
+            clear_bytes(target, size)
+        part += 1
+        if part == extra:
+            part, i3 = 0, i3 + 1
+            if i3 == a[5]:
+                i3, i2 = 0, i2 + 1
+                if i2 == a[4]:
+                    i2, i1 = 0, i1 + 1
+                    if i1 == a[3]:
+                        i1, i0 = 0, i0 + 1
+    return 1
+
+
 @jit
-def copy_rows(
-    target: U8,
-    source: U8,
-    target_start: int,
-    source_start: int,
-    counts: Four,
-    source_strides: Four,
-    target_strides: Four,
-    run: int,
-    rows: Range,
-    columns: Range,
-    zero_fill: bool,
-) -> None:
-    """Copy rows of ``run`` bytes in order; those outside ``rows`` or ``columns`` are zeroed or dropped."""
-    length = np.uint64(run)
-    for i0 in range(counts[0]):
-        for i1 in range(counts[1]):
-            for i2 in range(counts[2]):
-                for i3 in range(counts[3]):
-                    to = target_start + i0 * target_strides[0] + i1 * target_strides[1]
-                    start = np.uint64(to + i2 * target_strides[2] + i3 * target_strides[3])
-                    if rows[0] <= i2 < rows[1] and columns[0] <= i3 < columns[1]:
-                        at = source_start + i0 * source_strides[0] + i1 * source_strides[1]
-                        origin = np.uint64(at + i2 * source_strides[2] + i3 * source_strides[3])
-                        for j in range(length):
-                            target[start + j] = source[origin + j]
-                    elif zero_fill:
-                        for j in range(length):
-                            target[start + j] = np.uint8(0)
+def copy_slots(target: int, source: int, size: int, slot: int, item: int) -> None:
+    """Copy the bitmaps and live values of the gradient slots in ``size`` bytes."""
+    for first in range(np.uint64(0), np.uint64(size), np.uint64(slot)):
+        bitmap = word_at(source + np.int64(first))
+        live = np.int64(8) + np.int64(population(bitmap)) * item
+        copy_bytes(target + np.int64(first), source + np.int64(first), min(live, slot))
 
 
 @jit
 def slot_traffic(
-    source: U8,
     source_start: int,
     counts: Four,
     strides: Four,
@@ -63,8 +78,9 @@ def slot_traffic(
 ) -> tuple[int, int]:
     """Return the bytes that the gradient slots of the rows that exist hold, and the same in whole bursts.
 
-    A slot holds its bitmap and the live values; ``slot`` bounds both. Up to ``pack`` slots that touch in DRAM, counted
-    from one that does not touch the slot before it, are rounded up to bursts together.
+    ``source_start``: address of the first row. A slot holds its bitmap and the live values; ``slot`` bounds both. Up
+    to ``pack`` slots that touch in DRAM, counted from one that does not touch the slot before it, are rounded up to
+    bursts together.
     """
     moved = in_bursts = held = np.uint64(0)
     room, size, unit = np.uint64(slot), np.uint64(item), np.uint64(burst)
@@ -80,9 +96,7 @@ def slot_traffic(
                         held = packed = np.uint64(0)
                     follows = there + run
                     for first in range(np.uint64(at), np.uint64(at + run), room):
-                        live = np.uint64(0)
-                        for byte in range(np.uint64(8)):
-                            live += population(np.uint64(source[first + byte]))
+                        live = population(word_at(np.int64(first)))
                         if packed == most:
                             in_bursts += (held + unit - np.uint64(1)) // unit * unit
                             held = packed = np.uint64(0)

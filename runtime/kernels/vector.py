@@ -14,6 +14,7 @@ import numpy as np
 from h2learn.backends.h2learn.numerics import EXP_C
 
 from ..jit import jit
+from ..native import copy_bytes
 from .bits import (
     EXPONENT,
     F32,
@@ -38,7 +39,7 @@ from .bits import (
 )
 from .convolution import I32, Shape
 
-BLOCK = 2048
+BLOCK = 1024
 PLAIN, SCALED, SYNAPSE, DELAYED = range(4)
 """How a current acts on the potential."""
 RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID = range(5)
@@ -64,9 +65,14 @@ def lanes_for(rows: int, k: int) -> U8:
 def tile_row(row: F32, first: int, k: int, rows: int) -> F32:
     """Return ``row[first*k : (first+1)*k]`` repeated ``rows`` times."""
     tiled = np.empty(rows * k, np.float32)
-    for i in range(rows):
-        for ch in range(np.uint64(k)):
-            tiled[np.uint64(i * k) + ch] = row[np.uint64(first * k) + ch]
+    size = np.uint64(rows * k)
+    start, ready = np.uint64(first * k), min(np.uint64(k), size)
+    for i in range(ready):
+        tiled[i] = row[start + i]
+    while ready < size:
+        more = min(ready, size - ready)
+        copy_bytes(tiled.ctypes.data + 4 * np.int64(ready), tiled.ctypes.data, 4 * np.int64(more))
+        ready += more
     return tiled
 
 
