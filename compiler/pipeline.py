@@ -29,6 +29,7 @@ PASSES: dict[str, str] = {
     "h2l-train": "h2learn.compiler.passes.train:TrainPass",
     "h2l-spike-to-lut": "h2learn.compiler.passes.spike_to_lut:SpikeToLutPass",
     "h2l-lut-to-tile": "h2learn.compiler.passes.lut_to_tile:LutToTilePass",
+    "h2l-share-stages": "h2learn.compiler.passes.share_stages:ShareStagesPass",
     "h2l-lay-out-tensors": "h2learn.compiler.passes.lay_out_tensors:LayOutTensorsPass",
     "h2l-place-buffers": "h2learn.compiler.passes.place_buffers:PlaceBuffersPass",
     "h2l-insert-tokens": "h2learn.compiler.passes.insert_tokens:InsertTokensPass",
@@ -40,7 +41,17 @@ PHASES: tuple[Phase, ...] = (
     Phase("import", "spike", ()),
     Phase("train", "spike + sgrad", ("h2l-hoist-static-current", "h2l-train")),
     Phase("engines", "lut", ("h2l-spike-to-lut",)),
-    Phase("tile", "tile", ("h2l-lut-to-tile", "h2l-lay-out-tensors", "h2l-place-buffers", "h2l-insert-tokens")),
+    Phase(
+        "tile",
+        "tile",
+        (
+            "h2l-lut-to-tile",
+            "h2l-share-stages",
+            "h2l-lay-out-tensors",
+            "h2l-place-buffers",
+            "h2l-insert-tokens",
+        ),
+    ),
     Phase("h2", "h2", ("h2l-tile-to-h2",)),
     Phase("emit", "binary", ()),
 )

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 
 Clock = list[int]
 
@@ -34,7 +35,9 @@ class Region:
 
     ``limit`` says that they belong to a tensor of so many bytes, and ``window`` which part of it, as (start,
     coefficients, extent) per dimension: the span of bytes may hold others. ``ring`` is (slots, slot bytes, depth): a
-    buffer that rotates with the iterations of the ``depth`` outermost loops.
+    buffer that rotates with the iterations of the ``depth`` outermost loops. ``member`` is (offset, step): in iteration
+    i of the outermost loop the bytes belong to tensor ``offset + step * i`` of a family that lies side by side, and
+    ``low`` and ``window`` say where in there.
     """
 
     space: object
@@ -45,6 +48,7 @@ class Region:
     ring: tuple[int, int, int] = (1, 0, 0)
     limit: int | None = None
     window: tuple[tuple[int, tuple[int, ...], int], ...] = ()
+    member: tuple[int, int] | None = None
 
 
 @dataclass(eq=False)
@@ -57,17 +61,23 @@ class Job:
 
 @dataclass(eq=False)
 class Loop:
-    """Children in program order; a stage is a loop that runs once."""
+    """Children in program order; a stage is a loop that runs once.
+
+    ``of_stages``: a loop whose children are stages, which run once in each of its iterations. They wait for each other
+    as stages do that stand alone: as late as their engines have other work.
+    """
 
     children: list[Loop | Job] = field(default_factory=list)
+    of_stages: bool = False
 
 
 @dataclass(eq=False)
 class Edge:
     """After ``source`` (a child of some loop) engine ``producer`` posts, before ``target`` engine ``consumer`` waits.
 
-    ``credits`` tokens are posted before the stage starts: iteration i waits for iteration i - credits. Behind another
-    stage as many tokens are posted as the target will take.
+    As many tokens are posted as the target takes until the source runs again: one, unless there are loops around the
+    target that are not around the source. ``credits`` times as many are posted before the stage starts: iteration i of
+    the loop around both waits for iteration i - credits.
     """
 
     source: Loop | Job
@@ -112,13 +122,18 @@ class _Access:
     region: Region
     event: _Event
     starts: tuple[int, ...] = ()
+    member: int | None = None
 
     def meets(self, other: _Access) -> bool:
         """Whether the two accesses may share bytes and one of them writes."""
         if not (self.region.written or other.region.written):
             return False
+        if self.member is not None and other.member is not None and self.member != other.member:
+            return False
         if not self.comparable(other):
             return True
+        if self.home is not other.home:
+            return max(self.slots[0], other.slots[0]) < min(self.slots[1], other.slots[1])
         if max(self.low, other.low) >= min(self.high, other.high):
             return False
         pairs = zip(self.starts, other.starts, self.region.window, strict=True)
@@ -128,7 +143,7 @@ class _Access:
         """Whether whoever waits for this access need not know of ``old`` any more."""
         if self.event.job.engine != old.event.job.engine or self.event is old.event or not self.comparable(old):
             return False
-        if self.starts != old.starts:
+        if self.starts != old.starts or self.member != old.member or self.home is not old.home:
             return False
         return self.low <= old.low and old.high <= self.high and self.region.written >= old.region.written
 
@@ -141,12 +156,33 @@ class _Access:
             other.region.coeffs,
             other.region.window,
         )
-        return same and self.event.stage is other.event.stage
+        return same and self.event.stage is other.event.stage and self.home is other.home
+
+    @property
+    def home(self) -> Loop | None:
+        """The stage in a loop over layers: a few iterations do not show where two of them meet."""
+        path = self.event.path
+        return path[2][0] if len(path) > 2 and path[1][0].of_stages else None
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """First and last byte of all slots."""
+        slots, slot_bytes, _ = self.region.ring
+        return self.region.low, self.region.low + self.region.size + (slots - 1) * slot_bytes
 
 
 Accesses = dict[object, list[_Access]]
-Trace = list[tuple[str, Loop | Job | _Event]]
-"""("before" or "after", place in the tree) and ("run", event), in program order."""
+
+
+@dataclass
+class Trace:
+    """A run of a stage: ("before" or "after", place in the tree) and ("run", event), in program order.
+
+    ``trips``: how often the loops run that run more than once.
+    """
+
+    trips: Mapping[Loop, int]
+    steps: list[tuple[str, Loop | Job | _Event]] = field(default_factory=list)
 
 
 class _Analysis:
@@ -156,11 +192,15 @@ class _Analysis:
         self.edges: list[Edge] = []
         self._total = [0] * engines
         self._known: list[Clock] = [[0] * engines for _ in range(engines)]
+        self._around: dict[Loop | Job, tuple[Loop, ...]] = {}
+        self._mixed: set[object] = set()
         self._ends: dict[Loop | Job, list[Clock]] = {}
         self._past: Accesses = {}
 
     def add_stage(self, stage: Loop) -> None:
         """Find the edges into and within a stage, and move the clocks past it."""
+        self._around = dict(_nest(stage, ()))
+        self._mixed = _mixed(stage)
         traces = [self._trace(stage, trips) for trips in _trip_counts(stage)]
         edges: list[Edge] = []
         while sum(self._discover(trace, edges) for trace in traces):
@@ -174,28 +214,42 @@ class _Analysis:
 
     def _trace(self, stage: Loop, trips: Mapping[Loop, int]) -> Trace:
         """Run the stage in program order and note what every event needs."""
-        trace: Trace = []
+        trace = Trace(trips)
         iterations: dict[Loop, int] = {}
         counts = list(self._total)
         accesses: Accesses = {}
 
         def visit(node: Loop | Job, path: tuple[tuple[Loop, int], ...], counters: tuple[int, ...]) -> None:
-            trace.append(("before", node))
+            trace.steps.append(("before", node))
             if isinstance(node, Job):
                 counts[node.engine] += 1
                 event = _Event(node, stage, counts[node.engine], path)
-                self._note(event, [_access(region, event, counters) for region in node.regions], accesses)
-                trace.append(("run", event))
+                self._note(event, [self._access(region, event, counters) for region in node.regions], accesses)
+                trace.steps.append(("run", event))
             else:
                 for count in range(trips.get(node, 1)):
                     number = iterations.get(node, 0)
                     iterations[node] = number + 1
                     for child in node.children:
                         visit(child, (*path, (node, number)), () if node is stage else (*counters, count))
-            trace.append(("after", node))
+            trace.steps.append(("after", node))
 
         visit(stage, (), ())
         return trace
+
+    def _access(self, region: Region, event: _Event, counters: tuple[int, ...]) -> _Access:
+        low = region.low + sum(c * n for c, n in zip(region.coeffs, counters, strict=False))
+        slots, slot_bytes, depth = region.ring
+        if slots > 1:
+            low += event.path[depth][1] % slots * slot_bytes
+        starts = tuple(
+            start + sum(c * n for c, n in zip(coeffs, counters, strict=False)) for start, coeffs, _ in region.window
+        )
+        member = None
+        if region.member is not None and region.space not in self._mixed:
+            offset, step = region.member
+            member = offset + (step * counters[0] if step else 0)
+        return _Access(low, low + region.size, region, event, starts, member)
 
     def _note(self, event: _Event, fresh: Sequence[_Access], accesses: Accesses) -> None:
         """Find what an event must wait for, and add its accesses to those of the trace."""
@@ -235,11 +289,14 @@ class _Analysis:
         waits: dict[Loop | Job, list[Edge]] = {}
         posts: dict[Loop | Job, list[Edge]] = {}
         tokens: dict[Edge, deque[Sequence[int]]] = {}
+        at_once: dict[Edge, int] = {}
         for edge in edges:
             waits.setdefault(edge.target, []).append(edge)
             posts.setdefault(edge.source, []).append(edge)
-            tokens[edge] = deque([[0] * len(clocks)] * edge.credits)
-        for what, item in trace:
+            around = self._around.get(edge.source, self._around[edge.target])
+            at_once[edge] = prod(trace.trips.get(loop, 1) for loop in self._around[edge.target][len(around) :])
+            tokens[edge] = deque([[0] * len(clocks)] * (edge.credits * at_once[edge]))
+        for what, item in trace.steps:
             if isinstance(item, _Event):
                 clock = clocks[item.job.engine]
                 missing = {e: other for e, other in item.needs.items() if clock[e] < other.clock}
@@ -256,7 +313,7 @@ class _Analysis:
                     _join(clocks[edge.consumer], known)
             else:
                 for edge in posts.get(item, ()):
-                    tokens[edge].append(list(clocks[edge.producer]))
+                    tokens[edge] += [list(clocks[edge.producer])] * at_once[edge]
         return clocks
 
     def _close(self, stage: Loop, traces: Sequence[Trace], clocks: Sequence[list[Clock]]) -> None:
@@ -277,31 +334,41 @@ class _Analysis:
             self._total[job.engine] += 1
             event = _Event(job, stage, self._total[job.engine], seen=self._ends[stage][job.engine])
             for region in job.regions:
-                slots, slot_bytes, depth = region.ring
-                size = region.size + (slots - 1) * slot_bytes * (depth > 0)
-                _record(_Access(region.low, region.low + size, region, event), self._past)
+                slots, slot_bytes, _ = region.ring
+                size = region.size + (slots - 1) * slot_bytes
+                alone = region.member[0] if region.member is not None and not region.member[1] else None
+                _record(_Access(region.low, region.low + size, region, event, member=alone), self._past)
         floor = [min(self._known[one][other] for one in engines if one != other) for other in engines]
         for space, accesses in self._past.items():
             self._past[space] = [a for a in accesses if a.event.clock > floor[a.event.job.engine]]
 
 
 def _trip_counts(stage: Loop) -> Iterator[dict[Loop, int]]:
-    """Yield the unrollings as trip counts of the loops that run more than once: none, then every loop alone."""
-    ring = max((region.ring[0] for job in _jobs(stage) for region in job.regions), default=1)
+    """Yield the unrollings as trip counts of the loops that run more than once: none, then every loop alone.
+
+    The loop over members of families runs until one iteration has touched what the furthest other one does.
+    """
+    regions = [region for job in _jobs(stage) for region in job.regions]
+    ring = max((region.ring[0] for region in regions), default=1)
+    places: dict[object, list[int]] = {}
+    for region in regions:
+        if region.member is not None and region.member[1]:
+            places.setdefault(region.space, []).append(region.member[0])
+    furthest = max((max(offsets) - min(offsets) for offsets in places.values()), default=0)
     yield {}
-    for loop in _loops(stage):
-        yield {loop: max(ring, 2) + 1}
+    once = {child for loop in _loops(stage) if loop.of_stages for child in loop.children}
+    for loop in (loop for loop in _loops(stage) if loop not in once):
+        yield {loop: max(ring, 2, furthest if loop.of_stages else 0) + 1}
 
 
-def _access(region: Region, event: _Event, counters: tuple[int, ...]) -> _Access:
-    low = region.low + sum(c * n for c, n in zip(region.coeffs, counters, strict=False))
-    slots, slot_bytes, depth = region.ring
-    if slots > 1:
-        low += event.path[depth][1] % slots * slot_bytes
-    starts = tuple(
-        start + sum(c * n for c, n in zip(coeffs, counters, strict=False)) for start, coeffs, _ in region.window
-    )
-    return _Access(low, low + region.size, region, event, starts)
+def _mixed(stage: Loop) -> set[object]:
+    """Return the families in which a stage moves with several steps: a few iterations do not show where they meet."""
+    steps: dict[object, set[int]] = {}
+    for job in _jobs(stage):
+        for region in job.regions:
+            if region.member is not None:
+                steps.setdefault(region.space, set()).add(region.member[1])
+    return {space for space, found in steps.items() if len(found) > 1}
 
 
 def _record(access: _Access, accesses: Accesses) -> None:
@@ -311,7 +378,15 @@ def _record(access: _Access, accesses: Accesses) -> None:
 
 
 def _last_clocks(trace: Trace) -> dict[Job, int]:
-    return {item.job: item.clock for _, item in trace if isinstance(item, _Event)}
+    return {item.job: item.clock for _, item in trace.steps if isinstance(item, _Event)}
+
+
+def _nest(node: Loop | Job, around: tuple[Loop, ...]) -> Iterator[tuple[Loop | Job, tuple[Loop, ...]]]:
+    """Yield every place of a tree with the loops around it."""
+    yield node, around
+    for child in node.children if isinstance(node, Loop) else ():
+        assert isinstance(node, Loop)
+        yield from _nest(child, (*around, node))
 
 
 def _loops(loop: Loop) -> Iterator[Loop]:
@@ -338,7 +413,7 @@ def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
     source: Loop | Job
     target: Loop | Job
     if needed.stage is not event.stage:
-        source, target, distance = needed.stage, _first_use(event), 0
+        source, target, distance = needed.stage, _first_use(event, 0), 0
     else:
         depth = 0
         while depth < min(len(needed.path), len(event.path)) and needed.path[depth][0] is event.path[depth][0]:
@@ -346,7 +421,10 @@ def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
         common = depth - 1
         distance = event.path[common][1] - needed.path[common][1]
         source = needed.path[depth][0] if depth < len(needed.path) else needed.job
-        target = event.path[depth][0] if depth < len(event.path) else event.job
+        if event.path[common][0].of_stages:
+            target = _first_use(event, depth)
+        else:
+            target = event.path[depth][0] if depth < len(event.path) else event.job
     wanted = Edge(source, target, needed.job.engine, event.job.engine, distance)
     known = next((edge for edge in edges if edge.joins_as(wanted)), None)
     if known is None:
@@ -358,15 +436,18 @@ def _add_edge(edges: list[Edge], needed: _Event, event: _Event) -> bool:
     return True
 
 
-def _first_use(event: _Event) -> Loop | Job:
-    """Return the outermost place before an event behind which its engine can still do other work of the stage."""
-    places: list[Loop | Job] = [*(loop for loop, _ in event.path), event.job]
+def _first_use(event: _Event, depth: int) -> Loop | Job:
+    """Return the outermost place before an event behind which its engine can still do other work of its stage.
+
+    The stage is the loop at ``depth`` of the event's path.
+    """
+    places: list[Loop | Job] = [*(loop for loop, _ in event.path[depth:]), event.job]
     for outer, inner in pairwise(places):
         assert isinstance(outer, Loop)
         before = outer.children[: next(n for n, child in enumerate(outer.children) if child is inner)]
         if any(job.engine == event.job.engine for child in before for job in _jobs_of(child)):
             return inner
-    return event.stage
+    return places[0]
 
 
 def _jobs_of(node: Loop | Job) -> Iterator[Job]:

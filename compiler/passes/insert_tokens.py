@@ -13,17 +13,22 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.isa import ENGINES
 from h2learn.compiler.mapping.sync import Edge, Job, Loop, Region, order_stages
+from h2learn.compiler.passes.families import Families, leading
 from h2learn.compiler.passes.stream_tokens import insert_stream_tokens
 from h2learn.compiler.passes.tile_layout import (
     buffer_of,
     channel_bytes,
+    enclosing_loops,
     insert_after,
     insert_before,
+    layer_loop,
     placed_bytes,
     root_tensor,
     slot_stride,
+    stack_of,
     stage_loops,
     tensor_strides,
+    unit_nest,
 )
 from h2learn.dialects import tile
 
@@ -38,65 +43,87 @@ class InsertTokensPass(ModulePass):
         """Insert ``tile.signal`` and ``tile.wait``."""
         del ctx
         token = 0
+        families = Families.of(op.walk())
         for section in sections(op):
             places: dict[Loop | Job, Operation] = {}
-            stages = [_tree(stage, places) for stage in section]
+            stages = [_unit(unit, places, families) for unit in section]
             for edge in order_stages(stages, len(ENGINES)):
                 _insert(edge, token, places)
                 token += 1
         insert_stream_tokens([stream for stream in op.walk() if isinstance(stream, tile.StreamOp)], token)
 
 
-def sections(module: builtin.ModuleOp) -> list[list[tile.StageOp]]:
-    """Return the stages that follow each other in one block; the loop over groups is fenced off from what follows."""
-    blocks: dict[Block | None, list[tile.StageOp]] = {}
+def sections(module: builtin.ModuleOp) -> list[list[tile.StageOp | tile.ForOp]]:
+    """Return the stages, and loops over layers, that follow each other in one block.
+
+    The loop over groups is fenced off from what follows.
+    """
+    blocks: dict[Block | None, list[tile.StageOp | tile.ForOp]] = {}
     for op in module.walk():
         if isinstance(op, tile.StageOp):
-            blocks.setdefault(op.parent, []).append(op)
+            unit = layer_loop(op) or op
+            known = blocks.setdefault(unit.parent, [])
+            if unit not in known[-1:]:
+                known.append(unit)
     return list(blocks.values())
 
 
-def _tree(op: tile.StageOp | tile.ForOp, places: dict[Loop | Job, Operation]) -> Loop:
+def _unit(op: tile.StageOp | tile.ForOp, places: dict[Loop | Job, Operation], families: Families) -> Loop:
+    """Return the tree of a stage, or a stage around a loop over layers."""
+    tree = _tree(op, places, families)
+    if isinstance(op, tile.StageOp):
+        return tree
+    tree.of_stages = True
+    unit = Loop([tree])
+    places[unit] = op
+    return unit
+
+
+def _tree(op: tile.StageOp | tile.ForOp, places: dict[Loop | Job, Operation], families: Families) -> Loop:
     loop = Loop()
     places[loop] = op
     for child in op.body.block.ops:
-        if isinstance(child, tile.ForOp):
-            loop.children.append(_tree(child, places))
+        if isinstance(child, tile.ForOp | tile.StageOp):
+            loop.children.append(_tree(child, places, families))
         elif isinstance(child, tile.JobOp | tile.LoadOp | tile.StoreOp):
             engine = tile.engine_of(child)
             assert engine is not None
-            job = Job(ENGINES.index(engine), tuple(_regions(child)))
+            job = Job(ENGINES.index(engine), tuple(_regions(child, families)))
             places[job] = child
             loop.children.append(job)
     return loop
 
 
-def _regions(op: tile.JobOp | tile.LoadOp | tile.StoreOp) -> list[Region]:
+def _regions(op: tile.JobOp | tile.LoadOp | tile.StoreOp, families: Families) -> list[Region]:
     regions: list[Region] = []
     for value, _, read, written in tile.touched(op):
         if isinstance(value.type, tile.BufferType):
             regions += [_buffer_region(value, flag) for flag, on in ((False, read), (True, written)) if on]
         elif isinstance(op, tile.LoadOp | tile.StoreOp):
-            regions.append(_tensor_region(op, written))
+            regions.append(_tensor_region(op, written, families))
     return regions
 
 
 def _buffer_region(value: SSAValue, written: bool) -> Region:
     alloc, placed = buffer_of(value)
     assert alloc.address is not None, "buffers are placed before tokens"
-    ring = (alloc.slots.data, slot_stride(alloc), len(stage_loops(alloc)))
+    ring = (alloc.slots.data, slot_stride(alloc), len(unit_nest(alloc)))
     return Region(alloc.memory.data, alloc.address.data, placed_bytes(placed), written, ring=ring)
 
 
-def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool) -> Region:
+def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool, families: Families) -> Region:
     """Return the span from the first to the last byte of the window (rows between may not be touched)."""
+    member = families.member(op)
+    left_out = {0} if isinstance(op.tensor.owner, tile.RepeatOp) else set()
+    if member is not None and member.space is root_tensor(op.tensor) and member.space in families.spaces:
+        left_out.add(leading(op))
     assert isinstance(op.tensor.type, tile.TensorType)
     placed = op.tensor.type.placed
-    loops = stage_loops(op)
-    depth = {loop.counter: n for n, loop in enumerate(loops)}
+    nest = unit_nest(op)
+    depth = {loop.counter: n for n, loop in enumerate(nest) if isinstance(loop, tile.ForOp)}
     strides = tensor_strides(op.tensor)
     low, size = 0, channel_bytes(placed, op.sizes.data[-1])
-    coeffs = [0] * len(loops)
+    coeffs = [0] * len(nest)
     window: list[tuple[int, tuple[int, ...], int]] = []
     for dimension, ((offset, factors), extent) in enumerate(zip(op.window.data, op.sizes.data, strict=True)):
         last = dimension == len(strides)
@@ -104,22 +131,26 @@ def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool) -> Region:
         def to_bytes(count: int, last: bool = last, dimension: int = dimension) -> int:
             return channel_bytes(placed, count) if last else count * strides[dimension]
 
+        if dimension in left_out:
+            continue
         low += to_bytes(offset)
-        start = [0] * len(loops)
+        start = [0] * len(nest)
         for iv, factor in zip(op.ivs, factors, strict=False):
             if iv in depth:  # the loop over groups stands outside
                 coeffs[depth[iv]] += to_bytes(factor)
                 start[depth[iv]] += factor
         size += 0 if last else (extent - 1) * strides[dimension]
-        if dimension or not isinstance(op.tensor.owner, tile.RepeatOp):
-            window.append((offset, tuple(start), extent))
-    root = root_tensor(op.tensor)
-    return Region(root, low, size, written, tuple(coeffs), limit=placed_bytes(placed), window=tuple(window))
+        window.append((offset, tuple(start), extent))
+    space = stack_of(root_tensor(op.tensor))[0]
+    place = None if member is None else (member.offset, member.step)
+    limit = placed_bytes(tile.placed_of(space))
+    return Region(space, low, size, written, tuple(coeffs), limit=limit, window=tuple(window), member=place)
 
 
 def _insert(edge: Edge, token: int, places: dict[Loop | Job, Operation]) -> None:
     source, target = places[edge.source], places[edge.target]
-    count = prod(loop.trips.data for loop in stage_loops(target)) if isinstance(source, tile.StageOp) else 1
+    around = enclosing_loops(source)
+    count = prod(loop.trips.data for loop in stage_loops(target) if loop not in around)
     signal = tile.SignalOp(ENGINES[edge.producer], token, count)
     wait = tile.WaitOp(ENGINES[edge.consumer], token)
     signal.location, wait.location = source.location, target.location
@@ -127,12 +158,16 @@ def _insert(edge: Edge, token: int, places: dict[Loop | Job, Operation]) -> None
     insert_before(target, wait)
     if edge.credits:
         # posted by the one who takes them: the producer may still be busy with the stage before
-        credits = tile.SignalOp(ENGINES[edge.consumer], token, edge.credits)
+        credits = tile.SignalOp(ENGINES[edge.consumer], token, edge.credits * count)
         credits.location = target.location
-        insert_before(_stage_of(target), credits)
+        insert_before(_unit_of(target), credits)
 
 
-def _stage_of(op: Operation) -> tile.StageOp:
+def _unit_of(op: Operation) -> Operation:
+    """Return the stage, or the loop over layers, in which an op stands."""
+    nest = unit_nest(op)
+    if nest and not isinstance(nest[0].parent_op(), tile.StageOp):
+        return nest[0]
     parent: Operation | None = op
     while parent is not None and not isinstance(parent, tile.StageOp):
         parent = parent.parent_op()

@@ -159,7 +159,7 @@ class StageBuilder:
         It starts fresh when all counters of ``first`` are 0, with ``carry`` never.
         """
         indexed = {role: place[1] for role, place in buffers.items() if isinstance(place, tuple)}
-        counters, (at, extra) = _number_counters([list(indexed.values()), list(coords)])
+        counters, (at, extra) = number_counters([list(indexed.values()), list(coords)])
         self.add(
             kind(
                 {role: place[0] if isinstance(place, tuple) else place for role, place in buffers.items()},
@@ -181,11 +181,11 @@ class StageBuilder:
         sizes: Sequence[int],
         at: Start | None,
     ) -> Operation:
-        counters, (window, place) = _number_counters([list(starts), [] if at is None else [at]])
+        counters, (window, place) = number_counters([list(starts), [] if at is None else [at]])
         return kind(tensor, buffer, counters, window, sizes, place[0] if place else None)
 
 
-def _number_counters(groups: Sequence[Sequence[Start]]) -> tuple[list[SSAValue], list[list[tile.Index]]]:
+def number_counters(groups: Sequence[Sequence[Start]]) -> tuple[list[SSAValue], list[list[tile.Index]]]:
     """Return the counters that the starts use, and each start as an affine index over them."""
     affine = [[Affine(start) if isinstance(start, int) else start for start in group] for group in groups]
     counters = list(dict.fromkeys(c for group in affine for a in group for c, coeff in a.terms if coeff))

@@ -39,6 +39,7 @@ class TileContext:
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     shadows: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    constants: dict[tuple[tile.Rows, int], SSAValue] = field(default_factory=dict)
 
     @property
     def chip(self) -> Machine:
@@ -105,9 +106,12 @@ class TileContext:
         return f"{text} {count + 1}" if count else text
 
     def neuron_rows(self, label: str, neuron: Neuron, channels: int) -> SSAValue:
-        """Declare the constant rows (bias 0, alpha, theta, v_reset ...) of a layer."""
+        """Return the constant rows (bias 0, alpha, theta, v_reset ...) of a layer; equal rows are declared once."""
         rows = ((0.0,), *neuron.rows)
-        return self.builder.tensor(f"{label}.constants", "f32", (len(rows), channels), rows=rows)
+        if (rows, channels) not in self.constants:
+            tensor = self.builder.tensor(f"{label}.constants", "f32", (len(rows), channels), rows=rows)
+            self.constants[rows, channels] = tensor
+        return self.constants[rows, channels]
 
     def neuron_params(self, neuron: Neuron) -> dict[str, tile.Param]:
         """Return the parameters that the neuron jobs share."""

@@ -27,10 +27,24 @@ def buffer_of(value: SSAValue) -> tuple[tile.AllocOp, tile.Placed]:
 
 
 def root_tensor(value: SSAValue) -> SSAValue:
-    """Return the tensor behind views and repetitions."""
+    """Return the tensor behind views and repetitions: a stack where it is that of a stack."""
     while isinstance(value.owner, tile.ViewOp | tile.RepeatOp):
         value = value.owner.source
     return value
+
+
+def stack_of(tensor: SSAValue) -> tuple[SSAValue, int]:
+    """Return the stack in which a tensor is and its number there, or the tensor itself and 0."""
+    for use in tensor.uses:
+        if isinstance(use.operation, tile.StackOp):
+            return use.operation.result, use.index
+    return tensor, 0
+
+
+def first_tensor(value: SSAValue) -> SSAValue:
+    """Return the tensor with whose first byte a tensor begins: in a stack its first member."""
+    root = root_tensor(value)
+    return root.owner.members[0] if isinstance(root.owner, tile.StackOp) else root
 
 
 def slot_stride(alloc: tile.AllocOp) -> int:
@@ -56,15 +70,24 @@ def layout_of(value: SSAValue) -> tile.Layout:
 
 
 def tensor_strides(tensor: SSAValue, plane: int | None = None) -> list[int]:
-    """Return the byte stride of every dimension of a DRAM tensor but the last; repetitions lie on one another.
+    """Return the byte stride of every dimension of a DRAM tensor but the last.
 
-    ``plane``: channels per plane (None: all of them, as they are numbered where bytes do not matter).
+    Repetitions lie on one another, the members of a stack side by side. ``plane``: channels per plane (None: all of
+    them, as they are numbered where bytes do not matter).
     """
     assert isinstance(tensor.type, tile.TensorType)
+    owner = tensor.owner
+    if isinstance(owner, tile.RepeatOp):
+        return [0, *tensor_strides(owner.source, plane)]
     strides = dimension_bytes(tensor.type.placed, plane)
-    if isinstance(tensor.owner, tile.RepeatOp):
-        strides[0] = 0
+    if isinstance(root_tensor(tensor).owner, tile.StackOp):
+        strides[0] = stack_stride(root_tensor(tensor))
     return strides
+
+
+def stack_stride(stack: SSAValue) -> int:
+    """Return the bytes from one member of a stack to the next."""
+    return aligned(placed_bytes(tile.placed_of(first_tensor(stack))))
 
 
 def channel_bytes(placed: tile.Placed, channels: int) -> int:
@@ -83,9 +106,35 @@ def enclosing_loops(op: Operation) -> list[tile.ForOp]:
     return loops
 
 
+def is_section(loop: tile.ForOp) -> bool:
+    """Whether a loop around stages is fenced off: nothing inside reaches from one iteration into the next."""
+    return isinstance(loop.body.block.last_op, tile.FenceOp)
+
+
+def section_loop(op: Operation) -> tile.ForOp | None:
+    """Return the loop of the section in which an op stands, that over groups (None: it stands in no such loop)."""
+    return next((loop for loop in enclosing_loops(op) if is_section(loop)), None)
+
+
+def layer_loop(stage: tile.StageOp) -> tile.ForOp | None:
+    """Return the loop over equal layers around a stage (None: the stage stands alone)."""
+    parent = stage.parent_op()
+    return parent if isinstance(parent, tile.ForOp) and not is_section(parent) else None
+
+
+def unit_nest(op: Operation) -> list[tile.ForOp | tile.StageOp]:
+    """Return what stands around an op within its section, outermost first, without a stage that stands alone."""
+    nest: list[tile.ForOp | tile.StageOp] = []
+    parent = op.parent_op()
+    while isinstance(parent, tile.ForOp | tile.StageOp) and not (isinstance(parent, tile.ForOp) and is_section(parent)):
+        nest.insert(0, parent)
+        parent = parent.parent_op()
+    return nest[1:] if nest and isinstance(nest[0], tile.StageOp) else nest
+
+
 def stage_loops(op: Operation) -> list[tile.ForOp]:
-    """Return the loops around an op inside its stage, outermost first."""
-    return [loop for loop in enclosing_loops(op) if not isinstance(loop.parent_op(), tile.StreamOp)]
+    """Return the loops around an op within its section, outermost first."""
+    return [loop for loop in enclosing_loops(op) if not is_section(loop)]
 
 
 def insert_after(op: Operation, new: Operation) -> None:

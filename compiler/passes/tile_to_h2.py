@@ -6,8 +6,9 @@ are set up in front of each stage; whatever still holds the right contents is no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from types import UnionType
 from typing import ClassVar
@@ -31,9 +32,12 @@ from h2learn.compiler.passes.tile_layout import (
     buffer_of,
     dimension_bytes,
     enclosing_loops,
+    first_tensor,
+    is_section,
     placed_bytes,
     root_tensor,
     slot_stride,
+    stack_of,
 )
 from h2learn.dialects import tile
 from h2learn.dialects.common import get_io
@@ -72,7 +76,7 @@ class TileToH2Pass(ModulePass):
 def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue, str], dict[str, h2.TensorSymbol]]:
     """Give every tensor a name and a DRAM address: constants, then parameters and their copies, then the rest."""
     block = main.body.block
-    declared: list[tuple[SSAValue, str, str, tile.TensorOp | None]] = []
+    declared: list[_Declared] = []
     for argument, entry in zip(block.args, get_io(module), strict=False):
         declared.append((argument, entry.name, _SECTION_OF_ROLE.get(entry.role, "bss"), None))
     for op in block.ops:
@@ -92,11 +96,10 @@ def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue
     top = DRAM_BASE
     for section in ("rodata", "data", "bss"):
         top = align_page(top)
-        for value, wanted, where, op in declared:
+        for value, wanted, where, op in _side_by_side(declared):
             if where != section:
                 continue
-            assert isinstance(value.type, tile.TensorType)
-            placed = value.type.placed
+            placed = tile.placed_of(value)
             size = placed_bytes(placed)
             contents = _rows(op.rows.data, placed.shape) if op is not None and op.rows is not None else b""
             dtype = "slots" if placed.gblk else "scalars" if wanted == "scalars" else placed.form
@@ -106,6 +109,21 @@ def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue
             )
             top += aligned(size)
     return names, symbols
+
+
+_Declared = tuple[SSAValue, str, str, tile.TensorOp | None]
+
+
+def _side_by_side(declared: Sequence[_Declared]) -> list[_Declared]:
+    """Return what is declared with the members of a stack behind its first, in their order."""
+    known = {item[0]: item for item in declared}
+    ordered: dict[SSAValue, _Declared] = {}
+    for value, item in known.items():
+        stack = stack_of(value)[0].owner
+        for member in stack.members if isinstance(stack, tile.StackOp) else (value,):
+            ordered.setdefault(member, known[member])
+        ordered.setdefault(value, item)
+    return list(ordered.values())
 
 
 def _write_streams(main: func.FuncOp, symbols: dict[SSAValue, h2.TensorSymbol]) -> list[_Writer]:
@@ -141,7 +159,7 @@ def _numbers(main: func.FuncOp) -> list[int]:
 
 def _sections(body: Block) -> list[Block]:
     """Return the blocks of a stream that hold stages: that of its loop over groups, and its own."""
-    return [*(op.body.block for op in body.ops if isinstance(op, tile.ForOp)), body]
+    return [*(op.body.block for op in body.ops if isinstance(op, tile.ForOp) and is_section(op)), body]
 
 
 def _place_table(writers: Sequence[_Writer], symbols: dict[str, h2.TensorSymbol]) -> dict[str, h2.TensorSymbol]:
@@ -183,12 +201,10 @@ def _token_uses(block: Block) -> dict[int, TokenUse]:
     Ops between two stages belong to the one before when they post for a stage to come, else to the one behind.
     """
     uses: dict[int, TokenUse] = {}
-    posted_inside = {
-        op.token.data for stage in block.ops if isinstance(stage, tile.StageOp) for op in _tokens(stage, tile.SignalOp)
-    }
+    posted_inside = {op.token.data for unit in block.ops if _is_unit(unit) for op in _tokens(unit, tile.SignalOp)}
     number = 0
     for child in block.ops:
-        if isinstance(child, tile.ForOp | tile.StreamOp):
+        if isinstance(child, tile.ForOp | tile.StreamOp) and not _is_unit(child):
             continue
         for op in _tokens(child, tile.SignalOp | tile.WaitOp):
             token = op.token.data
@@ -203,8 +219,13 @@ def _token_uses(block: Block) -> dict[int, TokenUse]:
                 use.credits = op.count.data
             else:
                 use.producer = op.engine.data
-        number += isinstance(child, tile.StageOp)
+        number += _is_unit(child)
     return uses
+
+
+def _is_unit(op: Operation) -> bool:
+    """Whether an op is a stage or a loop over layers."""
+    return isinstance(op, tile.StageOp) or (isinstance(op, tile.ForOp) and not is_section(op))
 
 
 def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[tile.SignalOp | tile.WaitOp]:
@@ -245,26 +266,47 @@ class _Writer:
         number = 0
         for child in block.ops:
             self._plan = self._plans[block]
-            if isinstance(child, tile.StageOp | tile.WaitOp) and drained < number:
+            if (_is_unit(child) or isinstance(child, tile.WaitOp)) and drained < number:
                 self._drain(self._plan.drains.get(number, []), child.location)
                 drained = number
-            if isinstance(child, tile.StageOp):
-                self._stage(child)
+            if _is_unit(child):
+                self._unit(child)
                 number += 1
             elif isinstance(child, tile.SignalOp | tile.WaitOp):
                 self._token(child)
             elif isinstance(child, tile.ForOp):
-                self._add("loop", child.location, count=child.trips.data)
-                self.table.forget()
-                self._outer = f" {child.label.data}"
-                self._place = self._between
-                self._section(child.body.block)
-                self._add("endl", child.location)
-                self._outer = self._place = ""
+                self._loop(child, partial(self._section, child.body.block))
             elif isinstance(child, tile.FenceOp):
                 self._drain(self._plan.left, child.location)
                 self._add("fence", child.location)
         self._plan = self._plans[block]
+
+    def _loop(self, loop: tile.ForOp, body: Callable[[], None]) -> None:
+        """Write a loop around stages: what registers hold at its head is not known."""
+        outer, place = self._outer, self._place
+        self._add("loop", loop.location, count=loop.trips.data)
+        self.table.forget()
+        self._outer = f"{outer}{',' if outer else ''} {loop.label.data}"
+        self._place = self._between
+        body()
+        self._add("endl", loop.location)
+        self._outer, self._place = outer, place
+
+    def _unit(self, unit: Operation) -> None:
+        """Write a stage, or a loop over layers with its stages."""
+        if isinstance(unit, tile.StageOp):
+            self._stage(unit)
+            return
+        assert isinstance(unit, tile.ForOp)
+
+        def stages() -> None:
+            for child in unit.body.block.ops:
+                if isinstance(child, tile.StageOp):
+                    self._stage(child)
+                elif isinstance(child, tile.SignalOp | tile.WaitOp):
+                    self._token(child)
+
+        self._loop(unit, stages)
 
     @property
     def _between(self) -> str:
@@ -330,7 +372,7 @@ class _Writer:
     def _copy(self, op: tile.LoadOp | tile.StoreOp) -> dict[str, int | str]:
         """Set up a copy and return its instruction fields."""
         plan = transfer(op)
-        symbol = self._symbols[root_tensor(op.tensor)]
+        symbol = self._symbols[first_tensor(op.tensor)]
         inner = (plan.dram_step,) if plan.times > 1 else ()
         dram = Linear(plan.dram.offset + symbol.address, (*plan.dram.coeffs, *inner))
         there = self.table.register("DRAM", dram, moves=symbol.section != "rodata")

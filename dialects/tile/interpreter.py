@@ -70,6 +70,9 @@ class _Machine:
         elif isinstance(op, tile.RepeatOp):
             assert isinstance(op.result.type, tile.TensorType)
             self.values[op.result] = np.broadcast_to(self.values[op.source], op.result.type.placed.shape)
+        elif isinstance(op, tile.StackOp):
+            self.values[op.result] = np.stack([self.values[member] for member in op.members])
+            self.values.update(zip(op.members, self.values[op.result], strict=True))
         elif isinstance(op, tile.AllocOp):
             assert isinstance(op.result.type, tile.BufferType)
             self.values[op.result] = _poison(op.result.type.placed)

@@ -278,6 +278,8 @@ class ViewOp(IRDLOperation):
             raise VerifyException(f"tile.view expects plain numbers, found {before.form} and {after.form}")
         if prod(before.shape) != prod(after.shape):
             raise VerifyException(f"tile.view expects equal volumes, found {before} and {after}")
+        if isinstance(self.source.owner, StackOp) and before.shape[0] != after.shape[0]:
+            raise VerifyException(f"tile.view expects the {before.shape[0]} tensors of a stack, found {after}")
 
 
 @irdl_op_definition
@@ -302,6 +304,50 @@ class RepeatOp(IRDLOperation):
         before, after = placed_of(self.source), placed_of(self.result)
         if (before.form, before.gblk, before.shape) != (after.form, after.gblk, after.shape[1:]):
             raise VerifyException(f"tile.repeat expects {before} with one more dimension, found {after}")
+
+
+@irdl_op_definition
+class StackOp(IRDLOperation):
+    """Tensors of one type that lie side by side in DRAM, as one with a leading dimension; a tensor is in one at most.
+
+    Views and repetitions of the tensors, or of the whole, stand behind it.
+    Text: ``%all = tile.stack %first, %second``.
+    """
+
+    name = "tile.stack"
+    members = var_operand_def(TensorType)
+    result = result_def(TensorType)
+
+    def __init__(self, members: Sequence[SSAValue]) -> None:
+        placed = placed_of(members[0])
+        result = tensor_type(placed.form, (len(members), *placed.shape), placed.gblk)
+        super().__init__(operands=[list(members)], result_types=[result])
+        self.result.name_hint = members[0].name_hint
+
+    def verify_(self) -> None:
+        """Check that the members are tensors of one type, each in this stack alone."""
+        before, after = placed_of(self.members[0]), placed_of(self.result)
+        if any(placed_of(member) != before for member in self.members):
+            raise VerifyException(f"tile.stack expects tensors like the first, {before}")
+        if after != Placed(before.form, (len(self.members), *before.shape), before.gblk):
+            raise VerifyException(f"tile.stack expects {len(self.members)} times {before}, found {after}")
+        for member in self.members:
+            if isinstance(member.owner, ViewOp | RepeatOp | StackOp):
+                raise VerifyException(f"tile.stack expects whole tensors, found the result of {member.owner.name}")
+            if sum(isinstance(use.operation, StackOp) for use in member.uses) > 1:
+                raise VerifyException("tile.stack expects tensors that are in no other stack")
+
+    def print(self, printer: Printer) -> None:
+        """Print the members."""
+        printer.print_string(" ")
+        printer.print_list(self.members, printer.print_ssa_value)
+        printer.print_op_attributes(self.attributes, print_keyword=True)
+
+    @classmethod
+    def parse(cls, parser: Parser) -> StackOp:
+        """Parse the members."""
+        members = parser.parse_comma_separated_list(parser.Delimiter.NONE, lambda: parse_value(parser, TensorType))
+        return _with_attributes(cls(members), parser)
 
 
 @irdl_op_definition
@@ -962,7 +1008,22 @@ JOBS: tuple[type[JobOp], ...] = (
 
 Tile = Dialect(
     "tile",
-    [StreamOp, FenceOp, StageOp, ForOp, TensorOp, ViewOp, RepeatOp, AllocOp, LoadOp, StoreOp, *JOBS, SignalOp, WaitOp],
+    [
+        StreamOp,
+        FenceOp,
+        StageOp,
+        ForOp,
+        TensorOp,
+        ViewOp,
+        RepeatOp,
+        StackOp,
+        AllocOp,
+        LoadOp,
+        StoreOp,
+        *JOBS,
+        SignalOp,
+        WaitOp,
+    ],
     [ShapeAttr, IndicesAttr, LayoutAttr, PlacesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -41,15 +42,17 @@ class Run:
     instances: list[Instance] = field(default_factory=list)
     deadlock: bool = False
     left: dict[Edge, int] = field(default_factory=dict)
+    credits: dict[Edge, int] = field(default_factory=dict)
 
 
 def execute(stages: Sequence[Loop], edges: Sequence[Edge], trips: Mapping[Loop, int]) -> Run:
     """Run the stages; loops that ``trips`` does not name run once. Credits are there from the start."""
     run = Run()
     reached = [0] * ENGINES
-    posted: dict[Edge, list[int]] = {edge: [0] * edge.credits for edge in edges}
+    runs = Counter(node for what, node, _, _ in _unroll(stages, trips) if what == "before")
+    at_once = {edge: runs[edge.target] // runs[edge.source] for edge in edges}
+    posted: dict[Edge, list[int]] = {edge: [0] * (edge.credits * at_once[edge]) for edge in edges}
     taken = dict.fromkeys(edges, 0)
-    steps = [(what, node) for what, node, _, _ in _unroll(stages, trips)]
     for what, node, counters, numbers in _unroll(stages, trips):
         for edge in edges:
             if what == "before" and edge.target is node:
@@ -65,9 +68,9 @@ def execute(stages: Sequence[Loop], edges: Sequence[Edge], trips: Mapping[Loop, 
             reached[node.engine] |= 1 << (len(run.instances) - 1)
         for edge in edges:
             if what == "after" and edge.source is node:
-                times = steps.count(("before", edge.target)) if node in stages else 1
-                posted[edge] += [reached[edge.producer]] * times
+                posted[edge] += [reached[edge.producer]] * at_once[edge]
     run.left = {edge: len(posted[edge]) - taken[edge] for edge in edges}
+    run.credits = {edge: edge.credits * at_once[edge] for edge in edges}
     return run
 
 
@@ -135,7 +138,10 @@ def _access(region: Region, counters: tuple[int, ...], numbers: tuple[int, ...])
     high = low + region.size
     if region.limit is not None:
         low, high = max(low, 0), min(high, region.limit)
-    return Access(region.space, low, high, region.written)
+    if region.member is None:
+        return Access(region.space, low, high, region.written)
+    offset, step = region.member
+    return Access((region.space, offset + step * (*counters, 0)[0]), low, high, region.written)
 
 
 def random_program(rng: np.random.Generator, *, tensors: bool, slots: Sequence[int] = (1, 2)) -> list[Loop]:
@@ -143,7 +149,20 @@ def random_program(rng: np.random.Generator, *, tensors: bool, slots: Sequence[i
     return [_random_stage(rng, tensors, slots) for _ in range(int(rng.integers(1, 4)))]
 
 
-def _random_stage(rng: np.random.Generator, tensors: bool, slots: Sequence[int]) -> Loop:
+def random_layers(rng: np.random.Generator, *, tensors: bool, slots: Sequence[int] = (1, 2)) -> list[Loop]:
+    """Return stages, of which some are in a loop over layers."""
+    step = int(rng.choice([-1, 1]))
+    inside = [_random_stage(rng, tensors, slots, 2, step) for _ in range(int(rng.integers(1, 4)))]
+    layers = Loop(inside, of_stages=True)
+    before = [_random_stage(rng, tensors, slots, 0, 0)] if rng.random() < 0.5 else []
+    behind = [_random_stage(rng, tensors, slots, 0, 0)] if rng.random() < 0.5 else []
+    return [*before, Loop([layers]), *behind]
+
+
+def _random_stage(
+    rng: np.random.Generator, tensors: bool, slots: Sequence[int], level: int = 0, members: int | None = None
+) -> Loop:
+    """Return a stage; ``level``: loops around it, ``members``: how Z moves through a family from layer to layer."""
     address = int(rng.integers(0, 3)) * 4
     windows = {name: _random_window(rng) for name in "XYZ"}
 
@@ -155,15 +174,15 @@ def _random_stage(rng: np.random.Generator, tensors: bool, slots: Sequence[int])
             mine.append(Region("A", address, size, False, ring=(count, size, depth)))
             address += size * count
         for _ in range(int(rng.integers(1, 4))):
-            if depth < 3 and rng.random() < 0.5:
+            if depth < (level + 2 if level else 3) and rng.random() < 0.5:
                 child = Loop()
                 fill(child, depth + 1, mine)
                 loop.children.append(child)
             else:
-                loop.children.append(_random_job(rng, mine, windows if tensors else {}, depth))
+                loop.children.append(_random_job(rng, mine, windows if tensors else {}, depth, members))
 
     stage = Loop()
-    fill(stage, 0, [])
+    fill(stage, level, [])
     return stage
 
 
@@ -174,7 +193,11 @@ def _random_window(rng: np.random.Generator) -> tuple[int, int, int, int]:
 
 
 def _random_job(
-    rng: np.random.Generator, buffers: Sequence[Region], windows: Mapping[str, tuple[int, int, int, int]], depth: int
+    rng: np.random.Generator,
+    buffers: Sequence[Region],
+    windows: Mapping[str, tuple[int, int, int, int]],
+    depth: int,
+    members: int | None = None,
 ) -> Job:
     regions: list[Region] = []
     for buffer in buffers:
@@ -184,7 +207,9 @@ def _random_job(
     for name, (low, step, size, level) in windows.items():
         if rng.random() < 0.2:
             coeffs = tuple(step if n == level else 0 for n in range(depth))
-            regions.append(Region(name, low, size, bool(rng.random() < 0.5), coeffs, limit=48))
+            written = bool(rng.random() < 0.5)
+            member = (int(rng.integers(0, 4)), members) if members is not None and name == "Z" else None
+            regions.append(Region(name, low, size, written, coeffs, limit=48, member=member))
     return Job(int(rng.integers(ENGINES)), tuple(regions))
 
 
@@ -194,13 +219,20 @@ def loops_of(stages: Sequence[Loop]) -> list[Loop]:
     return inside + (loops_of(inside) if inside else [])
 
 
+def repeated(stages: Sequence[Loop]) -> list[Loop]:
+    """Return the loops inside the stages that may run more than once: not the stages in a loop over layers."""
+    loops = loops_of(stages)
+    once = {child for loop in loops if loop.of_stages for child in loop.children}
+    return [loop for loop in loops if loop not in once]
+
+
 def random_trips(rng: np.random.Generator, stages: Sequence[Loop], low: int, high: int) -> dict[Loop, int]:
-    return {loop: int(rng.integers(low, high + 1)) for loop in loops_of(stages)}
+    return {loop: int(rng.integers(low, high + 1)) for loop in repeated(stages)}
 
 
 def trip_counts(stages: Sequence[Loop]) -> list[dict[Loop, int]]:
     """Return simple trip counts: all once, one loop two or three times, all two or three times."""
-    loops = loops_of(stages)
+    loops = repeated(stages)
     alone = [{loop: count} for loop in loops for count in (2, 3)]
     return [{}, *alone, dict.fromkeys(loops, 2), dict.fromkeys(loops, 3)]
 
@@ -214,7 +246,7 @@ def test_no_conflicting_pair_is_left_unordered(seed: int) -> None:
         run = execute(stages, edges, random_trips(rng, stages, low, high))
         assert not run.deadlock
         assert unordered(run) == []
-        assert run.left == {edge: edge.credits for edge in edges}
+        assert run.left == run.credits
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -224,6 +256,39 @@ def test_every_edge_is_necessary(seed: int) -> None:
     for edge in edges:
         rest = [other for other in edges if other is not edge]
         assert any(unordered(execute(stages, rest, trips)) for trips in trip_counts(stages))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_no_conflicting_pair_is_left_unordered_in_a_loop_over_layers(seed: int) -> None:
+    rng = np.random.default_rng(3000 + seed)
+    stages = random_layers(rng, tensors=bool(seed % 2))
+    edges = order_stages(stages, ENGINES)
+    for low, high in ((1, 1), (1, 3), (2, 4)):
+        run = execute(stages, edges, random_trips(rng, stages, low, high))
+        assert not run.deadlock
+        assert unordered(run) == []
+        assert run.left == run.credits
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_edge_of_a_loop_over_layers_is_necessary(seed: int) -> None:
+    stages = random_layers(np.random.default_rng(4000 + seed), tensors=False)
+    edges = order_stages(stages, ENGINES)
+    for edge in edges:
+        rest = [other for other in edges if other is not edge]
+        assert any(unordered(execute(stages, rest, trips)) for trips in trip_counts(stages))
+
+
+def test_stages_of_a_loop_over_layers_wait_as_late_as_their_engine_has_other_work() -> None:
+    """The second stage loads something of its own before it waits for the first, in every iteration of its loop."""
+    store = Job(VEC, (write(0, 4, "x", limit=40),))
+    other, load = Job(DMA, (write(0, 4),)), Job(DMA, (read(0, 4, "x", limit=40),))
+    inner = Loop([load])
+    first, second = Loop([store]), Loop([other, inner])
+    stages = [Loop([Loop([first, second], of_stages=True)])]
+    there, back = order_stages(stages, ENGINES)
+    assert (there.source, there.target, there.credits) == (first, inner, 0)
+    assert (back.source, back.target, back.credits) == (second, first, 1)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -124,6 +124,43 @@ def test_text_that_cannot_be_read(old: str, new: str, message: str) -> None:
         parse(STAGE.replace(old, new))
 
 
+STACK = """builtin.module {
+  %x = tile.dram "x" : !tile.tensor<f32[4x8]>
+  %y = tile.dram "y" : !tile.tensor<f32[4x8]>
+  %z = tile.dram "z" : !tile.tensor<f32[4x9]>
+  %both = tile.stack %x, %y
+  %rows = tile.view %both : !tile.tensor<f32[2x4x8]> to !tile.tensor<f32[2x32]>
+}
+"""
+
+
+def test_a_stack_is_its_members_with_a_leading_dimension() -> None:
+    module = parse(STACK)
+    module.verify()
+    assert module_text(module, locations=False).strip() == STACK.strip()
+    (stack,) = (op for op in module.walk() if isinstance(op, tile.StackOp))
+    assert tile.placed_of(stack.result).shape == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("stack %x, %y", "stack %x, %z", "expects tensors like the first, f32[4x8]"),
+        ("stack %x, %y", "stack %x, %x", "expects tensors that are in no other stack"),
+        (
+            "to !tile.tensor<f32[2x32]>",
+            "to !tile.tensor<f32[4x16]>",
+            "expects the 2 tensors of a stack, found f32[4x16]",
+        ),
+        ("  %rows", "  %more = tile.stack %both\n  %rows", "expects whole tensors, found the result of tile.stack"),
+    ],
+)
+def test_stacks_that_are_refused(old: str, new: str, message: str) -> None:
+    assert STACK.count(old) == 1
+    with pytest.raises(VerifyException, match=re.escape(message)):
+        parse(STACK.replace(old, new)).verify()
+
+
 def test_counters_are_not_seen_outside_their_loop() -> None:
     outside = STAGE.replace("%y[%t, %n, 0, 0, 0]", "%y[%step, %n, 0, 0, 0]")
     with pytest.raises(ParseError, match="used before it is defined"):
