@@ -22,7 +22,7 @@ from .networks import HERE, lowered
 OPS_PER_LEVEL = 3000
 TEXT_BYTES = 256 << 10
 TILES = "steps=2,samples=1,rows=4,columns=4,c=8,k=8,elements=64,group=2"
-TILED = [(4, 2), (64, 2), (4, 64), (64, 64)]
+TILED = [(4, 4), (64, 4), (4, 64), (64, 64)]
 WHOLE = [(2, 1), (16, 1), (2, 8)]
 """(time steps, batch): tiles so small that every loop runs more than once; what fits in a tile is whole."""
 CIFAR_VGG = [(128, 1), (128, 1), (128, 2), (256, 1), (256, 1), (256, 2), (512, 1), (512, 1), (512, 2)]
