@@ -11,9 +11,9 @@ import onnx
 
 from .executor import Executor, Handler, Inputs
 from .graph import Constant, GraphNode
-from .operands import known_array, map_steps, pointwise, tensor_of
+from .operands import known_array, map_steps, pointwise, source_text, tensor_of
 from .steps import Key, StepNode
-from .values import RefusalError, Series, Value
+from .values import RefusalError, Refused, Series, Value
 
 
 def _elementwise(op: str, order: Sequence[int] = (0, 1)) -> Handler:
@@ -115,10 +115,18 @@ def _same(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
 
 
 def _dropout(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
+    """Handle dropout: nothing in evaluation mode, a layer in training mode, whose mask nothing else may read."""
     training = inputs[2] if len(inputs) > 2 else None
-    if training is not None and bool(known_array(training, "training mode").ravel()[0]):
-        raise RefusalError("dropout in training mode", "export with torch.onnx.TrainingMode.EVAL")
-    return _same(executor, node, inputs)
+    if training is None or not bool(known_array(training, "training mode").ravel()[0]):
+        return [*_same(executor, node, inputs), Refused()]
+    ratio = 0.5 if inputs[1] is None else float(known_array(inputs[1], "ratio").ravel()[0])
+    executor.note("dropout in training mode: values are dropped in training only, the file does it always")
+
+    def apply(step: StepNode) -> StepNode:
+        key = (ratio,)
+        return executor.steps.node("dropout", [step], step.shape, source_text(node), key=key, scope=node.scope)
+
+    return [map_steps(tensor_of(inputs[0]), apply), Refused()]
 
 
 def _pow(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:

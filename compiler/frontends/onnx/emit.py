@@ -62,7 +62,6 @@ class Plan:
 
     file: str
     name: str
-    input_name: str
     input_axis: int
     time_steps: int
     layers: list[Layer]
@@ -294,12 +293,12 @@ def _prepare_flatten(plan: Plan, layer: Layer) -> None:
 
 
 def _emit_input(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
-    location = Location(f"{plan.file}:{plan.input_name}")
-    shape = layer.node.shape[1:]
-    if layer.node.key[1] is not None:
-        steps, axis = plan.time_steps, plan.input_axis
-        return builder.input(plan.input_name, shape, location, time_steps=steps, time_axis=axis)
-    return builder.encode(builder.input(plan.input_name, shape, location), "direct", plan.time_steps, location)
+    name, step = layer.node.key
+    assert isinstance(name, str)
+    location, shape = Location(f"{plan.file}:{name}"), layer.node.shape[1:]
+    if step is not None:
+        return builder.input(name, shape, location, time_steps=plan.time_steps, time_axis=plan.input_axis)
+    return builder.encode(builder.input(name, shape, location), "direct", plan.time_steps, location)
 
 
 def _emit_conv(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
@@ -367,6 +366,12 @@ def _emit_concat(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequ
     return builder.concat(inputs, place)
 
 
+def _emit_dropout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    (probability,) = layer.node.key
+    assert isinstance(probability, float)
+    return builder.dropout(inputs[0], probability, plan.location(layer), every_step=True)
+
+
 def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     return builder.flatten(inputs[0], plan.location(layer))
 
@@ -404,6 +409,7 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "sumpool": _emit_pool,
     "add": _emit_add,
     "concat": _emit_concat,
+    "dropout": _emit_dropout,
     "flatten": _emit_flatten,
     **dict.fromkeys(READOUTS, _emit_readout),
 }

@@ -217,8 +217,8 @@ def _pad(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
 def _batch_norm(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
     if node.integer("training_mode", 0) or (executor.opset < 14 and len(node.outputs) > 1):
         executor.note(
-            f"{source_text(node)}: normalizes by the statistics of its batch in the file; here in training, by those "
-            "of all time steps, and by running statistics otherwise"
+            "batch normalization in training mode: the file normalizes by the statistics of its batch; here this is "
+            "done in training alone, for all time steps at once, and by running statistics otherwise"
         )
     parts = [value for value in inputs[1:5] if isinstance(value, Constant)]
     if len(parts) != 4:

@@ -92,11 +92,13 @@ def _network(
 
 @dataclass(frozen=True)
 class _Form:
-    """A way to read the inputs: ``time_axis`` of the first one (None: none), or a single step with states."""
+    """A way to read the inputs: ``time_axis`` of those over time (None: none), or a single step with states."""
 
     time_axis: int | None
     states: tuple[int, ...] = ()
     """For a single step: the output that is the next value of each further input."""
+    initial: tuple[str, ...] = ()
+    """Inputs that are states in front of the first step; all others are over time."""
 
 
 @dataclass
@@ -155,13 +157,33 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
             location=file,
             hint="export the network with its parameters, or the whole training step with the new parameters",
         )
-    if len(graph.inputs) > 1:
-        return _single_steps(file, graph, time_steps)
     rank = len(first.shape)
-    axes: dict[int, tuple[int | None, ...]] = {2: (None,), 3: (0, 1, 2), 4: (None, 0, 1, 3), 5: (0, 1, 4)}
+    axes: dict[int, tuple[int | None, ...]] = {2: (None,), 3: (0, 1, 2, None), 4: (None, 0, 1, 3), 5: (0, 1, 4)}
     if rank not in axes:
         raise H2LearnError(f"expected an input of 2 to 5 dimensions, found {first.name} of {rank}", location=file)
-    return [_Form(axis) for axis in axes[rank]]
+    if len(graph.inputs) == 1:
+        return [_Form(axis) for axis in axes[rank]]
+    whole = _several_inputs(graph, [axis for axis in axes[rank] if axis is not None])
+    if time_steps is None and whole:
+        return whole
+    return [*_single_steps(file, graph, time_steps), *whole]
+
+
+def _several_inputs(graph: Graph, axes: Sequence[int]) -> list[_Form]:
+    """Return the ways to read several inputs that are over time, or states in front of the first step."""
+    first, *others = graph.inputs
+    assert first.shape is not None
+    found = []
+    for axis in axes:
+        steps = first.shape[axis]
+        over_time = [len(o.shape or ()) > max(axis, 2) and (o.shape or ())[axis] == steps for o in others]
+        batches = {entry.shape[0 if axis else 1] for entry in graph.inputs if entry.shape and len(entry.shape) > 1}
+        if all(over_time) and len(batches) == 1:
+            found.append(_Form(axis))
+        batch = first.shape[0 if axis else 1]
+        if all(o.shape and len(o.shape) < len(first.shape) and o.shape[0] in (batch, None) for o in others):
+            found.append(_Form(axis, initial=tuple(o.name for o in others)))
+    return found
 
 
 def _single_steps(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
@@ -210,7 +232,7 @@ def _attempt(
         if form.states:
             values = _run_steps(executor, graph, form, sizes)
         else:
-            values = executor.run(graph, {first.name: _input(executor, first, form, sizes), **given})
+            values = executor.run(graph, {**_arguments(executor, graph, form, sizes, time_steps), **given})
     except RefusalError as error:
         executor.refuse(first.name, "input", str(error), error.hint)
         return _Attempt(executor.problems, None, 1, 0)
@@ -266,6 +288,23 @@ def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
     if min(steps, count, *whole) < 1 or steps > MAX_STEPS or math.prod(whole) * count > MAX_INPUT_ELEMENTS:
         raise RefusalError(f"expected positive sizes, found {list(entry.shape)}")
     return _Sizes(steps, count, known, whole)
+
+
+def _arguments(
+    executor: Executor, graph: Graph, form: _Form, sizes: _Sizes, time_steps: int | None
+) -> dict[str, Value]:
+    """Return the inputs of a whole run; states start from 0."""
+    found: dict[str, Value] = {}
+    for entry in graph.inputs:
+        if entry.name in form.initial:
+            found[entry.name] = _zeros(entry, sizes.batch)
+            executor.note(f"input {entry.name} is left out: a state that starts at 0")
+            continue
+        own = sizes if not found else _sizes(entry, form, time_steps)
+        if (own.steps, own.batch) != (sizes.steps, sizes.batch):
+            raise RefusalError(f"expected {sizes.batch} samples and {sizes.steps} time steps of {entry.name} as well")
+        found[entry.name] = _input(executor, entry, form, own)
+    return found
 
 
 def _input(executor: Executor, entry: GraphInput, form: _Form, sizes: _Sizes) -> Value:
@@ -359,7 +398,7 @@ def _plan(
         return None
     if counts == {1} and None in inputs:
         executor.refuse(input_name, "input", "a network without time", NEURONS_HINT)
-    plan = Plan(file, Path(file).stem, input_name, form.time_axis or 0, counts.pop(), layers, outputs)
+    plan = Plan(file, Path(file).stem, form.time_axis or 0, counts.pop(), layers, outputs)
     plan.notes += executor.notes
     plan.notes += [f"output {name} is left out: a state behind the last time step" for name in roller.left_out]
     return plan

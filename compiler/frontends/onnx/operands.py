@@ -113,4 +113,6 @@ def pointwise(executor: Executor, op: str, values: Sequence[Value], node: GraphN
             raise RefusalError("it adds dimensions by broadcasting")
         plain = simplified(executor.steps, op, operands)
         results.append(plain or executor.steps.node(op, operands, tuple(shape), source, key=key, scope=node.scope))
+    if layout is None and results[0].op == "const" and results[0].value is not None:
+        return Constant(results[0].value.astype(np.float32))
     return results[0] if layout is None else Series(tuple(results), layout.axis)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .steps import StepNode, Steps
 
 
@@ -18,9 +20,13 @@ def simplified(steps: Steps, op: str, args: Sequence[StepNode]) -> StepNode | No
         return _cancelled(op, *args)
     if op in _CUTS:
         return _one_step(steps, op, args)
-    if op == "mul" and any(arg.op == "random" for arg in args):
-        return next((arg for arg in args if arg.scalar == 0.0), None)
+    if op == "mul" and any(arg.scalar == 0.0 for arg in args):
+        return next((_zeros(steps, arg) for arg in args if arg.op == "random"), None)
     return None
+
+
+def _zeros(steps: Steps, like: StepNode) -> StepNode:
+    return steps.node("const", (), like.shape, like.source, key=("zeros",), value=np.zeros(like.shape))
 
 
 def _cancelled(op: str, a: StepNode, b: StepNode) -> StepNode | None:

@@ -1,0 +1,76 @@
+"""Networks with several inputs, states among them, and static inputs of any rank."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import h2learn
+from h2learn.backends.h2learn.errors import H2LearnError
+
+from .test_exports import check, spikes_over_time
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+def lif(v, x):
+    u = 0.5 * v + x
+    s = (u >= 1).float()
+    return s, u * (1 - s)
+
+
+class Net(nn.Module):
+    """``currents`` makes those of all steps from the inputs, of which the last one may be the initial state."""
+
+    def __init__(self, currents, state=False):
+        super().__init__()
+        torch.manual_seed(8)
+        self.f, self.g, self.currents, self.state = nn.Linear(6, 5), nn.Linear(4, 5), currents, state
+        for layer in (self.f, self.g):
+            nn.init.normal_(layer.weight, 0.3, 0.6)
+
+    def forward(self, *inputs):
+        v, found = inputs[-1] if self.state else torch.zeros(()), []
+        for current in self.currents(self, *inputs):
+            s, v = lif(v, current)
+            found.append(s)
+        return (torch.stack(found), v) if self.state else torch.stack(found)
+
+
+def exported(net, inputs, names, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, inputs, str(path), dynamo=False, input_names=names)
+    return path
+
+
+def test_two_inputs_over_time(tmp_path):
+    net = Net(lambda net, x, y: [net.f(a) + net.g(b) for a, b in zip(x, y, strict=True)])
+    x, y = spikes_over_time(), spikes_over_time(1, (4, 2, 4))
+    model = h2learn.load_model(exported(net, (x, y), ["x", "y"], tmp_path / "net.onnx"))
+    assert {name: spec.shape for name, spec in model.inputs.items()} == {"x": (4, 2, 6), "y": (4, 2, 4)}
+    found = h2learn.compile(model).run({"x": x.numpy(), "y": y.numpy()}).outputs
+    np.testing.assert_array_equal(next(iter(found.values())), net(x, y).numpy())
+
+
+def test_an_initial_state_starts_at_zero_and_is_no_input(tmp_path):
+    net = Net(lambda net, x, v: [net.f(step) for step in x], state=True)
+    x, v = spikes_over_time(), torch.zeros(2, 5)
+    model = h2learn.load_model(exported(net, (x, v), ["x", "v"], tmp_path / "net.onnx"))
+    assert list(model.inputs) == ["x"] and len(model.outputs) == 1
+    assert "input v is left out: a state that starts at 0" in model.notes
+    found = h2learn.compile(model).run({"x": x.numpy()}).outputs
+    np.testing.assert_array_equal(next(iter(found.values())), net(x, v)[0].numpy())
+
+
+def test_a_static_input_of_two_dimensions(tmp_path):
+    net = Net(lambda net, x: [net.f(x.flatten(1))] * 4)
+    check(net, spikes_over_time(shape=(2, 2, 3)), tmp_path / "net.onnx")
+
+
+def test_inputs_that_do_not_fit_are_refused(tmp_path):
+    net = Net(lambda net, x, y: [net.f(a) + net.g(y[0]) for a in x])
+    inputs = (spikes_over_time(), spikes_over_time(1, (3, 2, 4)))
+    with pytest.raises(H2LearnError):
+        h2learn.load_model(exported(net, inputs, ["x", "y"], tmp_path / "net.onnx"))
