@@ -74,11 +74,13 @@ def looked_up(machine: Machine, fan: int) -> float:
 
 def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
     """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons."""
+    parts, shape = shape.taps, t.seen(shape)
+    parts //= shape.taps
     images = t.samples * (1 if shape.static else t.steps)
     positions = images * t.rows * t.columns
     areas = _areas(shape, t, shape.out_h, shape.out_w)
     blocks = 1 if shape.static else _up(shape.steps, t.steps)
-    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
+    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c) * parts
     tiles = k_tiles * areas * blocks
     fills = k_tiles if c_tiles == 1 else tiles * c_tiles
     groups = shape.taps * _up(t.c, fan)
@@ -113,23 +115,25 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     blocks = _up(shape.steps, t.steps)
     k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
     tiles = c_tiles * areas * blocks
-    inputs = shape.taps / (shape.stride[0] * shape.stride[1]) * t.k * GRADIENT_DENSITY
+    covered, part = shape.covers_map, shape.under(t.rows, t.columns)
+    near = 1 if covered else shape.taps / (shape.stride[0] * shape.stride[1])
+    inputs = near * t.k * GRADIENT_DENSITY
     position = inputs * _up(MASK_DENSITY * t.c, machine.backward.width // 2)
     units = 2 * machine.backward.elements
     engine = START + position * (t.steps * t.positions / units + 0.5)
-    weights = _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
+    weights = _rows(part.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
     images = t.steps * t.samples
     seen = Patch(
         images,
-        _up(_halo(t.rows, shape.kernel[0], 1), shape.stride[0]),
-        _up(_halo(t.columns, shape.kernel[1], 1), shape.stride[1]),
+        1 if covered else _up(_halo(t.rows, shape.kernel[0], 1), shape.stride[0]),
+        1 if covered else _up(_halo(t.columns, shape.kernel[1], 1), shape.stride[1]),
     )
     gradients = _slots(seen, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
     outs = Patch(images, t.rows, t.columns)
     results = 2 * _map(outs, shape.in_h, shape.in_w, row_bytes("bits", t.c), machine)
     results += _map(outs, shape.in_h, shape.in_w, t.c * shape.item, machine)
     results += _slots(outs, shape.in_h, shape.in_w, t.c, slot, shape.item, machine)
-    loads = c_tiles if k_tiles == 1 else tiles * k_tiles
+    loads = c_tiles if k_tiles == 1 and part.taps == shape.taps else tiles * k_tiles
     moved = loads * weights + tiles * (k_tiles * gradients + results)
     vector = t.steps * _vector(t.positions * t.c, machine)
     ends = weights + gradients + vector + results + machine.dram.latency_cycles
@@ -140,6 +144,8 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
 def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
     """Estimate a weight gradient: sums stay on chip while all positions of the stage's samples pass by."""
     unit = machine.weight_update
+    parts, shape = shape.taps, t.seen(shape)
+    parts //= shape.taps
     tiles = _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps)
     k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
     positions = t.steps * t.positions
@@ -157,7 +163,7 @@ def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost
     outs = Patch(images, t.rows, t.columns)
     gradients = _slots(outs, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
     sums = _rows(shape.taps * t.c, t.k * 4, t.k < shape.k, machine)
-    count = k_tiles * c_tiles
+    count = k_tiles * c_tiles * parts
     moved = count * (2 * sums + tiles * (inputs + gradients))
     ends = inputs + gradients + 2 * sums + machine.dram.latency_cycles
     waits = count * 2 * sums if t.held == 1 else 0

@@ -117,6 +117,19 @@ class ConvShape:
         return self.kernel[0] * self.kernel[1]
 
     @property
+    def covers_map(self) -> bool:
+        """Whether the kernel is the whole map, as that of a linear layer behind one: its positions may be cut."""
+        return self.taps > 1 and self.kernel == (self.in_h, self.in_w) and self.padding == (0, 0)
+
+    def part(self, rows: int, columns: int) -> ConvShape:
+        """Return the convolution of a part of the map with as large a part of the kernel that covers it."""
+        return replace(self, kernel=(rows, columns), in_h=rows, in_w=columns)
+
+    def under(self, rows: int, columns: int) -> ConvShape:
+        """Return what a tile of an input gradient sees: of a kernel that covers the map the positions of the tile."""
+        return self.part(rows, columns) if self.covers_map else self
+
+    @property
     def looked_up(self) -> bool:
         """Whether the forward pass works by tables."""
         return not self.real or self.planes > 0
@@ -132,7 +145,7 @@ class Tile:
     """Tile sizes: time steps, samples, rows and columns of positions, input and output channels.
 
     ``held``: slots of the buffers with results. One leaves room for larger tiles, but the engine that sums waits until
-    the tile before is taken away.
+    the tile before is taken away. ``taps``: kernel positions, whole rows of a kernel or a part of one (0: all).
     """
 
     steps: int
@@ -142,11 +155,18 @@ class Tile:
     c: int
     k: int
     held: int = field(default=SLOTS, kw_only=True)
+    taps: int = field(default=0, kw_only=True)
 
     @property
     def positions(self) -> int:
         """Positions of one time step."""
         return self.samples * self.rows * self.columns
+
+    def seen(self, shape: ConvShape) -> ConvShape:
+        """Return what a tile sees of a convolution: all of it, or the part that ``taps`` kernel positions cover."""
+        if self.taps in (0, shape.taps):
+            return shape
+        return shape.part(max(1, self.taps // shape.kernel[1]), min(self.taps, shape.kernel[1]))
 
 
 @dataclass(frozen=True)
@@ -248,6 +268,19 @@ def gradient_extent(count: int, kernel: int, stride: int, padding: int) -> tuple
     return (count - 1 + offset) // stride + 1, offset, first
 
 
+def backward_extent(shape: ConvShape, t: Tile) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return ``gradient_extent`` of a tile down and across; one gradient serves a whole map that a kernel covers."""
+    if shape.covers_map:
+        return (1, 0, 0), (1, 0, 0)
+    down, across = (
+        gradient_extent(count, kernel, stride, padding)
+        for count, kernel, stride, padding in zip(
+            (t.rows, t.columns), shape.kernel, shape.stride, shape.padding, strict=True
+        )
+    )
+    return down, across
+
+
 def choose_planes(shape: ConvShape, planes: int, machine: Machine, limits: TileLimits, *, looped: bool) -> bool:
     """Whether numbers of so many bit-planes better go through the tables than to the multipliers.
 
@@ -303,6 +336,7 @@ def plan_forward(
 
 
 def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> Usage:
+    shape = t.seen(shape)
     images = t.samples * (1 if shape.static else t.steps)
     ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
     iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
@@ -362,14 +396,13 @@ def _plan_backward(
     gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
 
     def usage(t: Tile) -> Usage:
-        gh = gradient_extent(t.rows, shape.kernel[0], shape.stride[0], shape.padding[0])[0]
-        gw = gradient_extent(t.columns, shape.kernel[1], shape.stride[1], shape.padding[1])[0]
+        (gh, _, _), (gw, _, _) = backward_extent(shape, t)
         outs = t.steps * t.positions
         bits = row_bytes("bits", t.c)
         slots = f"slots.{shape.dtype}"
         gradients = SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
         return Usage(
-            W=SLOTS * shape.taps * t.c * t.k * shape.item,
+            W=SLOTS * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
             U=(t.held * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
             G=gradients + (fused * t.held + (shape.onto == slots) * SLOTS) * outs * row_bytes(slots, t.c, gblk_out),
@@ -380,10 +413,12 @@ def _plan_backward(
     units = {
         "c": gblk_out if fused or shape.onto.startswith("slots.") else 8,
         "k": gblk_in,
-        "rows": shape.stride[0],
-        "columns": shape.stride[1],
+        "rows": 1 if shape.covers_map else shape.stride[0],
+        "columns": 1 if shape.covers_map else shape.stride[1],
     }
     choices = _choices(shape, shape.in_h, shape.in_w, limits, units)
+    if shape.covers_map and shape.in_h > 1:
+        choices["columns"] = (shape.in_w,)  # taps of a tile follow each other
     if reduce_block is not None:
         choices["k"] = (reduce_block,)
     if looped:
@@ -407,14 +442,15 @@ def plan_weights(
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
 
     def usage(t: Tile) -> Usage:
-        ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
-        iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
+        part = t.seen(shape)
+        ih = input_extent(t.rows, part.kernel[0], shape.stride[0])
+        iw = input_extent(t.columns, part.kernel[1], shape.stride[1])
         inputs = t.steps * t.samples * ih * iw
         return Usage(
             S=0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c),
             U=SLOTS * inputs * t.c * shape.item if shape.real else 0,
             G=SLOTS * t.steps * t.positions * row_bytes(f"slots.{shape.dtype}", t.k, gblk),
-            A=t.held * shape.taps * t.c * t.k * 4,
+            A=t.held * part.taps * t.c * t.k * 4,
         )
 
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})
@@ -509,9 +545,9 @@ def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limit
 
 Choices = dict[str, tuple[int, ...]]
 CONV_ORDERS = (
-    ("samples", "k", "rows", "c", "columns", "steps"),
-    ("samples", "k", "steps", "c", "rows", "columns"),
-    ("steps", "samples", "rows", "columns"),
+    ("taps", "samples", "rows", "columns", "steps"),
+    ("taps", "samples", "steps", "rows", "columns"),
+    ("steps", "samples", "rows", "columns", "taps"),
 )
 """Orders in which dimensions shrink: cut steps have no halo, cut rows and samples leave the weights on chip longer."""
 
@@ -525,7 +561,18 @@ def _choices(shape: ConvShape, height: int, width: int, limits: TileLimits, unit
         "columns": tuple(_extents(width, limits.columns, units.get("columns", 1))),
         "c": tuple(_divisors(shape.c, limits.c, max(8, units.get("c", 8)))),
         "k": tuple(_divisors(shape.k, limits.k, max(8, units.get("k", 8)))),
+        "taps": tuple(_kernel_parts(shape)),
     }
+
+
+def _kernel_parts(shape: ConvShape) -> Iterator[int]:
+    """Yield how many positions of a kernel a tile may have: all, or where it covers the map some rows, or less."""
+    if not shape.covers_map:
+        yield shape.taps
+        return
+    rows, columns = shape.kernel
+    yield from (count * columns for count in _divisors(rows, None, 1))
+    yield from (count for count in _divisors(columns, None, 1) if count < columns)
 
 
 def _cheapest(

@@ -6,6 +6,8 @@ how often the others are cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 
@@ -20,13 +22,13 @@ from h2learn.compiler.mapping.tiling import (
     ConvShape,
     ForwardTile,
     WeightTile,
-    gradient_extent,
+    backward_extent,
     input_extent,
     plan_backward,
     plan_forward,
     plan_weights,
 )
-from h2learn.compiler.passes.stage_builder import Affine, Start
+from h2learn.compiler.passes.stage_builder import Affine, StageBuilder, Start
 from h2learn.compiler.passes.tile_context import (
     Cut,
     TileContext,
@@ -98,11 +100,13 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
         ctx.values[x] = ctx.values[neuron.results[0]]
     source = ctx.values[x]
     k_trips, c_trips = trips(shape.k, t.k), trips(shape.c, t.c)
+    part = Part(shape, t)
+    whole = c_trips == 1 and part.count == 1
     static_steps = 1 if shape.static else t.steps
     with b.stage(label, op.location), b.loop("k", k_trips) as ik:
         par = stage.parameters(ik * t.k, t.k) if stage is not None else None
-        if c_trips == 1:
-            tables = _load_weights(ctx, weights, shape, t, Affine(), ik, real)
+        if whole:
+            tables = _load_weights(ctx, weights, part, t, Affine(), Affine(), ik, real)
         with (
             ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.out_h, t.rows)) as y,
@@ -110,7 +114,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             state = stage.state(area, t.k) if stage is not None else None
-            before = state["ss"] if fed_back and state is not None and c_trips == 1 else None
+            before = state["ss"] if fed_back and state is not None and whole else None
             if before is not None:
                 b.load(source, before, *activation_window(source, Cut(-1, 1), *area.cuts, Cut(0, t.k)))
 
@@ -120,11 +124,11 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
                 acc = b.alloc("current", "A", "f32", dims, slots=t.held)
                 if onto is not None:
                     begin(ctx, acc, onto, activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
-                with b.loop("c", c_trips) as ic:
-                    held = tables if c_trips == 1 else _load_weights(ctx, weights, shape, t, ic, ik, real)
+                with b.loop("c", c_trips) as ic, part.loops(b) as (ty, tx):
+                    held = tables if whole else _load_weights(ctx, weights, part, t, part.tap(ty, tx), ic, ik, real)
                     seen = Cut(Affine() + time + -1 if fed_back else time, t.steps)
-                    inputs = before or _load_input(ctx, source, shape, t, area, seen, ic * t.c)
-                    _convolve(ctx, op, acc, inputs, held, images(source, t), shape, t, ic)
+                    inputs = before or _load_input(ctx, source, part, t, area, seen, ic * t.c, (ty, tx))
+                    _convolve(ctx, op, acc, inputs, held, images(source, t), part.shape, t, (ic, ty, tx))
                 return acc
 
             if shape.static:
@@ -162,12 +166,12 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
     batch = shape_of(op.gs.type)[-4]
     c_trips, k_trips = trips(shape.c, t.c), trips(shape.k, t.k)
     blocks = trips(shape.steps, t.steps)
-    gh, py, first_y = gradient_extent(t.rows, shape.kernel[0], shape.stride[0], shape.padding[0])
-    gw, px, first_x = gradient_extent(t.columns, shape.kernel[1], shape.stride[1], shape.padding[1])
+    (gh, py, first_y), (gw, px, first_x) = backward_extent(shape, t)
+    part = shape.under(t.rows, t.columns)
     gblk = ctx.gblk(shape.k)
     imgs = images(source, t)
     params: dict[str, tile.Param] = {
-        **_geometry(shape, t, imgs, ctx.dtype),
+        **_geometry(part, t, imgs, ctx.dtype),
         "gh": gh,
         "gw": gw,
         "py": py,
@@ -177,14 +181,14 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
         "masked": "yes" if mask is not None else "no",
     }
 
-    def weight_tile(ic: Affine, ik: Affine) -> SSAValue:
-        w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k))
-        b.load(weights, w, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
+    def weight_tile(tap: Affine, ic: Affine, ik: Affine) -> SSAValue:
+        w = b.alloc("weights", "W", ctx.dtype, (part.taps, t.c, t.k))
+        b.load(weights, w, (tap, ic * t.c, ik * t.k), (part.taps, t.c, t.k))
         return w
 
     with b.stage(label, op.location), b.loop("c", c_trips) as ic:
         par = stage.parameters(ic * t.c, t.c) if stage is not None else None
-        held = weight_tile(ic, Affine()) if k_trips == 1 else None
+        held = weight_tile(Affine(), ic, Affine()) if k_trips == 1 and part.taps == shape.taps else None
         with (
             ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.in_h, t.rows)) as y,
@@ -208,15 +212,19 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                     buffers["m"] = b.alloc("mask", "M", "bits", (*dims, t.c))
                     b.load(mask, buffers["m"], *activation_window(mask, time, *area.cuts, channels))
                 with b.loop("k", k_trips) as ik:
-                    w = held if held is not None else weight_tile(ic, ik)
                     rows = Cut(y * (t.rows // shape.stride[0]) + first_y, gh)
                     columns = Cut(x * (t.columns // shape.stride[1]) + first_x, gw)
+                    tap = Affine()
+                    if shape.covers_map:
+                        rows, columns = Cut(0, 1), Cut(0, 1)
+                        tap = y * (t.rows * shape.in_w) + x * t.columns
+                    w = held if held is not None else weight_tile(tap, ic, ik)
                     seen = Cut(time.start + 1, t.steps) if fed_back else time
                     window = activation_window(source, seen, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
                     g = later or b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
                     if later is None:
                         b.load(source, g, *window)
-                    first, carry = _start(op, ik)
+                    first, carry = _start(op, [ik])
                     b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=first, carry=carry)
                 if stage is not None and par is not None and state is not None:
                     stage.steps(acc, par, state, area, it, time, channels, later, t.held)
@@ -243,15 +251,19 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
     gblk = ctx.gblk(shape.k)
     batch = shape_of(op.gu.type)[-4]
     running = ctx.running_sum(result)
-    params = {**_geometry(shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
+    part = Part(shape, t)
+    taps = part.shape.taps
+    params = {**_geometry(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
     with (
         b.stage(label, op.location),
         b.loop("k", trips(shape.k, t.k)) as ik,
         b.loop("c", trips(shape.c, t.c)) as ic,
+        part.loops(b) as (ty, tx),
     ):
-        acc = b.alloc("gw", "A", "f32", (shape.taps, t.c, t.k), slots=t.held)
+        tap = part.tap(ty, tx)
+        acc = b.alloc("gw", "A", "f32", (taps, t.c, t.k), slots=t.held)
         if running is not None:
-            b.load(running[0], acc, (running[1], 0, ic * t.c, ik * t.k), (1, shape.taps, t.c, t.k))
+            b.load(running[0], acc, (running[1], tap, ic * t.c, ik * t.k), (1, taps, t.c, t.k))
         with (
             ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.out_h, t.rows)) as y,
@@ -260,7 +272,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             time = Cut(it * t.steps, t.steps)
-            inputs = _load_input(ctx, source, shape, t, area, time, ic * t.c)
+            inputs = _load_input(ctx, source, part, t, area, time, ic * t.c, (ty, tx))
             window = activation_window(gradient, time, *area.cuts, Cut(ik * t.k, t.k))
             g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
             b.load(gradient, g, *window)
@@ -275,7 +287,27 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
                 )
             else:
                 b.job(tile.BeWgtOp, {"acc": acc, "x": inputs, "g": g}, params, first=first, carry=carry)
-        b.store(result, acc, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
+        b.store(result, acc, (tap, ic * t.c, ik * t.k), (taps, t.c, t.k))
+
+
+class Part:
+    """The part of a kernel that a tile has at a time; it is all of the kernel unless that covers the map."""
+
+    def __init__(self, shape: ConvShape, t: ForwardTile | WeightTile) -> None:
+        self.shape = t.seen(shape)
+        self._trips = (trips(shape.kernel[0], self.shape.kernel[0]), trips(shape.kernel[1], self.shape.kernel[1]))
+        self._width = shape.kernel[1]
+        self.count = self._trips[0] * self._trips[1]
+
+    @contextmanager
+    def loops(self, builder: StageBuilder) -> Iterator[tuple[Affine, Affine]]:
+        """Open the loops over parts of the kernel and give the first row and column of the part."""
+        with builder.loop("ky", self._trips[0]) as row, builder.loop("kx", self._trips[1]) as column:
+            yield row * self.shape.kernel[0], column * self.shape.kernel[1]
+
+    def tap(self, row: Affine, column: Affine) -> Affine:
+        """Return the first kernel position of the part; those of a part follow each other."""
+        return row * self._width + column
 
 
 class Area:
@@ -491,12 +523,12 @@ def _geometry(
 
 
 def _load_weights(
-    ctx: TileContext, weights: SSAValue, shape: ConvShape, t: ForwardTile, ic: Affine, ik: Affine, real: bool
+    ctx: TileContext, weights: SSAValue, part: Part, t: ForwardTile, tap: Affine, ic: Affine, ik: Affine, real: bool
 ) -> SSAValue:
     """Load a weight tile and, for spikes, build its tables; return what the convolution reads."""
-    b = ctx.builder
+    b, shape = ctx.builder, part.shape
     w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k))
-    b.load(weights, w, (0, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
+    b.load(weights, w, (tap, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
     if real:
         return w
     fan = t.fan
@@ -516,17 +548,18 @@ def _load_weights(
 def _load_input(
     ctx: TileContext,
     source: SSAValue,
-    shape: ConvShape,
+    part: Part,
     t: ForwardTile | WeightTile,
     area: Area,
     time: Cut,
     channel: Affine,
+    first: tuple[Affine, Affine],
 ) -> SSAValue:
-    """Load the input tile under an area of output positions, with its halo."""
-    b = ctx.builder
+    """Load the input tile under an area of output positions, with its halo, from the ``first`` kernel position on."""
+    b, shape = ctx.builder, part.shape
     (kh, kw), (sh, sw), (ph, pw) = shape.kernel, shape.stride, shape.padding
-    rows = Cut(area.y * (t.rows * sh) + -ph, input_extent(t.rows, kh, sh))
-    columns = Cut(area.x * (t.columns * sw) + -pw, input_extent(t.columns, kw, sw))
+    rows = Cut(area.y * (t.rows * sh) + first[0] + -ph, input_extent(t.rows, kh, sh))
+    columns = Cut(area.x * (t.columns * sw) + first[1] + -pw, input_extent(t.columns, kw, sw))
     window = activation_window(source, time, area.cuts[0], rows, columns, Cut(channel, t.c))
     memory, form = ("U", ctx.dtype) if shape.real else ("S", "bits")
     inputs = b.alloc("inputs", memory, form, tuple(window[1]))
@@ -543,10 +576,10 @@ def _convolve(
     imgs: int,
     shape: ConvShape,
     t: ForwardTile,
-    block: Affine,
+    blocks: Sequence[Affine],
 ) -> None:
     params = _geometry(shape, t, imgs, ctx.dtype)
-    first, carry = _start(op, block)
+    first, carry = _start(op, blocks)
     if isinstance(op, lut.BeConvOp):
         ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=first, carry=carry)
         return
@@ -574,6 +607,6 @@ def _pack(ctx: TileContext, planes: Planes, numbers: SSAValue) -> tuple[SSAValue
     return packed, form
 
 
-def _start(op: lut.ForwardConvolutionOp | lut.BeGradOp, block: Affine) -> tuple[list[Affine], bool]:
-    """Return where sums start fresh: at the first ``block`` of channels, or never when they go on from others."""
-    return ([block], False) if op.onto is None else ([], True)
+def _start(op: lut.ForwardConvolutionOp | lut.BeGradOp, blocks: Sequence[Affine]) -> tuple[list[Affine], bool]:
+    """Return where sums start fresh: in the first of all ``blocks``, or never when they go on from others."""
+    return (list(blocks), False) if op.onto is None else ([], True)

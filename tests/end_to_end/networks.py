@@ -36,7 +36,7 @@ from h2learn.runtime.loader import load
 HERE = Location("net.snn", 1, 1)
 CLASSES = 4
 MARGIN = 1e-5
-MOST_FEATURES = 360  # a linear layer behind maps takes all of them as one kernel, which must fit h2l-edge
+MOST_FEATURES = 360  # of the map in front of a linear layer, so that interpreters stay quick
 LEARNING_RATE, RANDOM_SEED, FIRST_SAMPLE = 0.25, 0x1_0000_0007, 3
 INTERPRETERS = {"spike": interpret_spike, "lut": interpret_lut, "tile": interpret_tile, "h2": interpret_h2}
 LAST_PASS = {"h2l-spike-to-lut": "lut", "h2l-insert-tokens": "tile", "h2l-tile-to-h2": "h2"}
