@@ -1,4 +1,4 @@
-"""Input gradients of layers whose kernel is a whole map: their weight tiles are too large for wide gradient slots."""
+"""Input gradients of layers with many kernel positions: those whose kernel is a whole map are cut."""
 
 from importlib import resources
 
@@ -33,10 +33,19 @@ def whole_map(side, c, k):
     return ConvShape(4, 8, side, side, c, 1, 1, k, (side, side), (1, 1), (0, 0), False, False, 4)
 
 
-@pytest.mark.parametrize(("side", "fused"), [(4, True), (8, False)])
+@pytest.mark.parametrize(("side", "fused"), [(7, True), (11, False)])
 def test_a_neuron_gradient_joins_the_stage_only_where_its_slots_fit(side, fused):
-    tile = plan_backward(whole_map(side, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=PLAIN_NEURON)
+    kernel, padding = (side, side), (side // 2, side // 2)
+    shape = ConvShape(4, 8, 16, 16, 128, 16, 16, 256, kernel, (1, 1), padding, False, False, 4)
+    tile = plan_backward(shape, load_machine("h2l-v0"), TileLimits(), neuron=PLAIN_NEURON)
     assert tile.fused is fused
+
+
+@pytest.mark.parametrize("machine", ["h2l-v0", "h2l-edge"])
+@pytest.mark.parametrize("side", [4, 8, 14])
+def test_a_kernel_that_covers_the_map_is_cut_so_that_neuron_gradients_join(side, machine):
+    tile = plan_backward(whole_map(side, 128, 256), load_machine(machine), TileLimits(), neuron=PLAIN_NEURON)
+    assert tile.fused and tile.columns == side
 
 
 def test_without_a_neuron_behind_it_nothing_is_fused():
