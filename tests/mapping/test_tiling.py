@@ -210,16 +210,16 @@ def test_blocks_chosen_before_stay() -> None:
 
 
 def test_a_neuron_gradient_that_has_no_room_gets_its_own_stage() -> None:
-    """A linear layer after a large map: all taps of 64 channels of gradients fill the memories."""
-    shape = ConvShape(4, 1, 14, 14, 64, 1, 1, 64, (14, 14), (1, 1), (0, 0), False, False, 4)
+    """A kernel of very many positions: all taps of 64 channels of gradients fill the memories."""
+    shape = ConvShape(4, 1, 16, 16, 128, 16, 16, 256, (11, 11), (1, 1), (5, 5), False, False, 4)
     machine = load_machine("h2l-v0")
     tile = plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON)
     assert not tile.fused and fits(backward_buffers(shape, tile, machine), machine)
-    assert plan_backward(replace(shape, kernel=(4, 4), in_h=4, in_w=4), machine, FREE, neuron=PLAIN_NEURON).fused
+    assert plan_backward(replace(shape, kernel=(3, 3), padding=(1, 1)), machine, FREE, neuron=PLAIN_NEURON).fused
 
 
 def test_what_fits_nowhere_is_refused_with_the_machine_s_name() -> None:
-    shape = ConvShape(1, 1, 64, 64, 512, 1, 1, 8, (64, 64), (1, 1), (0, 0), False, False, 4)
+    shape = ConvShape(1, 1, 64, 64, 512, 64, 64, 8, (63, 63), (1, 1), (31, 31), False, False, 4)
     with pytest.raises(H2LearnError, match="no forward tile fits the on-chip memories of small"):
         plan_forward(shape, SMALL, FREE)
 
