@@ -322,7 +322,20 @@ def _v_grad(op: Operation) -> dict[str, int]:
     sizes = {"gs": n * k * 4, "par": parameter_rows(op) * k * 4, "gc": real, "go": n * slot_row_bytes(op)}
     if has_synapse(op):
         sizes["gi"] = real
-    return sizes | ({"u": real, "s": n * _packed(k)} if op.choice("spike") != "never" else {})
+    if op.choice("spike") == "never":
+        return sizes
+    if op.choice("seen") == "window":
+        _check_window(op)
+        return sizes | {"u": n * _packed(k), "s": n * _packed(k)}
+    return sizes | {"u": real, "s": n * _packed(k)}
+
+
+def _check_window(op: Operation) -> None:
+    """Raise H2LearnError unless the bits of the window are all that a gradient needs of the potential."""
+    if op.choice("surrogate") != "rectangular":
+        raise op.fault(f"the window says too little about the surrogate {op.choice('surrogate')}")
+    if op.choice("reset") == "hard" and op.choice("detach") == "no":
+        raise op.fault("the gradient through a hard reset needs the potential, not its window alone")
 
 
 _POOL_FORMATS = {

@@ -9,6 +9,7 @@ import numpy as np
 from .kernels import engine_calls
 from .kernels import vector_calls as calls
 from .kernels.convolution import I32
+from .kernels.vector import WINDOW
 from .operation import ADAM_KINDS, Operation
 from .prepare_engines import (
     Site,
@@ -49,17 +50,21 @@ def v_lif(op: Operation, site: Site) -> Prepared:
 def v_grad(op: Operation, site: Site) -> Prepared:
     """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
     n, k, reset = op.number("n"), op.number("k"), op.choice("reset")
+    windowed = op.choice("seen") == "window"
     args = Arguments().memory(site.places["gs"], 4)
-    _either(args, op, site, "u")
+    if windowed:
+        args.memory(_NOTHING, 4).memory(_NOTHING, 2)
+    else:
+        _either(args, op, site, "u")
     args.memory(site.places.get("s", _NOTHING), 1).memory(site.places["par"], 4)
     _either(args, op, site, "gc")
     _either(args, op, site, "gi")
     args.memory(site.places["go"], 8).numbers(slot_words(op), op.number("gblk"), k)
     args.numbers(op.init, is_half(op), reset == "hard", reset == "soft", reset == "soft_delayed")
-    args.numbers(
-        op.choice("spike") == "never", op.choice("detach") == "yes", op.number("surrogate"), op.number("drive")
-    )
+    surrogate = WINDOW if windowed else op.number("surrogate")
+    args.numbers(op.choice("spike") == "never", op.choice("detach") == "yes", surrogate, op.number("drive"))
     args.reals(op.desc["width"], op.desc["height"])
+    args.memory(site.places.get("u", _NOTHING) if windowed else _NOTHING, 1)
     builder = Builder()
     builder.call(calls.differentiate_call, args, n, 4 * n * k)
     return builder.prepared(neuron_counts(op), {"live_outputs": (calls.LIVE_OUT, 1), "nonfinite": (calls.BROKEN, 1)})

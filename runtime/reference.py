@@ -315,7 +315,8 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
     if op.choice("spike") == "never":
         gu = _round(op, gs + alpha * gn)
     else:
-        u = _load(buffers["u"], op.storage()).reshape(n, k)
+        window = op.choice("seen") == "window"
+        u = np.zeros((n, k), np.float32) if window else _load(buffers["u"], op.storage()).reshape(n, k)
         s = _unpack(buffers["s"], (n, k))
         reset = op.choice("reset")
         e: F32 = gs
@@ -324,7 +325,10 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
             e = np.asarray(gs - drop * gn, np.float32)
         p = np.where(s, np.float32(0), alpha * gn) if reset == "hard" else alpha * gn
         size = np.float32(op.desc["width"]), np.float32(op.desc["height"])
-        sg = numerics.surrogate(op.choice("surrogate"), np.abs(u - theta), *size)
+        if window:
+            sg = np.where(_unpack(buffers["u"], (n, k)), size[1], np.float32(0))
+        else:
+            sg = numerics.surrogate(op.choice("surrogate"), np.abs(u - theta), *size)
         gu = _round(op, np.where(sg != 0, sg * e + p, p))
     _save(buffers["gc"], gu, op.storage())
     gx = gu

@@ -25,6 +25,7 @@ HALF = _value("conv", "dtype", "f16")
 SLOTS_MODE = _value("xfer", "mode", "slots")
 HARD, NO_RESET = _value("neuron", "reset", "hard"), _value("neuron", "reset", "none")
 NEVER = _value("neuron", "spike", "never")
+WINDOW = _value("neuron", "seen", "window")
 PLAIN = _value("neuron", "drive", "plain")
 SYNAPTIC = (_value("neuron", "drive", "synapse"), _value("neuron", "drive", "delayed"))
 MAX_POOL = _value("pool", "kind", "max")
@@ -271,7 +272,7 @@ def _v_grad(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     membrane = n * k * item_bytes(desc)
     found = [_read("gs", n * k * 4), _parameters(desc), *_update("gc", membrane, init)]
     found += _update("gi", membrane, init) if desc["drive"] in SYNAPTIC else []
-    found += [_read("u", membrane)] if spiking else []
+    found += [_read("u", n * _spikes(k) if desc["seen"] == WINDOW else membrane)] if spiking else []
     found += [_read("s", n * _spikes(k))] if spiking and desc["reset"] == HARD else []
     return [*found, _write("go", _slots(n, desc))]
 

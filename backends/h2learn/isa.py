@@ -236,6 +236,11 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _f("width", "width of the surrogate, in units of u; half width of a window"),
             _f("height", "height of the surrogate at the threshold"),
             _e("detach", ("no", "yes"), "leave the reset path out of the gradient"),
+            _e(
+                "seen",
+                ("potential", "window"),
+                "v.grad: operand u holds potentials, or the bits of the window in which the surrogate is not 0",
+            ),
             _e("save_u", ("no", "yes"), "write u to operand uo"),
             _e("save_m", ("no", "yes"), "write the surrogate mask to operand mo"),
             _e(
@@ -577,7 +582,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "VEC",
         (
             _a("gs", "gradient with respect to the spikes"),
-            _a("u", "membrane"),
+            _a("u", "membrane, or the surrogate mask"),
             _a("s", "spikes"),
             _a("par", "parameter rows"),
             _a("gc", "gradient carried from t+1"),

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "overlap": tuple(OVERLAPS),
     "double_buffering": ("on", "off"),
     "operand_form": ("planes", "multipliers"),
+    "potential": ("saved", "window"),
 }
 """Values of the choices that are no numbers."""
 
@@ -38,7 +39,8 @@ class TileLimits:
     ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``overlap``:
     which parts of it run side by side (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot
     instead of two, in the same tiles, so that nothing is loaded while the tile before is at work. ``operand_form``: how
-    numbers that have bit-planes enter a convolution.
+    numbers that have bit-planes enter a convolution. ``potential``: whether gradients read saved membrane potentials
+    also where the bits of the surrogate's window are enough.
     """
 
     steps: int | None = None
@@ -53,6 +55,7 @@ class TileLimits:
     overlap: str | None = None
     double_buffering: str | None = None
     operand_form: str | None = None
+    potential: str | None = None
 
     @staticmethod
     def parse(text: str) -> TileLimits:
@@ -406,7 +409,7 @@ def _plan_backward(
             S=SLOTS * outs * bits if fused else 0,
             U=(t.held * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
             G=gradients + (fused * t.held + (shape.onto == slots) * SLOTS) * outs * row_bytes(slots, t.c, gblk_out),
-            M=SLOTS * outs * bits,
+            M=SLOTS * outs * bits * (1 + fused),
             A=t.held * outs * t.c * 4 + (neuron.parameter_bytes(t.c) if neuron is not None else 0),
         )
 

@@ -6,10 +6,11 @@ how often the others are cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
+from types import MappingProxyType
 
 from xdsl.ir import SSAValue
 
@@ -43,7 +44,9 @@ from h2learn.compiler.passes.tile_context import (
 )
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import Planes, shape_of
+from h2learn.dialects.lut.attributes import MaskType, Planes, shape_of
+
+NOTHING: Mapping[SSAValue, SSAValue] = MappingProxyType({})
 
 
 def conv_shape(
@@ -227,7 +230,8 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                     first, carry = _start(op, [ik])
                     b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=first, carry=carry)
                 if stage is not None and par is not None and state is not None:
-                    stage.steps(acc, par, state, area, it, time, channels, later, t.held)
+                    here = {} if op.m is None else {op.m: buffers["m"]}
+                    stage.steps(acc, par, state, area, it, time, channels, later, t.held, here)
                 if result is not None:
                     b.store(result, acc, *activation_window(result, time, *area.cuts, channels))
 
@@ -425,23 +429,29 @@ class GradientStep:
         channels: Cut,
         out: SSAValue | None = None,
         held: int = SLOTS,
+        here: Mapping[SSAValue, SSAValue] = NOTHING,
     ) -> None:
         """Run the steps of one time block backwards and store the gradients; ``gs`` without time serves all steps.
 
         ``out`` is the buffer of the gradients, where it is not one of this block's own. ``held``: slots of the buffers.
+        ``here`` holds the buffers of ``lut`` values that are loaded already.
         """
         b, k, steps = self.ctx.builder, channels.size, time.size
         sizes = (steps, *area.dims, k)
         out = out or b.alloc("gu out", "G", f"slots.{self.ctx.dtype}", sizes, self.gblk, slots=held)
         buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, **state}
         loaded: dict[str, SSAValue] = {}
-        for role, memory, value in (("u", "U", self.op.u), ("s", "S", self.op.s)):
+        masked = self.op.u is not None and isinstance(self.op.u.type, MaskType)
+        for role, memory, value in (("u", "M" if masked else "U", self.op.u), ("s", "S", self.op.s)):
             if value is None:
+                continue
+            if value in here:
+                loaded[role] = here[value]
                 continue
             tensor = self.ctx.values[value]
             window = activation_window(tensor, time, *area.cuts, channels)
-            form = "bits" if role == "s" else self.ctx.dtype
-            slots = held if role == "u" else None
+            form = self.ctx.dtype if memory == "U" else "bits"
+            slots = held if memory == "U" else None
             loaded[role] = b.alloc(role, memory, form, tuple(window[1]), slots=slots)
             b.load(tensor, loaded[role], *window)
         params: dict[str, tile.Param] = {
@@ -450,6 +460,7 @@ class GradientStep:
             "k": k,
             "detach": "yes" if self.op.neuron.detach_reset else "no",
             "gblk": self.gblk,
+            "seen": "window" if masked else "potential",
         }
         assert isinstance(gs.type, tile.BufferType)
         with b.loop("step", steps) as step:

@@ -37,7 +37,7 @@ ENCODINGS: dict[str, Encoding] = {
     "tile.be_wgt": Encoding("be.wgt", "conv", _GEOMETRY + _same("gblk")),
     "tile.wu_run": Encoding("wu.run", "conv", _GEOMETRY + _same("fan", "gblk")),
     "tile.lif": Encoding("v.lif", "neuron", _NEURON + _same("save_u", "save_m")),
-    "tile.grad": Encoding("v.grad", "neuron", _NEURON + _same("detach", "gblk")),
+    "tile.grad": Encoding("v.grad", "neuron", _NEURON + _same("detach", "gblk", "seen")),
     "tile.pool": Encoding("v.pool", "pool", _POOL + _same("ylim", "xlim"), coords=("y", "x")),
     "tile.unpool": Encoding("v.unpool", "pool", _POOL + _GRADIENT),
     "tile.rng": Encoding(

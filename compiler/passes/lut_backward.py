@@ -56,8 +56,10 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.LifOp)
-    u, s = context.of(op.u), context.of(op.s)
-    return _grad(context, op, op.gradient, u, s, neuron_constants(neuron_of(op), fires=True))
+    u, s, neuron = context.of(op.u), context.of(op.s), neuron_constants(neuron_of(op), fires=True)
+    if neuron.needs_window_only and context.limits.potential != "saved":
+        u = context.masks.get(op.s, u)
+    return _grad(context, op, op.gradient, u, s, neuron)
 
 
 def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:

@@ -82,6 +82,7 @@ def lower_gradient(ctx: TileContext, op: lut.GradOp) -> None:
         return Usage(
             S=SLOTS * outs * bits,
             U=(SLOTS * outs + kind.states * t.positions) * t.k * item,
+            M=SLOTS * outs * bits,
             G=SLOTS * outs * row_bytes(f"slots.{ctx.dtype}", t.k, gblk),
             A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )

@@ -286,8 +286,14 @@ def gradient(job: Job) -> None:
     if job.word("spike") == "never":
         gu = gs + alpha * later
     else:
-        u, reset = read_real(job["u"], shape, dtype), job.word("reset")
-        slope = surrogate(job.word("surrogate"), np.abs(u - theta), job.real("width"), job.real("height"))
+        reset = job.word("reset")
+        if job.word("seen") == "window":
+            if job.word("surrogate") != "rectangular" or (reset == "hard" and job.word("detach") == "no"):
+                raise H2LearnError("this gradient needs more of the potential than its window")
+            u, slope = np.zeros(shape, dtype=np.float32), read_bits(job["u"], shape) * job.real("height")
+        else:
+            u = read_real(job["u"], shape, dtype)
+            slope = surrogate(job.word("surrogate"), np.abs(u - theta), job.real("width"), job.real("height"))
         e = gs
         if job.word("detach") == "no":
             if reset == "hard":

@@ -99,6 +99,11 @@ class Neuron:
         return self.compare != "never"
 
     @property
+    def needs_window_only(self) -> bool:
+        """Whether the gradient needs of a potential only whether it lies in the surrogate's window."""
+        return self.surrogate == "rectangular" and (self.detach_reset or self.reset != "hard")
+
+    @property
     def has_synapse(self) -> bool:
         """Whether there is a second state, the synaptic current."""
         return self.drive in ("synapse", "delayed")

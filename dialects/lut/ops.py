@@ -675,12 +675,13 @@ class GradOp(LutOp):
 
     ``gs_time`` says how ``gs`` reaches the time steps: ``all`` has one per step (``[T,N,H,W,K]``), ``broadcast`` the
     same at every step, ``last`` only at the last one (both ``[N,H,W,K]``). A leaky integrator takes neither u nor s.
+    In place of the potentials u stands their mask where that is all that the gradient needs of them.
     """
 
     name = "lut.grad"
     ENGINE: ClassVar[str] = "VEC"
     gs = operand_def(TensorType)
-    u = opt_operand_def(StoreType)
+    u = opt_operand_def(StoreType | MaskType)
     s = opt_operand_def(SpikesType)
     gu = result_def(GradsType)
     neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
@@ -740,6 +741,8 @@ class GradOp(LutOp):
                 raise VerifyException(f"expected {what} as operand for a neuron that fires, and only there")
             if value is not None:
                 _expect_shape(what, value.type, shape)
+        if self.u is not None and isinstance(self.u.type, MaskType) and not self.neuron.needs_window_only:
+            raise VerifyException("expected membrane potentials, of which this gradient needs more than the mask")
 
 
 @irdl_op_definition

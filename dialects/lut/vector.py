@@ -88,7 +88,7 @@ class _Membrane:
         return np.asarray(_row(n.gain) * arriving + _row(n.offset))
 
 
-def grad(gs: F32, u: F32 | None, s: Bits | None, neuron: Neuron, gs_time: str, steps: int, dtype: str) -> F32:
+def grad(gs: F32, u: F32 | Bits | None, s: Bits | None, neuron: Neuron, gs_time: str, steps: int, dtype: str) -> F32:
     """Return the gradient of the currents ``[T,..,K]``, the last time step first."""
     alpha = _row(neuron.alpha)
     gradients: list[F32] = []
@@ -275,7 +275,8 @@ def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
     return gs if gs_time == "broadcast" or t == steps - 1 else np.zeros_like(gs)
 
 
-def _through_spike(gs: F32, u: F32, s: Bits, later: F32, neuron: Neuron) -> F32:
+def _through_spike(gs: F32, u: F32 | Bits, s: Bits, later: F32, neuron: Neuron) -> F32:
+    """Return the gradient of potentials ``u``, or of those of which ``u`` says whether they lie in the window."""
     alpha, theta = _row(neuron.alpha), _row(neuron.theta)
     decayed: F32 = alpha * later
     e, p = gs, decayed
@@ -288,7 +289,11 @@ def _through_spike(gs: F32, u: F32, s: Bits, later: F32, neuron: Neuron) -> F32:
         e = gs - drops[neuron.reset] * later
     if neuron.reset == "hard":
         p = np.where(s, ZERO, decayed)
-    slope = numerics.surrogate(neuron.surrogate, np.abs(u - theta), np.float32(neuron.width), np.float32(neuron.height))
+    width, height = np.float32(neuron.width), np.float32(neuron.height)
+    if u.dtype == np.bool_:
+        slope = np.where(u, height, ZERO)
+    else:
+        slope = numerics.surrogate(neuron.surrogate, np.abs(u - theta), width, height)
     return np.where(slope != 0, slope * e + p, p)
 
 

@@ -361,7 +361,10 @@ def _grad(b: Buffers, p: Params, fresh: bool) -> None:
         gu = gs + alpha * later
     else:
         u, spikes = b["u"], b["s"]
-        slope = numerics.surrogate(str(p["surrogate"]), np.abs(u - theta), _f32(p, "width"), _f32(p, "height"))
+        if p["seen"] == "window":
+            slope = np.where(u, _f32(p, "height"), _ZERO)
+        else:
+            slope = numerics.surrogate(str(p["surrogate"]), np.abs(u - theta), _f32(p, "width"), _f32(p, "height"))
         if p["detach"] == "no" and p["reset"] == "hard":
             gs = gs - alpha * (u - v_reset) * later
         elif p["detach"] == "no" and p["reset"] == "soft":

@@ -553,7 +553,7 @@ FACTS: dict[str, JobFacts] = {
         ("gs", "u", "s", "par", "gc", "go", "gi"),
         ("gs", "u", "s", "par", "gc", "gi"),
         ("gc", "go", "gi"),
-        (*_NEURON, "detach", "gblk"),
+        (*_NEURON, "detach", "gblk", "seen"),
     ),
     "tile.pool": JobFacts("VEC", ("dst", "src", "idx"), ("src",), ("dst", "idx"), (*_POOL, "ylim", "xlim"), ("y", "x")),
     "tile.unpool": JobFacts("VEC", ("dst", "src", "idx"), ("src", "idx"), ("dst",), (*_POOL, *_GRADIENT)),

@@ -42,7 +42,7 @@ from .convolution import I32, Shape
 BLOCK = 1024
 PLAIN, SCALED, SYNAPSE, DELAYED = range(4)
 """How a current acts on the potential."""
-RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID = range(5)
+RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID, WINDOW = range(6)
 EXP_0, EXP_1, EXP_2, EXP_3, EXP_4, EXP_5 = (np.float32(c) for c in EXP_C)
 Pair = tuple[int, int]
 Triple = tuple[int, int, int]
@@ -301,6 +301,7 @@ def differentiate(
     gs: F32,
     us: F32,
     us_half: U16,
+    window: U8,
     ss: U8,
     par: F32,
     gc: F32,
@@ -321,7 +322,7 @@ def differentiate(
     """One neuron step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
 
     ``flags``: init, half, hard, soft, soft-delayed, never, detach, the surrogate (:data:`RECTANGULAR` and on) and the
-    drive (:data:`PLAIN` and on).
+    drive (:data:`PLAIN` and on). With the surrogate :data:`WINDOW` bits stand in ``window`` instead of potentials.
     """
     init, half, hard, soft, late, never, detach, surrogate, drive = flags
     rows = min(block_rows(k), max(1, high - low))
@@ -343,7 +344,8 @@ def differentiate(
             for i in range(size):
                 gu[i] = gs[start + i] + alpha[i] * gn[i]
         else:
-            load_block(us, us_half, half, start, size, u)
+            if surrogate != WINDOW:
+                load_block(us, us_half, half, start, size, u)
             if detach or not (hard or soft or late):
                 for i in range(size):
                     gu[i] = gs[start + i]
@@ -384,6 +386,11 @@ def differentiate(
                     q = one + abs(u[i] - theta[i]) / width
                     slope = height / (q * q)
                     gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
+            elif surrogate == WINDOW:
+                flat = height != zero
+                unpack(window, np.uint64(first), here, np.uint64(k), spikes)
+                for i in range(size):
+                    gu[i] = height * gu[i] + gn[i] if (spikes[i] != np.uint8(0)) & flat else gn[i]
             else:
                 flat = height != zero
                 for i in range(size):

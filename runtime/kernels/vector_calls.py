@@ -59,10 +59,10 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
     return 1
 
 
-@call(words=34)
+@call(words=36)
 def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Gs, u twice, s, par, gc twice, gi twice, slots, words of a slot, gblk, k, nine flags, width, height."""
-    a, found = words_at(args, 34), words_at(counts, COUNTERS)
+    """Gs, u twice, s, par, gc twice, gi twice, slots, words of a slot, gblk, k, nine flags, width, height, window."""
+    a, found = words_at(args, 36), words_at(counts, COUNTERS)
     flags = (
         *(a[23] != 0, a[24] != 0, a[25] != 0, a[26] != 0, a[27] != 0, a[28] != 0, a[29] != 0),
         *(a[30], a[31]),
@@ -72,6 +72,7 @@ def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) 
         f32_at(a, 0),
         f32_at(a, 2),
         u16_at(a, 4),
+        u8_at(a, 34),
         u8_at(a, 6),
         f32_at(a, 8),
         f32_at(a, 10),

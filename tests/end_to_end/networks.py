@@ -155,7 +155,11 @@ def random_case(seed: int, *, train: bool = True) -> Case:
 def with_variants(recipe: Recipe, rng: np.random.Generator) -> Recipe:
     """Return a recipe with other choices of machine and mapping, each now and then."""
     arch = f"{recipe.arch}:forward.skip_zero_patterns=true" if rng.random() < 0.2 else recipe.arch
-    choices = {"double_buffering=off": 0.2, f"operand_form={rng.choice(['planes', 'multipliers'])}": 0.6}
+    choices = {
+        "double_buffering=off": 0.2,
+        "potential=saved": 0.4,
+        f"operand_form={rng.choice(['planes', 'multipliers'])}": 0.6,
+    }
     drawn = [recipe.limits, *(text for text, share in choices.items() if rng.random() < share)]
     return replace(recipe, arch=arch, limits=",".join(filter(None, drawn)))
 

@@ -66,10 +66,12 @@ def contents(rng: np.random.Generator, dtype: str) -> bytes:
 
 
 CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.fill", "fe.run", "be.fwd", "be.run")]
-CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {}), ("v.rng", {})]
+CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {"seen": "potential"}), ("v.rng", {})]
 CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
 CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "count", "max", "mean", "last", "tsum", "bias")]
 CASES += [("v.spread", {})]
+CASES += [("v.grad", {"seen": "window", "surrogate": "rectangular", "spike": "gt", "detach": "yes"})]
+CASES += [("v.grad", {"seen": "window", "surrogate": "rectangular", "spike": "ge", "reset": "soft"})]
 CASES += [("fe.run", {"signed": signed, "planes": 3, "frac": 1}) for signed in ("no", "yes")]
 CASES += [("v.pack", {"signed": signed, "planes": 4, "frac": 2}) for signed in ("no", "yes")]
 CASES += [("v.stat", {"kind": kind}) for kind in ("sum", "square", "product")]

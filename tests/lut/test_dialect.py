@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import Builtin, ModuleOp, TensorType, i32
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import ParseError, VerifyException
 
+from h2learn.backends.reference.coding import Dropout
 from h2learn.backends.reference.training import Loss
 from h2learn.dialects import lut
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
@@ -24,6 +25,7 @@ WEIGHTS = tensor((9, 8, 2))
 LABELS = TensorType(i32, [2])
 CURRENT = tensor((4, 2, 3, 6, 2))
 ROW = tensor((2,))
+MASK, SPIKES_OUT = (kind((4, 2, 3, 6, 2)) for kind in (lut.MaskType, lut.SpikesType))
 GRADS = lut.GradsType((4, 2, 3, 6, 2), "f16")
 
 
@@ -73,6 +75,8 @@ def one_of_each():
     add(lut.PoolOp(lif.s, "avg", HALF, "f16"))
     add(lut.PoolOp(lif.s, "sum", WINDOW, "f16"))
     add(lut.PoolOp(conv.current, "max", HALF, "f16"))
+    add(lut.DropoutOp(store, scalars, Dropout(0.25, 1), store.type))
+    add(lut.DropoutOp(lif.u, scalars, Dropout(0.5, 2, True), CURRENT))
     add(RngOp(given(tensor((2, 6, 6, 8))), scalars, 1, 4))
     logits = add(lut.ReadoutOp(maxima.y, "rate")).logits
     add(lut.SpreadOp(given(tensor((2, 1, 1, 4))), given(lut.StoreType((4, 2, 1, 1, 4), "f16"))))
@@ -81,6 +85,8 @@ def one_of_each():
         UnpoolOp(given(tensor((4, 2, 1, 1, 2))), maxima.winners, "max", lut.ConvGeometry((3, 6)), CURRENT.get_shape())
     )
     grad = add(lut.GradOp(gs.result, lif.u, lif.s, NEURON, "all", 4, "f16"))
+    soft = lut.Neuron((0.5,), (1.0,), (0.0,), "soft", "gt", "rectangular", 0.5, 2.0, False)
+    add(lut.GradOp(gs.result, lif.m, lif.s, soft, "all", 4, "f16"))
     add(lut.GradOp(loss.dlogits, None, None, lut.Neuron((0.5,)), "last", 4, "f16"))
     add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8)))
     through = add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8))).gs
@@ -201,6 +207,10 @@ def test_attributes_that_are_refused(make, message):
             "expected a loss of cross_entropy, mse, found 'hinge'",
         ),
         (lambda: lut.GradOp(value(CURRENT), None, None, NEURON, "all", 4, "f32"), "expected membrane potentials"),
+        (
+            lambda: lut.GradOp(value(CURRENT), value(MASK), value(SPIKES_OUT), NEURON, "all", 4, "f32"),
+            "of which this gradient needs more than the mask",
+        ),
         (lambda: lut.GradOp(value(CURRENT), None, None, lut.Neuron((1.0,)), "last", 4, "f32"), "incoming gradient"),
         (
             lambda: lut.BeGradOp(value(GRADS), value(WEIGHTS), None, WINDOW, 2, "dual", (4, 2, 6, 6, 8)),

@@ -71,6 +71,8 @@ class Builder:
         self.desc |= {"width": self.pick(1, 2, 9) / 4, "height": self.pick(0, 1, 2) / 2}
         for field in ("dtype", "reset", "spike", "surrogate", "detach", "save_u", "save_m", "drive"):
             self.enum(field)
+        if self.row.mnemonic == "v.grad" and self.pick(0, 1):
+            self.enum("surrogate", "rectangular"), self.enum("detach", "yes"), self.enum("seen", "window")
 
     draw_v_lif = draw_v_grad = draw_neuron
 
@@ -247,7 +249,9 @@ class Builder:
 
 def format_of(op: Operation, name: str) -> str:
     storage = op.storage()
-    if name in ("s", "m", "ss", "so", "mo"):
+    if name in ("s", "m", "ss", "so", "mo") or (
+        op.mnemonic == "v.grad" and name == "u" and op.choice("seen") == "window"
+    ):
         return "bits"
     if op.mnemonic == "v.pack":
         return storage if name == "src" else "raw"
@@ -385,6 +389,44 @@ def test_label_outside_the_classes_is_a_fault(engine: object, label: int) -> Non
     buffers["scal"][4:8] = np.uint32([1]).view(np.uint8)
     with pytest.raises(H2LearnError, match="label"):
         engine.execute(op, memories)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("engine", [reference, fast])
+def test_the_window_says_as_much_as_the_potential(engine: object, dtype: str) -> None:
+    """Gradients from mask bits are those from potentials, bit for bit, and refused where more is needed."""
+    found = 0
+    for seed in range(40):
+        builder = Builder("v.grad", seed)
+        op, memories = builder.operation()
+        op = dataclasses.replace(op, desc=op.desc | {"dtype": int(dtype == "f16"), "seen": 0, "surrogate": 0}, kept={})
+        if op.choice("spike") == "never" or builder.special:
+            continue
+        sizes = {name: end for name, (_, end) in spans(op).items()}
+        memories = Memories({name: max(sizes.values()) + (1 << 15) for name in isa.MEMORIES}, DRAM_BASE)
+        for name, buffer in open_operands(op, memories).items():
+            builder.fill(op, name, buffer)
+        n, k, item = op.number("n"), op.number("k"), np.float32 if dtype == "f32" else np.float16
+        par = open_operands(op, memories)["par"].view(np.float32).reshape(-1, k)
+        u = open_operands(op, memories)["u"].view(item).astype(np.float32).reshape(n, k)
+        inside = np.abs(u - par[2]) < np.float32(op.desc["width"])
+        twin = copied(memories)
+        other = dataclasses.replace(op, desc=op.desc | {"seen": 1}, kept={})
+        if op.choice("reset") == "hard" and op.choice("detach") == "no":
+            with pytest.raises(H2LearnError, match="hard reset needs the potential"):
+                engine.execute(other, twin)  # type: ignore[attr-defined]
+            continue
+        expected = engine.execute(op, memories)  # type: ignore[attr-defined]
+        packed = np.packbits(inside, axis=-1, bitorder="little").reshape(-1)
+        open_operands(other, twin)["u"][:] = packed
+        assert engine.execute(other, twin).counts == expected.counts  # type: ignore[attr-defined]
+        for name in ("gc", "go"):
+            assert np.array_equal(open_operands(op, memories)[name], open_operands(other, twin)[name]), seed
+        found += 1
+    assert found > 10
+    curved = dataclasses.replace(other, desc=other.desc | {"surrogate": 2}, kept={})
+    with pytest.raises(H2LearnError, match="says too little about the surrogate atan"):
+        engine.execute(curved, twin)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("engine", [reference, fast])

@@ -36,6 +36,8 @@ def descriptor(mnemonic, rng):
         desc["kind"], desc["src"], desc["dst"] = POOLS[int(rng.integers(len(POOLS)))]
     if mnemonic == "v.unpool":
         desc["src"], desc["dst"] = ((1, 1), (2, 3))[int(rng.integers(2))]
+    if mnemonic == "v.grad" and desc["seen"]:
+        desc |= {"surrogate": 0, "detach": 1}
     if mnemonic == "v.pack":
         desc |= {"planes": int(rng.choice([12, 17])), "frac": 8, "signed": 1}  # holds what fill gives, as either type
     if kind == "xfer":

@@ -291,14 +291,17 @@ def test_neuron_gradients(reset: str, surrogate: str, detach: str, fresh: bool) 
     through = alpha * carried * (1 if reset != "hard" else ~s)
     expected = slope * (gs - (reset_path if detach == "no" else 0)) + through
     job = {"gs": real(gs), "u": real(u), "s": bits(s), "par": real(PAR), "gc": real(later)}
-    params = neuron_params(40, 2, reset=reset, surrogate=surrogate, width=1.0, detach=detach, gblk=2)
+    params = neuron_params(40, 2, reset=reset, surrogate=surrogate, width=1.0, detach=detach, gblk=2, seen="potential")
     out = run(tile.GradOp, {**job, "go": Held("slots.f32", gs.shape, gblk=2)}, params, fresh=fresh)
     assert np.array_equal(out["go"], expected) and np.array_equal(out["gc"], expected)
+    if surrogate == "rectangular" and (detach == "yes" or reset != "hard"):
+        job |= {"u": bits(distance < 1), "go": Held("slots.f32", gs.shape, gblk=2)}
+        assert np.array_equal(run(tile.GradOp, job, {**params, "seen": "window"}, fresh=fresh)["go"], expected)
 
 
 def test_gradient_of_a_leaky_integrator() -> None:
     gs, later = np.array([[1.0, 2.0]]), np.array([[4.0, -2.0]])
-    params = neuron_params(1, 2, spike="never", reset="none", detach="yes", gblk=2)
+    params = neuron_params(1, 2, spike="never", reset="none", detach="yes", gblk=2, seen="potential")
     job = {"gs": real(gs), "par": real(PAR), "gc": real(later), "go": Held("slots.f32", (1, 2), gblk=2)}
     assert run(tile.GradOp, job, params, fresh=False)["go"].tolist() == [[3.0, 0.0]]
 
@@ -322,7 +325,7 @@ def test_a_driven_integrator_and_its_gradient(drive: str, fresh: bool) -> None:
     later, held = (0 * gu, 0 * gi) if fresh else (gu, gi)
     carried = gs + alpha * later
     expected = gain * (later if drive == "delayed" else carried) + (0 if drive == "scaled" else beta * held)
-    params = neuron_params(20, 2, reset="none", spike="never", detach="yes", gblk=2, drive=drive)
+    params = neuron_params(20, 2, reset="none", spike="never", detach="yes", gblk=2, drive=drive, seen="potential")
     job = {"gs": real(gs), "par": real(par), "gc": real(gu), "go": Held("slots.f32", (20, 2), gblk=2)}
     out = run(tile.GradOp, job | ({"gi": real(gi)} if drive != "scaled" else {}), params, fresh=fresh)
     assert np.array_equal(out["gc"], carried) and np.array_equal(out["go"], expected)
