@@ -681,7 +681,7 @@ class GradOp(LutOp):
     name = "lut.grad"
     ENGINE: ClassVar[str] = "VEC"
     gs = operand_def(TensorType)
-    u = opt_operand_def(StoreType | MaskType)
+    u = opt_operand_def()
     s = opt_operand_def(SpikesType)
     gu = result_def(GradsType)
     neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
@@ -741,7 +741,11 @@ class GradOp(LutOp):
                 raise VerifyException(f"expected {what} as operand for a neuron that fires, and only there")
             if value is not None:
                 _expect_shape(what, value.type, shape)
-        if self.u is not None and isinstance(self.u.type, MaskType) and not self.neuron.needs_window_only:
+        if self.u is None or isinstance(self.u.type, StoreType):
+            return
+        if not isinstance(self.u.type, MaskType):
+            raise VerifyException(f"expected membrane potentials or their mask, found {self.u.type}")
+        if not self.neuron.needs_window_only:
             raise VerifyException("expected membrane potentials, of which this gradient needs more than the mask")
 
 
