@@ -54,6 +54,8 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, npt.NDArray[np.g
             found[name] = rng.random(spec.shape) < SPIKE_PROBABILITY
         elif spec.dtype == "int32":
             found[name] = rng.integers(0, classes, spec.shape, dtype=np.int32)
+        elif spec.bits:
+            found[name] = np.ldexp(rng.integers(0, 1 << spec.bits, spec.shape), -spec.bits).astype(np.float32)
         else:
             found[name] = rng.random(spec.shape, dtype=np.float32)
     return found

@@ -299,6 +299,8 @@ def _random(rng: np.random.Generator, entry: IoEntry, kind: Attribute, limits: _
             return (rng.integers(-limit, limit + 1, size=shape) / 64).astype(np.float32)
         case _ if _is_binary(kind):
             return (rng.random(shape) < 0.4).astype(np.bool_)
+        case _ if entry.bits:
+            return np.ldexp(rng.integers(0, 1 << entry.bits, size=shape), -entry.bits).astype(np.float32)
         case _:
             return (rng.integers(0, 17, size=shape) / 16).astype(np.float32)
 

@@ -18,10 +18,14 @@ Parameters = Mapping[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and NumPy dtype name (``"float32"``, ``"bool"``) of a tensor in the source's layout."""
+    """Shape and NumPy dtype name (``"float32"``, ``"bool"``) of a tensor in the source's layout.
+
+    ``bits``: it holds multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
+    bits: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,14 @@ class IoEntry:
 
     Empty ``view`` and ``perm`` mean that source and device array are the same. A result with role ``parameter`` or
     ``state`` replaces the argument of that name; one with role ``gradient`` belongs to the parameter of that name.
+    ``bits``: the input holds multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
     """
 
     name: str
     role: str
     view: tuple[int, ...] = ()
     perm: tuple[int, ...] = ()
+    bits: int = 0
 
     def to_device(self, source: Array) -> Array:
         """Return ``source`` in device order; it holds the values of the argument's type, whose shape may group axes."""
@@ -66,6 +68,7 @@ def set_io(module: builtin.ModuleOp, entries: Sequence[IoEntry]) -> None:
                 "role": builtin.StringAttr(entry.role),
                 "view": builtin.DenseArrayBase.from_list(builtin.i64, list(entry.view)),
                 "perm": builtin.DenseArrayBase.from_list(builtin.i64, list(entry.perm)),
+                **({"bits": builtin.IntAttr(entry.bits)} if entry.bits else {}),
             }
         )
         for entry in entries
@@ -134,4 +137,6 @@ def _entry(item: Attribute) -> IoEntry:
         value = item.data.get(key)
         return tuple(int(v) for v in value.iter_values()) if isinstance(value, builtin.DenseArrayBase) else ()
 
-    return IoEntry(text("name"), text("role"), numbers("view"), numbers("perm"))
+    bits = item.data.get("bits")
+    resolution = bits.data if isinstance(bits, builtin.IntAttr) else 0
+    return IoEntry(text("name"), text("role"), numbers("view"), numbers("perm"), resolution)

@@ -34,6 +34,7 @@ class Port:
 
     ``shape``: device shape; device array = ``source.reshape(view).transpose(perm).reshape(shape)``; ``source``: the
     user's shape. ``batch_axis``: the axis of samples in the user's array, None for what has no samples.
+    ``bits``: what it holds are multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Port:
     source: Shape
     batch_axis: int | None
     shadow: Symbol | None
+    bits: int = 0
 
 
 class LazyArrays(Mapping[str, Array]):
@@ -155,6 +157,7 @@ class Device:
         """
         port = self._find(self._arguments, name, role)
         values = _numeric(array, port)
+        _check_bits(values, port)
         samples = self._check_shape(port, values.shape)
         axis = port.batch_axis
         if axis is not None and samples < self.batch:
@@ -353,6 +356,7 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
         source,
         batch_axis,
         program.symbols[str(shadow)] if shadow else None,
+        int(str(entry.get("bits", 0))),
     )
 
 
@@ -404,6 +408,21 @@ def _to_source(device: Array, port: Port) -> Array:
     viewed = _source_shape(port.shape, port.view, (), "") if port.view else port.source
     ordered = device.reshape([viewed[axis] for axis in port.perm])
     return np.ascontiguousarray(ordered.transpose(np.argsort(port.perm))).reshape(port.source)
+
+
+def _check_bits(values: Array, port: Port) -> None:
+    """Raise H2LearnError for a value that is none of those that the program expects."""
+    if not port.bits:
+        return
+    scaled = np.ldexp(values.astype(np.float64), port.bits)
+    wrong = (scaled != np.floor(scaled)) | (scaled < 0) | (scaled >= 1 << port.bits)
+    if np.any(wrong):
+        raise H2LearnError(
+            f"{port.role} {port.name!r} must hold multiples of 2^-{port.bits} from 0 to below 1, found"
+            f" {float(values[wrong][0]):g}",
+            hint=f"the model declares {port.bits} bits: divide whole numbers below {1 << port.bits} by"
+            f" {1 << port.bits}",
+        )
 
 
 def _numeric(array: npt.ArrayLike, port: Port) -> Array:

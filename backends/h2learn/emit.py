@@ -126,6 +126,7 @@ def _io_note(entry: IoEntry, symbol: TensorSymbol) -> dict[str, Any]:
         "view": list(entry.view),
         "perm": list(entry.perm),
     }
+    note |= {"bits": entry.bits} if entry.bits else {}
     return note | {"shadow": symbol.shadow} if symbol.shadow else note
 
 

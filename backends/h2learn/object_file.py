@@ -18,7 +18,7 @@ from typing import Any
 
 from .atomic_file import replace_file
 from .errors import H2LearnError
-from .isa import ISA_VERSION, WORD_BYTES, isa_hash
+from .isa import ISA_VERSION, MAX_PLANES, WORD_BYTES, isa_hash
 from .machine import Machine, from_dict
 
 FORMAT_VERSION = 1
@@ -526,6 +526,8 @@ def _check_io(entry: object, symbols: dict[str, Symbol], require: _Require) -> N
         and (not perm or not view or len(view) == len(perm)),
         f"io {name!r}: the view is not a shape",
     )
+    bits = entry.get("bits", 0)
+    require(type(bits) is int and 0 <= bits <= MAX_PLANES, f"io {name!r}: bits must be 0 to {MAX_PLANES}")
     shadow = entry.get("shadow")
     require(
         shadow is None or (isinstance(shadow, str) and shadow in symbols), f"io {name!r}: there is no symbol {shadow!r}"

@@ -79,11 +79,12 @@ class NetworkBuilder:
         time_steps: int | None = None,
         binary: bool = False,
         time_axis: int = 0,
+        bits: int = 0,
     ) -> Signal:
         """Add an input of one sample's ``shape`` (F), (C, L) or (C, H, W).
 
         With ``time_steps`` it is ``[T,N,...]``, or ``[N,...]`` with time inserted at ``time_axis``. (C, L) are maps of
-        one row, on which windows have one row, too.
+        one row, on which windows have one row, too. ``bits``: values are multiples of ``2^-bits`` from 0 to below 1.
         """
         if len(shape) not in (1, 2, 3):
             raise H2LearnError(
@@ -101,10 +102,10 @@ class NetworkBuilder:
         if time_axis and time_steps is not None:
             order = _time_moved(order or tuple(range(len(source))), time_axis)
             source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
-        entry = IoEntry(name, "input", (*outer, *maps) if row else (), order)
+        entry = IoEntry(name, "input", (*outer, *maps) if row else (), order, bits)
         value = self._argument(entry, spikes(device) if binary else real(device), location)
         self._rows |= {value} if row else set()
-        self._inputs[name] = TensorSpec(source, "bool" if binary else "float32")
+        self._inputs[name] = TensorSpec(source, "bool" if binary else "float32", bits)
         return Signal(value)
 
     def is_row(self, x: Signal) -> bool:

@@ -13,6 +13,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.fixed_point import FixedPoint
 from h2learn.compiler.mapping.groups import Layer, choose_group
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.dialects.common import GROUP_ATTRIBUTE, get_io, precision, source_of
@@ -57,6 +58,9 @@ class SpikeToLutPass(ModulePass):
             if not any(isinstance(inner, BatchNormTrainOp) for inner in source.ops):  # its statistics need all samples
                 context.group = choose_group(_layers(source), context.group, machine, item, limits.group)
             op.attributes[GROUP_ATTRIBUTE] = IntAttr(context.group)
+        for argument, entry in zip(source.args, get_io(op), strict=False):
+            if entry.bits:
+                context.numbers[argument] = FixedPoint(0, (1 << entry.bits) - 1, entry.bits)
         problems = _lower_arguments(context, source, [entry.role for entry in get_io(op)])
         for inner in source.ops:
             problem = _lower(context, inner)

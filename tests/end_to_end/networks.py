@@ -215,7 +215,9 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
     shape = (int(rng.choice([1, 2, 3, 8, 10])), int(rng.integers(4, 7)), int(rng.integers(4, 7)))
     rows = maps and rng.random() < 0.15
     sample = (shape[0], 4 * shape[2]) if rows else shape if maps else (24,)
-    x = builder.input("x", sample, HERE, time_steps=timed, binary=encoding == "spikes")
+    drawn = np.random.default_rng([*(int(size) for size in sample), steps])
+    bits = int(drawn.choice([0, 2, 3])) if encoding in ("direct", "real") and not dyadic else 0
+    x = builder.input("x", sample, HERE, time_steps=timed, binary=encoding == "spikes", bits=bits)
     if timed is None:
         x = builder.encode(x, encoding, steps, HERE)
     if maps:
@@ -393,6 +395,7 @@ def random_data(model: Model, train: Train | None, rng: np.random.Generator, *, 
     live = (np.arange(batch) < valid).reshape([-1 if n == axis else 1 for n in range(len(spec.shape))])
     x = rng.integers(0, 9, spec.shape) / 8 if dyadic else rng.random(spec.shape)
     x = x < 0.4 if spec.dtype == "bool" else (x * (rng.random(spec.shape) < 0.8)).astype(np.float32)
+    x = (np.floor(np.ldexp(x, spec.bits)) / (1 << spec.bits)).astype(np.float32) if spec.bits else x
     arrays: Named = {("input", "x"): x & live if spec.dtype == "bool" else x * live}
     arrays |= {("parameter", name): value for name, value in model.parameters.items()}
     if train is not None:

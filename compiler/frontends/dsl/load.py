@@ -73,6 +73,7 @@ def build(description: Description, batch: int) -> Network:
         source.location,
         time_steps=description.time_steps if source.over_time else None,
         binary=source.spikes,
+        bits=source.bits,
     )
     if description.encode is not None:
         encode = description.encode

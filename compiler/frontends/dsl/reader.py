@@ -55,6 +55,7 @@ from .syntax import (
 )
 
 MAX_INTEGER = (1 << 31) - 1
+MOST_BITS = 16
 MAX_SEED = (1 << 64) - 1
 PARAMETRISED: dict[str, tuple[str, Callable[[float], Surrogate]]] = {
     "atan": ("alpha", ATan.with_alpha),
@@ -263,8 +264,13 @@ class _Reader:
         shape = tuple(self.integer(token, "size") for token in sizes)
         if len(shape) not in (1, 2, 3):
             self.fail(sizes[0], f"expected an input of 1 to 3 sizes (F, C x L or C x H x W), found {len(shape)}")
-        timing = _children(node)
-        return Input(self.at(node), str(name), shape, bool(timing), bool(timing and _tokens(timing[0])))
+        found = {str(child.data): child for child in _children(node)}
+        timing = found.get("timing")
+        spikes = timing is not None and bool(_tokens(timing))
+        bits = self.integer(_tokens(found["bits"])[0], "number of bits", 1, MOST_BITS) if "bits" in found else 0
+        if bits and spikes:
+            self.fail(found["bits"], "expected spikes or numbers of some bits, found both")
+        return Input(self.at(node), str(name), shape, timing is not None, spikes, bits)
 
     def encode(self, node: Node | None, source: Input, where: Node) -> Encode | None:
         if node is None and not source.over_time:

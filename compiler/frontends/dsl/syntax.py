@@ -22,12 +22,16 @@ class Statement:
 
 @dataclass(frozen=True)
 class Input(Statement):
-    """The input: ``shape`` is (F) or (C, H, W); ``over_time`` inputs bring their own time dimension."""
+    """The input: ``shape`` is (F) or (C, H, W); ``over_time`` inputs bring their own time dimension.
+
+    ``bits``: values are multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
+    """
 
     name: str
     shape: tuple[int, ...]
     over_time: bool = False
     spikes: bool = False
+    bits: int = 0
 
 
 @dataclass(frozen=True)
