@@ -9,6 +9,7 @@ import numpy as np
 from .kernels import engine_calls
 from .kernels import vector_calls as calls
 from .kernels.convolution import I32
+from .kernels.rows import LANES
 from .kernels.vector import WINDOW
 from .operation import ADAM_KINDS, Operation
 from .prepare_engines import (
@@ -32,6 +33,16 @@ def v_lif(op: Operation, site: Site) -> Prepared:
     """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
     n, k, reset, spike = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike")
     windowed = op.choice("surrogate") in ("rectangular", "triangular")
+    counts = {"spikes": (calls.FIRED, 1), "masked_in": (calls.PASSED, 1), "nonfinite": (calls.NEURON_BROKEN, 1)}
+    builder = Builder()
+    if _is_plain(op):
+        args = Arguments()
+        for name, item in {"acc": 4, "par": 4, "us": 4, "uo": 4, "ss": 1, "so": 1, "mo": 1}.items():
+            args.memory(site.places.get(name, _NOTHING), item)
+        args.numbers(k, op.init, reset == "hard", reset == "soft", spike == "ge", spike == "never")
+        args.numbers(op.choice("save_u") == "yes", op.choice("save_m") == "yes", windowed).reals(op.desc["width"])
+        builder.call(calls.integrate_plain_call, args, n, n * k)
+        return builder.prepared(neuron_counts(op), counts)
     args = Arguments().memory(site.places["acc"], 4).memory(site.places["par"], 4)
     _either(args, op, site, "us")
     args.memory(site.places.get("ss", _NOTHING), 1).memory(site.places.get("so", _NOTHING), 1)
@@ -41,9 +52,7 @@ def v_lif(op: Operation, site: Site) -> Prepared:
     args.numbers(k, op.init, is_half(op), reset == "hard", reset == "soft", reset == "soft_delayed", spike == "ge")
     args.numbers(spike == "never", op.choice("save_u") == "yes", op.choice("save_m") == "yes", windowed)
     args.numbers(op.number("drive")).reals(op.desc["width"])
-    builder = Builder()
     builder.call(calls.integrate_call, args, n, n * k)
-    counts = {"spikes": (calls.FIRED, 1), "masked_in": (calls.PASSED, 1), "nonfinite": (calls.NEURON_BROKEN, 1)}
     return builder.prepared(neuron_counts(op), counts)
 
 
@@ -51,6 +60,19 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
     n, k, reset = op.number("n"), op.number("k"), op.choice("reset")
     windowed = op.choice("seen") == "window"
+    counts = {"live_outputs": (calls.LIVE_OUT, 1), "nonfinite": (calls.BROKEN, 1)}
+    builder, never, detach = Builder(), op.choice("spike") == "never", op.choice("detach") == "yes"
+    rectangular = op.choice("surrogate") == "rectangular" and (detach or not windowed)
+    if _is_plain(op) and rectangular and op.number("gblk") % LANES == 0:
+        args = Arguments()
+        seen = site.places.get("u", _NOTHING)
+        args.memory(site.places["gs"], 4).memory(_NOTHING if windowed else seen, 4)
+        args.memory(site.places.get("s", _NOTHING), 1).memory(site.places["par"], 4).memory(site.places["gc"], 4)
+        args.memory(site.places["go"], 8).memory(seen if windowed else _NOTHING, 1)
+        args.numbers(slot_words(op), op.number("gblk"), k, op.init, reset == "hard", reset == "soft", detach, never)
+        args.numbers(windowed).reals(op.desc["width"], op.desc["height"])
+        builder.call(calls.differentiate_plain_call, args, n, 2 * n * k)
+        return builder.prepared(neuron_counts(op), counts)
     args = Arguments().memory(site.places["gs"], 4)
     if windowed:
         args.memory(_NOTHING, 4).memory(_NOTHING, 2)
@@ -62,12 +84,10 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     args.memory(site.places["go"], 8).numbers(slot_words(op), op.number("gblk"), k)
     args.numbers(op.init, is_half(op), reset == "hard", reset == "soft", reset == "soft_delayed")
     surrogate = WINDOW if windowed else op.number("surrogate")
-    args.numbers(op.choice("spike") == "never", op.choice("detach") == "yes", surrogate, op.number("drive"))
-    args.reals(op.desc["width"], op.desc["height"])
+    args.numbers(never, detach, surrogate, op.number("drive")).reals(op.desc["width"], op.desc["height"])
     args.memory(site.places.get("u", _NOTHING) if windowed else _NOTHING, 1)
-    builder = Builder()
     builder.call(calls.differentiate_call, args, n, 4 * n * k)
-    return builder.prepared(neuron_counts(op), {"live_outputs": (calls.LIVE_OUT, 1), "nonfinite": (calls.BROKEN, 1)})
+    return builder.prepared(neuron_counts(op), counts)
 
 
 def v_pool(op: Operation, site: Site) -> Prepared:
@@ -178,6 +198,12 @@ def encode(builder: Builder, op: Operation, site: Site, values: np.ndarray, posi
     args = Arguments().array(values).memory(site.places["dst"], 8)
     args.numbers(slot_words(op), is_half(op), k, op.number("gblk"))
     builder.call(calls.encode_call, args, positions, 2 * positions * k)
+
+
+def _is_plain(op: Operation) -> bool:
+    """Return whether the kernels of ``neuron.py`` do for a neuron instruction."""
+    resets = op.choice("reset") in ("none", "hard", "soft")
+    return resets and op.choice("drive") == "plain" and not is_half(op) and op.number("k") % LANES == 0
 
 
 def _either(args: Arguments, op: Operation, site: Site, name: str) -> None:

@@ -11,6 +11,7 @@ from ..native import call, words_at
 from ..team import COUNTERS
 from .bits import count_nonfinite, encode_rows, round_all
 from .engine_calls import shape_at
+from .neuron import differentiate_plain, integrate_plain
 from .places import f32_at, i32_at, real, u8_at, u16_at, u64_at
 from .vector import (
     accumulate_slots,
@@ -56,6 +57,61 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
         low,
         high,
     )
+    return 1
+
+
+@call(words=24)
+def integrate_plain_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
+    """Acc, par, us, uo, ss, so, mo, k, eight flags, width."""
+    a = words_at(args, 24)
+    flags = (a[15] != 0, a[16] != 0, a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
+    state, spikes = (f32_at(a, 4), f32_at(a, 6)), (u8_at(a, 8), u8_at(a, 10))
+    found = words_at(counts, COUNTERS)
+    integrate_plain(
+        f32_at(a, 0),
+        f32_at(a, 2),
+        state[0],
+        state[1],
+        spikes[0],
+        spikes[1],
+        u8_at(a, 12),
+        a[14],
+        flags,
+        real(a, 23),
+        found,
+        low,
+        high,
+    )
+    return 1
+
+
+@call(words=25)
+def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
+    """Gs, u, s, par, gc, slots, window, words of a slot, gblk, k, six flags, width, height."""
+    a, found = words_at(args, 25), words_at(counts, COUNTERS)
+    flags = (a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
+    operands = f32_at(a, 0), f32_at(a, 2), f32_at(a, 6), f32_at(a, 8)
+    work = np.zeros(2, np.int64)
+    differentiate_plain(
+        operands[0],
+        operands[1],
+        u8_at(a, 12),
+        u8_at(a, 4),
+        operands[2],
+        operands[3],
+        u64_at(a, 10),
+        a[14],
+        a[15],
+        a[16],
+        flags,
+        real(a, 23),
+        real(a, 24),
+        work,
+        low,
+        high,
+    )
+    found[LIVE_OUT] += work[0]
+    found[BROKEN] += work[1]
     return 1
 
 

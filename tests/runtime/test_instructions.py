@@ -14,7 +14,7 @@ from h2learn.runtime.operation import Memories, Operand, Operation, open_operand
 
 BASE = 1 << 14
 DRAM_BASE = 0x1000
-KERNELS = sorted(fast.SEMANTICS)
+KERNELS = sorted(reference.SEMANTICS)
 REALS = ("acc", "gs", "loss", "grad", "logits", "p", "g", "mom", "par", "x", "w", "lut", "us", "uo", "u", "gc")
 
 
@@ -71,6 +71,10 @@ class Builder:
         self.desc |= {"width": self.pick(1, 2, 9) / 4, "height": self.pick(0, 1, 2) / 2}
         for field in ("dtype", "reset", "spike", "surrogate", "detach", "save_u", "save_m", "drive"):
             self.enum(field)
+        if self.pick(0, 1):
+            self.desc |= {"k": self.pick(16, 48, 80), "gblk": self.pick(16, 32, 64)}
+            self.enum("dtype", "f32"), self.enum("drive", "plain")
+            self.enum("reset", "none", "hard", "soft"), self.enum("surrogate", "rectangular", "rectangular", "atan")
         if self.row.mnemonic == "v.grad" and self.pick(0, 1):
             self.enum("surrogate", "rectangular"), self.enum("detach", "yes"), self.enum("seen", "window")
 
