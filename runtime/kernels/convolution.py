@@ -57,10 +57,47 @@ def fill_tables(weights: F32, tables: F32, c: int, k: int, fan: int, half: bool,
 
 
 @jit
+def list_nibbles(spikes: U8, c: int, k: int, rows: U32, counts: U32, spike_counts: U32, low: int, high: int) -> None:
+    """``list_patterns`` for a fan-in of 4: two patterns a byte, bytes without a spike passed over."""
+    inputs, width, low_half = np.uint64(c), np.uint32(k), np.uint32(15)
+    groups, row_bytes = (inputs + np.uint64(3)) >> np.uint64(2), (inputs + np.uint64(7)) >> np.uint64(3)
+    whole = row_bytes - np.uint64(1)
+    last = last_byte_mask(inputs)
+    for position in range(np.uint64(low), np.uint64(high)):
+        base, n = position * row_bytes, position * groups
+        start = n
+        found = np.uint64(0)
+        for byte in range(whole):
+            both = np.uint32(spikes[base + byte])
+            if both == np.uint32(0):
+                continue
+            first = np.uint32(byte) << np.uint32(5)
+            rows[n] = (first | (both & low_half)) * width
+            n += np.uint64((both & low_half) != np.uint32(0))
+            rows[n] = (first | np.uint32(16) | (both >> np.uint32(4))) * width
+            n += np.uint64(both > low_half)
+            found += population(np.uint64(both))
+        both = np.uint32(spikes[base + whole] & last)
+        first = np.uint32(whole) << np.uint32(5)
+        if both & low_half:
+            rows[n] = (first | (both & low_half)) * width
+            n += np.uint64(1)
+        if both > low_half:
+            rows[n] = (first | np.uint32(16) | (both >> np.uint32(4))) * width
+            n += np.uint64(1)
+        found += population(np.uint64(both))
+        counts[position] = np.uint32(n - start)
+        spike_counts[position] = np.uint32(found)
+
+
+@jit
 def list_patterns(
     spikes: U8, c: int, k: int, fan: int, rows: U32, counts: U32, spike_counts: U32, low: int, high: int
 ) -> None:
     """List the non-zero patterns of every position: ``rows[position][i]`` = (group * 2^fan + pattern) * k."""
+    if fan == 4:
+        list_nibbles(spikes, c, k, rows, counts, spike_counts, low, high)
+        return
     bits, inputs = np.uint64(fan), np.uint64(c)
     groups = (inputs + bits - np.uint64(1)) // bits
     row_bytes = (inputs + np.uint64(7)) >> np.uint64(3)
