@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,8 @@ class Signal:
 class TorchNetwork:
     """A network of frames over time or directly encoded images, with its parameters and optimizer.
 
-    ``recorded``: neuron layer -> (spikes, potentials).
+    ``recorded``: neuron layer -> (spikes, potentials). ``spiking``: neuron layers that others compute, currents to
+    spikes over time.
 
     What depends on the constant input alone is computed once, not at every time step, as the compiled program does.
     """
@@ -130,6 +131,7 @@ class TorchNetwork:
     description: Description
     parameters: dict[str, Tensor]
     recorded: dict[str, tuple[Tensor, Tensor]] | None = None
+    spiking: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen, parameters = self.recipe.optimizer, list(self.parameters.values())
@@ -176,13 +178,13 @@ class TorchNetwork:
         if isinstance(layer, Flatten):
             return replace(x, value=value.flatten(2 if x.over_time else 1))
         if isinstance(layer, Lif):
-            value, potentials = integrate_and_fire(value, self._neuron(layer))
+            value, potentials = integrate_and_fire(value, self.neuron(layer))
             if self.recorded is not None:
                 self.recorded[layer.name] = (value.detach(), potentials.detach())
         elif isinstance(layer, Recurrent):
             weight, bias = self._weights(layer.name)
             value, _ = integrate_and_fire(
-                value, self._neuron(layer), partial(functional.linear, weight=weight, bias=bias)
+                value, self.neuron(layer), partial(functional.linear, weight=weight, bias=bias)
             )
         elif isinstance(layer, Li):
             value = integrate(value, layer.membrane.alpha[0])
@@ -218,7 +220,8 @@ class TorchNetwork:
     def _weights(self, name: str) -> tuple[Tensor, Tensor | None]:
         return self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
 
-    def _neuron(self, layer: Lif | Recurrent) -> Neuron:
+    def neuron(self, layer: Lif | Recurrent) -> Neuron:
+        """Return a layer's neuron with what the recipe changes."""
         recipe = self.recipe
         neuron = layer.neuron if recipe.surrogate is None else recipe.surrogate.apply(layer.neuron)
         return replace(neuron, detach_reset=neuron.detach_reset or recipe.detach_reset)
