@@ -47,6 +47,10 @@ def calibrate(
 
     def before(op: Operation, operands: Sequence[Array]) -> None:
         if isinstance(op, spike.LifOp):
+            if op.threshold is not None:
+                raise H2LearnError(
+                    "expected thresholds to calibrate, found learned ones", location=source_of(op) or None
+                )
             thresholds.append(scale * _excitation(op, drive(operands[0].astype(np.float64), neuron_of(op)), percentile))
             _set_threshold(op, thresholds[-1])
 

@@ -25,7 +25,7 @@ from h2learn.backends.reference.neuron import (
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import neuron_of
-from h2learn.dialects.spike.interpreter import SEMANTICS, Semantics, evaluate, main_block
+from h2learn.dialects.spike.interpreter import SEMANTICS, Semantics, evaluate, learned_neuron, main_block
 
 Reals = npt.NDArray[np.float64]
 Data = npt.NDArray[Any]
@@ -66,7 +66,8 @@ def soft_spike(u: Reals, neuron: Neuron) -> Reals:
 
 
 def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    neuron, x = neuron_of(op), inputs[0]
+    x, *rows = inputs
+    neuron = learned_neuron(op, rows)
     alpha, theta, v_reset = (np.asarray(v) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
     u, s, rest, taken = np.empty_like(x), np.empty_like(x), initial_potential(x, neuron), np.zeros(1)
     for t, current in enumerate(drive(x, neuron)):
@@ -79,7 +80,8 @@ def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence
 
 
 def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    (gradient, u, s), neuron = inputs, neuron_of(op)
+    gradient, u, s, *rows = inputs
+    neuron = learned_neuron(op, rows)
     alpha, theta, v_reset = (np.asarray(v) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
     result, later = np.empty_like(gradient), np.zeros_like(gradient[0])
     for t in reversed(range(len(gradient))):

@@ -124,6 +124,7 @@ def _products(table: EnergyProfile, item_bytes: int, work: Mapping[str, Mapping[
 _VECTOR_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "v.lif": (2, 1, 2, 2),
     "v.grad": (3, 4, 1, 2),
+    "v.tune": (4, 2, 0, 2),
     "v.pool": (1, 0, 0, 1),
     "v.unpool": (1, 1, 0, 1),
     "v.rng": (20, 20, 1, 0),

@@ -164,6 +164,9 @@ def v_spread(op: Operation, buffers: Buffers) -> Work:
 def v_map(op: Operation, buffers: Buffers) -> Work:
     """``v.map``: a change of format, or a + b."""
     n, k = op.number("n"), op.number("k")
+    if op.choice("kind") in isa.LEARNED_MAPS:
+        with np.errstate(all="ignore"):
+            return reference.v_map(op, buffers)
     counts = {"elements": n * k}
     values = [_dense(op, name, buffers[name], counts, n) for name in ("a", "b") if name in buffers]
     result = _unrounded(op, buffers["dst"], n * k)
@@ -216,6 +219,18 @@ def _dense(op: Operation, name: str, buffer: Bytes, counts: dict[str, int], n: i
         vector.densify(*lists, k, dense, 0, n)
         return dense
     return _reals(op, name, buffer) if form == "storage" else buffer.view(np.float32)
+
+
+def v_tune(op: Operation, buffers: Buffers) -> Work:
+    """``v.tune``: gradients of decay and threshold, position by position."""
+    n, k, dst = op.number("n"), op.number("k"), buffers["dst"].view(np.float32)
+    gradients = [_scratch(name, n * k, np.float32) for name in ("dense g", "dense later")]
+    live = sum(_densify(op, buffers[name], n, g) for name, g in zip(("g", "later"), gradients, strict=True))
+    if op.init:
+        dst[:] = 0
+    values = (*gradients, _reals(op, "u", buffers["u"]), buffers["s"], buffers["par"].view(np.float32))
+    vector.tune(*values, n, k, op.number("reset"), dst)
+    return Work({"elements": n * k, "live_inputs": live, "nonfinite": int(bits.count_nonfinite(dst))})
 
 
 def v_stat(op: Operation, buffers: Buffers) -> Work:
@@ -486,6 +501,7 @@ def _scratch(name: str, size: int, dtype: type[Any]) -> npt.NDArray[Any]:
 SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "v.rng": v_rng,
     "v.drop": v_drop,
+    "v.tune": v_tune,
     "v.reduce": v_reduce,
     "v.spread": v_spread,
     "v.map": v_map,

@@ -338,6 +338,16 @@ def _check_window(op: Operation) -> None:
         raise op.fault("the gradient through a hard reset needs the potential, not its window alone")
 
 
+def _v_tune(op: Operation) -> dict[str, int]:
+    require(op, k=_EXTENT)
+    n, k = op.number("n"), op.number("k")
+    if op.choice("drive") != "plain":
+        raise op.fault(f"v.tune cannot work on neurons with the drive {op.choice('drive')}")
+    slots = n * slot_row_bytes(op)
+    rows = {"dst": 8 * k, "par": parameter_rows(op) * k * 4}
+    return rows | {"g": slots, "later": slots, "u": n * k * item_bytes(op), "s": n * _packed(k)}
+
+
 _POOL_FORMATS = {
     ("avg", "bits", "storage"),
     ("avg", "f32", "f32"),
@@ -417,9 +427,9 @@ def _v_reduce(op: Operation) -> dict[str, int]:
 def _v_map(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     kind = op.choice("kind")
-    if kind not in ("copy", "add"):
+    if kind not in ("copy", "add", *isa.LEARNED_MAPS):
         raise op.fault(f"v.map cannot compute {kind}")
-    names = ("dst", "a", "b") if kind == "add" else ("dst", "a")
+    names = ("dst", "a", "b") if kind in isa.BINARY_MAPS else ("dst", "a")
     return {name: _element_bytes(op, op.choice(name), op.number("n")) for name in names}
 
 
@@ -522,6 +532,7 @@ _SIZES: dict[str, Callable[[Operation], dict[str, int]]] = {
     "wu.run": _wu_run,
     "v.lif": _v_lif,
     "v.grad": _v_grad,
+    "v.tune": _v_tune,
     "v.pool": _v_pool,
     "v.unpool": _v_unpool,
     "v.rng": _v_rng,

@@ -22,6 +22,8 @@ SCHEMA = "h2learn-profile/1"
 PHASES = ("forward", "backward", "weights", "optimizer", "other")
 _PHASE_OF_STAGE = {
     "encode": "forward",
+    "constants": "forward",
+    "constants gradient": "weights",
     "dropout": "forward",
     "dropout gradient": "backward",
     "forward": "forward",
@@ -56,6 +58,7 @@ _PHASE_OF_MNEMONIC = {
     "be.wgt": "weights",
     "be.run": "backward",
     "v.grad": "backward",
+    "v.tune": "weights",
     "v.unpool": "backward",
     "v.loss": "backward",
     "v.spread": "backward",

@@ -500,9 +500,51 @@ def v_map(op: Operation, buffers: Buffers) -> Work:
     shape = (op.number("n"), op.number("k"))
     counts = {"elements": shape[0] * shape[1]}
     values = [_operand(op, name, buffers[name], shape, counts) for name in ("a", "b") if name in buffers]
-    result = values[0] if op.choice("kind") == "copy" else values[0] + values[1]
+    result = _MAPS[op.choice("kind")](values[0], values[-1])
     result = _put(op, buffers["dst"], result, counts)
     return Work(counts | {"nonfinite": nonfinite(result)})
+
+
+def _logistic(x: F32) -> F32:
+    return np.asarray(np.float32(1) / (np.float32(1) + numerics.exp(x)), np.float32)
+
+
+def _logistic_slope(g: F32, w: F32) -> F32:
+    value = _logistic(-w)
+    return np.asarray(g * (value * (np.float32(1) - value)))
+
+
+_MAPS: dict[str, Callable[[F32, F32], F32]] = {
+    "copy": lambda a, b: a,
+    "add": lambda a, b: a + b,
+    "unit": lambda a, b: np.where(a < 0, np.float32(0), np.where(a > 1, np.float32(1), a)),
+    "sigmoid": lambda a, b: _logistic(-a),
+    "falling": lambda a, b: _logistic(a),
+    "unit_slope": lambda a, b: np.where((b >= 0) & (b <= 1), a, np.float32(0)),
+    "sigmoid_slope": _logistic_slope,
+    "falling_slope": lambda a, b: -_logistic_slope(a, b),
+}
+
+
+def v_tune(op: Operation, buffers: Buffers) -> Work:
+    """``v.tune``: gradients of decay and threshold, position by position."""
+    n, k, reset = op.number("n"), op.number("k"), op.choice("reset")
+    par = _load(buffers["par"], "f32").reshape(-1, k)
+    gu, first = _decode(op, buffers["g"], (n,))
+    later, second = _decode(op, buffers["later"], (n,))
+    u, s = _load(buffers["u"], op.storage()).reshape(n, k), _unpack(buffers["s"], (n, k))
+    total = _start(op, buffers["dst"], (2, k))
+    for i in range(n):
+        rest = {"hard": np.where(s[i], par[3], u[i]), "soft": np.where(s[i], u[i] - par[2], u[i])}.get(reset, u[i])
+        passed = par[1] * later[i]
+        if reset in ("hard", "soft"):
+            passed = np.where(s[i], np.float32(0), passed)
+        taken = np.where(s[i], later[i], np.float32(0)) if reset == "soft_delayed" else np.zeros(k, np.float32)
+        total[0] = np.where(later[i] != 0, total[0] + later[i] * rest, total[0])
+        total[1] = total[1] + ((passed - gu[i]) - taken)
+    _save(buffers["dst"], total, "f32")
+    counts = {"elements": n * k, "live_inputs": int(first.sum()) + int(second.sum())}
+    return Work(counts | {"nonfinite": nonfinite(total)})
 
 
 def _put(op: Operation, target: Bytes, values: F32, counts: dict[str, int]) -> F32:
@@ -844,6 +886,7 @@ SEMANTICS: dict[str, Callable[[Operation, Buffers], Work]] = {
     "wu.run": wu_run,
     "v.lif": v_lif,
     "v.grad": v_grad,
+    "v.tune": v_tune,
     "v.pool": v_pool,
     "v.unpool": v_unpool,
     "v.rng": v_rng,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.isa import DESCRIPTOR_BY_NAME, INSTRUCTIONS, PARAMETER_ROWS, PLAIN_PARAMETER_ROWS
 
 from .operation import NORM_ROWS, Operation
@@ -34,7 +35,8 @@ TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
 TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "slots")
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
 COUNT, MAXIMUM = _value("vec", "kind", "count"), _value("vec", "kind", "max")
-TIME_SUM, ADD = _value("vec", "kind", "tsum"), _value("vec", "kind", "add")
+TIME_SUM = _value("vec", "kind", "tsum")
+BINARY_MAPS = tuple(_value("vec", "kind", name) for name in isa.BINARY_MAPS)
 ADAMS = (_value("opt", "kind", "adam"), _value("opt", "kind", "adamw"))
 PRODUCT, BACKWARD = _value("norm", "kind", "product"), _value("norm", "kind", "backward")
 
@@ -277,6 +279,13 @@ def _v_grad(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     return [*found, _write("go", _slots(n, desc))]
 
 
+def _v_tune(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
+    n, k = int(desc["n"]), int(desc["k"])
+    slots = _slots(n, desc)
+    found = [_read("g", slots), _read("later", slots), _read("u", n * k * item_bytes(desc)), _read("s", n * _spikes(k))]
+    return [*found, _parameters(desc), *_update("dst", 8 * k, init)]
+
+
 def _v_pool(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     k, positions = int(desc["k"]), conv_positions(desc)
     source = conv_input(desc) * (_spikes(k) if desc["src"] == FROM_BITS else 4 * k)
@@ -333,7 +342,7 @@ def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]
 
 def _v_map(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     sizes = {name: _elements(desc, name, int(desc["n"])) for name in ("a", "b", "dst")}
-    second = [_read("b", sizes["b"])] if desc["kind"] == ADD else []
+    second = [_read("b", sizes["b"])] if desc["kind"] in BINARY_MAPS else []
     return [_read("a", sizes["a"]), *second, _write("dst", sizes["dst"])]
 
 
@@ -405,6 +414,7 @@ _RULES: dict[str, Callable[[Desc, bool, Mapping[str, int]], list[Access]]] = {
     "wu.run": _wu_run,
     "v.lif": _v_lif,
     "v.grad": _v_grad,
+    "v.tune": _v_tune,
     "v.pool": _v_pool,
     "v.unpool": _v_unpool,
     "v.rng": _v_rng,

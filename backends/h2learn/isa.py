@@ -29,6 +29,10 @@ PARAMETER_ROWS: tuple[str, ...] = ("bias", "alpha", "theta", "v_reset", "gain", 
 PLAIN_PARAMETER_ROWS = 4
 """How many of them there are when ``drive`` is plain."""
 
+LEARNED_MAPS: tuple[str, ...] = ("unit", "sigmoid", "falling", "unit_slope", "sigmoid_slope", "falling_slope")
+"""What ``v.map`` computes for learned constants; a slope has a second operand."""
+BINARY_MAPS: tuple[str, ...] = ("add", *(name for name in LEARNED_MAPS if name.endswith("_slope")))
+
 MEMORIES: tuple[str, ...] = ("DRAM", "W", "S", "U", "G", "M", "A", "L")
 """Memory numbers as used by ``addr``: DRAM, then the named on-chip memories (L holds look-up tables)."""
 
@@ -288,7 +292,8 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _u("steps", 32, "time steps (v.rng, v.drop: positions per sample)"),
             _e(
                 "kind",
-                ("rate", "mean", "last", "tsum", "bias", "cross_entropy", "mse", "copy", "add", "count", "max"),
+                ("rate", "mean", "last", "tsum", "bias", "cross_entropy", "mse", "copy", "add", "count", "max")
+                + LEARNED_MAPS,
                 "what v.reduce, v.loss and v.map compute",
                 bits=8,
             ),
@@ -598,6 +603,26 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "One time step, backwards, of a neuron tile.",
     ),
     Instruction(
+        "v.tune",
+        0x5B,
+        "VEC",
+        (
+            _a("dst", "gradients of decay and threshold, f32"),
+            _a("g", "gradient slots"),
+            _a("later", "gradient slots of the next step"),
+            _a("u", "membrane"),
+            _a("s", "spikes"),
+            _a("par", "parameter rows"),
+            _d("neuron"),
+            _INIT,
+        ),
+        ("dst", "g", "later", "u", "s", "par"),
+        ("dst",),
+        "dst[0] += later*reset(u, s); dst[1] += alpha*(1-s)*later - g",
+        "ceil(n*k/lanes)",
+        "Gradients of learned neuron constants, over the positions of a tile; decay and threshold are rows of par.",
+    ),
+    Instruction(
         "v.pool",
         0x52,
         "VEC",
@@ -695,12 +720,12 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "v.map",
         0x58,
         "VEC",
-        (_a("dst", "result"), _a("a", "first operand"), _a("b", "second operand, only to add"), _d("vec")),
+        (_a("dst", "result"), _a("a", "first operand"), _a("b", "second operand, to add and for slopes"), _d("vec")),
         ("a", "b"),
         ("dst",),
-        "dst = a, or a + b",
+        "dst = a, a + b, or a function of a (and b)",
         "ceil(n*k/lanes)",
-        "Sums of two values element by element, and changes of format.",
+        "Sums of two values element by element, changes of format, learned constants.",
     ),
     Instruction(
         "v.pack",

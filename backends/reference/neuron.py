@@ -15,6 +15,8 @@ SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")
 COMPACT_SURROGATES = ("rectangular", "triangular")
 """Those that are exactly 0 at and beyond ``width``; the others are 0 nowhere."""
 SYNAPSES = ("none", "immediate", "delayed")
+LEARNED_ROWS = ("plain", "unit", "sigmoid", "falling")
+"""How a parameter gives a constant of neurons; see :func:`learned_row`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,47 @@ def lif_gradient(gradient: Real, u: Real, s: Spikes, neuron: Neuron) -> Real:
         later = surrogate(u[t], neuron) * through_spike + carried
         result[t] = later
     return drive_gradient(result, neuron)
+
+
+def constants_gradient(gradient: Real, u: Real, s: Real | Spikes, neuron: Neuron) -> tuple[Real, Real]:
+    """Return the gradients ``[K]`` of decay and threshold of plainly driven neurons.
+
+    ``gradient`` is that of the potentials, ``[T,N,...,K]`` like ``u`` and ``s``. The decay multiplies the potential
+    after the reset of the step before; the threshold acts through the spikes, whose part of the gradient is what the
+    potential of the next step did not pass on, and through the reset by subtraction.
+    """
+    alpha, theta, v_reset = (np.asarray(v, dtype=u.dtype) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
+    fired = s.astype(u.dtype)
+    later = np.concatenate([gradient[1:], np.zeros_like(gradient[:1])])
+    rest = {"hard": u * (1 - fired) + v_reset * fired, "soft": u - theta * fired}.get(neuron.reset, u)
+    passed = alpha * later * (1 - fired) if neuron.reset in ("hard", "soft") else alpha * later
+    taken = later * fired if neuron.reset == "soft_delayed" else np.zeros_like(later)
+    axes = tuple(range(u.ndim - 1))
+    return (later * rest).sum(axis=axes), (passed - gradient - taken).sum(axis=axes)
+
+
+def learned_row(w: Real, kind: str, channels: int) -> Real:
+    """Return the values ``[K]`` of a constant whose parameter is ``w``, one number or one per channel.
+
+    ``plain``: w; ``unit``: w, at least 0 and at most 1; ``sigmoid``: sigmoid(w); ``falling``: sigmoid(-w).
+    """
+    values = w
+    if kind == "unit":
+        values = np.clip(w, 0, 1)
+    elif kind != "plain":
+        values = 1 / (1 + np.exp(-w if kind == "sigmoid" else w))
+    return np.broadcast_to(values, (channels,)).astype(w.dtype)
+
+
+def learned_row_gradient(gradient: Real, w: Real, kind: str) -> Real:
+    """Return the gradient of the parameter ``w`` from that of the values ``[K]``."""
+    falls = {"sigmoid": 1, "falling": -1}.get(kind, 0)
+    slope = np.where((w >= 0) & (w <= 1), 1, 0) if kind == "unit" else np.ones_like(w)
+    if falls:
+        value = 1 / (1 + np.exp(-w))
+        slope = falls * value * (1 - value)
+    found = gradient * slope
+    return np.asarray(found if w.shape == gradient.shape else found.sum(keepdims=True), dtype=gradient.dtype)
 
 
 def surrogate(u: Real, neuron: Neuron) -> Real:

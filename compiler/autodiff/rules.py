@@ -108,7 +108,19 @@ def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[G
             location=source_of(op) or None,
             hint="read membrane potentials from an li layer",
         )
-    return [tape.emit(sgrad.LifOp(through_spikes, op.u, op.s, neuron_of(op), location=op.location))]
+    neuron, rows = neuron_of(op), (op.decay, op.threshold)
+    gradient = tape.emit(sgrad.LifOp(through_spikes, op.u, op.s, neuron, *rows, location=op.location))
+    found: list[Gradient] = []
+    if any(row is not None for row in rows):
+        constants = sgrad.LifConstantsOp(gradient, op.u, op.s, neuron, *rows, location=op.location)
+        tape.emit(constants)
+        found = [g for g, row in zip(constants.results, rows, strict=True) if row is not None]
+    return [gradient, *found]
+
+
+def _neuron_row(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    assert isinstance(op, spike.NeuronRowOp)
+    return [tape.emit(sgrad.NeuronRowOp(_required(gradients), op.w, op.kind.data, location=op.location))]
 
 
 def _li(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
@@ -172,6 +184,7 @@ RULES: dict[type[Operation], Rule] = {
     spike.AddOp: _add,
     spike.ConcatOp: _concat,
     spike.LifOp: _lif,
+    spike.NeuronRowOp: _neuron_row,
     spike.LiOp: _li,
     spike.DelayOp: _delay,
     spike.ScanOp: _scan,

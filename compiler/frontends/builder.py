@@ -52,6 +52,21 @@ class Signal:
         return " x ".join(map(str, (shape[-1], *shape[:-1]))) + (" spikes" if self.is_spikes else " reals")
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Which constants of neurons are parameters, and how these give them: kinds of ``spike.neuron_row``, or nothing.
+
+    ``per_channel``: ``"decay"``, ``"threshold"`` where there is a parameter for each channel.
+    """
+
+    decay: str = ""
+    threshold: str = ""
+    per_channel: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.decay or self.threshold)
+
+
 class NetworkBuilder:
     """Collects layers; every method takes the place in the source and raises H2LearnError there."""
 
@@ -328,10 +343,45 @@ class NetworkBuilder:
         assert isinstance(op, spike.LifOp)
         return replace(spikes, value=op.u)
 
-    def lif(self, x: Signal, neuron: Neuron, location: Location, name: str = "") -> Signal:
-        """Add spiking neurons and return their spikes."""
+    def lif(
+        self, x: Signal, neuron: Neuron, location: Location, name: str = "", learned: Learned | None = None
+    ) -> Signal:
+        """Add spiking neurons and return their spikes.
+
+        What is ``learned`` becomes the parameters ``name.decay`` and ``name.threshold`` ``[1]``, or ``[K]`` per
+        channel, which a fresh model has as the neuron says.
+        """
         _expect_currents(x, f"lif {name}".rstrip(), location)
-        return replace(self._add(spike.LifOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
+        rows = self._learned_rows(x, neuron, name, learned, location) if learned else (None, None)
+        op = spike.LifOp(x.value, neuron, *rows, location=_mark(location))
+        return replace(self._add(op, location, name), maps=x.maps)
+
+    def _learned_rows(
+        self, x: Signal, neuron: Neuron, name: str, learned: Learned, location: Location
+    ) -> tuple[SSAValue | None, SSAValue | None]:
+        if not name:
+            raise H2LearnError("expected a name of neurons whose constants are learned, found none", location=location)
+        if not neuron.is_driven_plainly:
+            raise H2LearnError(
+                f"expected no gain, leak, initial potential or synapse of {name}, whose constants are learned",
+                location=location,
+            )
+        channels, found = x.shape[-1], list[SSAValue | None]()
+        for constant, values in (("decay", neuron.alpha), ("threshold", neuron.theta)):
+            kind, per_channel = getattr(learned, constant), constant in learned.per_channel
+            if not kind:
+                found.append(None)
+                continue
+            if len(values) > 1:
+                raise H2LearnError(
+                    f"expected one initial {constant} of the neurons {name}, found several", location=location
+                )
+            parameter = self._bias(f"{name}.{constant}", channels if per_channel else 1, location)
+            self._constants[f"{name}.{constant}"] = _parameter_value(values[0], kind, name, location)
+            row = spike.NeuronRowOp(parameter, kind, channels, location=_mark(location))
+            found.append(self._add(row, location, f"{name}_{constant}").value)
+        decay, threshold = found
+        return decay, threshold
 
     def li(self, x: Signal, membrane: Neuron | float, location: Location, name: str = "") -> Signal:
         """Add leaky integrators and return their membrane potentials; a number is the decay of a plain one."""
@@ -498,6 +548,19 @@ class NetworkBuilder:
         if len(signal.shape) >= 4 and not self._rows.isdisjoint(op.operands):
             self._rows.update(op.results)
         return signal
+
+
+def _parameter_value(value: float, kind: str, name: str, location: Location) -> float:
+    """Return the parameter whose constant is ``value``."""
+    if kind not in ("sigmoid", "falling"):
+        return value
+    if not 0 < value < 1:
+        raise H2LearnError(
+            f"expected an initial decay between 0 and 1 of the neurons {name}, found {value:g}",
+            location=location,
+            hint="a sigmoid is never 0 or 1",
+        )
+    return math.log(value / (1 - value)) * (1 if kind == "sigmoid" else -1)
 
 
 def initial_parameters(network: Network, gain: float, seed: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -510,8 +510,7 @@ def plan_sums(
     around a tensor would count in a variance. ``reduce_block`` pins (steps, samples, rows, columns) when they were
     chosen before. Raises H2LearnError when nothing fits.
     """
-    steps, batch, height, width, channels = shape
-    gblk = slot_channels(channels, slot_cap(machine, limits))
+    gblk = slot_channels(shape[-1], slot_cap(machine, limits))
     slots = f"slots.{'f32' if item == 4 else 'f16'}"
 
     def usage(t: Tile) -> Usage:
@@ -519,6 +518,45 @@ def plan_sums(
         beside = values * row_bytes(slots, t.k, gblk) if gradients else 0
         return Usage(A=values * t.k * 4 + SLOTS * 32 * t.k + SLOTS * 64, G=beside)
 
+    return _whole_tiles(shape, gblk, usage, machine, limits, reduce_block)
+
+
+def plan_constants(
+    shape: Sequence[int],
+    item: int,
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: tuple[int, int, int, int] | None = None,
+) -> WeightTile:
+    """Choose the tile of the gradients of neuron constants over ``[steps, batch, height, width, channels]``.
+
+    Two gradients, potentials (``item`` bytes a value) and spikes are read. Otherwise as :func:`plan_sums`.
+    """
+    gblk = slot_channels(shape[-1], slot_cap(machine, limits))
+    slots = f"slots.{'f32' if item == 4 else 'f16'}"
+
+    def usage(t: Tile) -> Usage:
+        values = SLOTS * t.steps * t.positions
+        return Usage(
+            A=SLOTS * 24 * t.k,
+            G=2 * values * row_bytes(slots, t.k, gblk),
+            U=values * t.k * item,
+            S=values * row_bytes("bits", t.k),
+        )
+
+    return _whole_tiles(shape, gblk, usage, machine, limits, reduce_block)
+
+
+def _whole_tiles(
+    shape: Sequence[int],
+    gblk: int,
+    usage: Callable[[Tile], Usage],
+    machine: Machine,
+    limits: TileLimits,
+    reduce_block: tuple[int, int, int, int] | None,
+) -> WeightTile:
+    """Choose a tile whose sizes divide the ``shape``."""
+    steps, batch, height, width, channels = shape
     choices: Choices = {
         "steps": tuple(_divisors(steps, limits.steps, 1)),
         "samples": tuple(_divisors(batch, limits.samples, 1)),

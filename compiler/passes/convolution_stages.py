@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from xdsl.ir import SSAValue
 
+from h2learn.backends.h2learn.isa import PARAMETER_ROWS
 from h2learn.compiler.mapping.cost import defers_weights, lane_shape
 from h2learn.compiler.mapping.layout import item_bytes
 from h2learn.compiler.mapping.tiling import (
@@ -338,7 +339,8 @@ class NeuronStep:
 
     def parameters(self, start: Affine, k: int) -> SSAValue:
         """Load the parameter rows of ``k`` channels."""
-        return load_rows(self.ctx, self.constants, self.bias, start, k)
+        learned = learned_tensors(self.ctx, self.op) if isinstance(self.op, lut.LifOp) else ()
+        return load_rows(self.ctx, self.constants, self.bias, start, k, learned)
 
     def state(self, area: Area, k: int) -> dict[str, SSAValue]:
         """Allocate what a tile carries from step to step."""
@@ -408,7 +410,7 @@ class GradientStep:
 
     def parameters(self, start: Affine, k: int) -> SSAValue:
         """Load the parameter rows of ``k`` channels."""
-        return load_rows(self.ctx, self.constants, None, start, k)
+        return load_rows(self.ctx, self.constants, None, start, k, learned_tensors(self.ctx, self.op))
 
     def state(self, area: Area, k: int) -> dict[str, SSAValue]:
         """Allocate the gradients that a tile carries from step to step."""
@@ -504,8 +506,23 @@ def map_format(form: str) -> str:
     return form if form in ("f32", "bits") else "slots" if form.startswith("slots.") else "storage"
 
 
-def load_rows(ctx: TileContext, constants: SSAValue, bias: SSAValue | None, start: Affine, k: int) -> SSAValue:
-    """Load the parameter rows of ``k`` channels from ``start``."""
+def learned_tensors(
+    ctx: TileContext, op: lut.LifOp | lut.GradOp | lut.LifConstantsOp
+) -> tuple[tuple[int, SSAValue], ...]:
+    """Return the number of the parameter row and the tensor of every learned constant."""
+    rows = (("alpha", op.decay), ("theta", op.threshold))
+    return tuple((PARAMETER_ROWS.index(name), ctx.values[row]) for name, row in rows if row is not None)
+
+
+def load_rows(
+    ctx: TileContext,
+    constants: SSAValue,
+    bias: SSAValue | None,
+    start: Affine,
+    k: int,
+    learned: Sequence[tuple[int, SSAValue]] = (),
+) -> SSAValue:
+    """Load the parameter rows of ``k`` channels from ``start``; the bias and ``learned`` rows stand for constants."""
     b = ctx.builder
     assert isinstance(constants.type, tile.TensorType)
     rows = constants.type.shape[0]
@@ -513,6 +530,8 @@ def load_rows(ctx: TileContext, constants: SSAValue, bias: SSAValue | None, star
     b.load(constants, par, (0, start), (rows, k))
     if bias is not None:
         b.load(bias, par, (start,), (k,), at=0)
+    for row, tensor in learned:
+        b.load(tensor, par, (start,), (k,), at=row)
     return par
 
 

@@ -38,6 +38,7 @@ ENCODINGS: dict[str, Encoding] = {
     "tile.wu_run": Encoding("wu.run", "conv", _GEOMETRY + _same("fan", "gblk")),
     "tile.lif": Encoding("v.lif", "neuron", _NEURON + _same("save_u", "save_m")),
     "tile.grad": Encoding("v.grad", "neuron", _NEURON + _same("detach", "gblk", "seen")),
+    "tile.tune": Encoding("v.tune", "neuron", _same("n", "k", "reset", "dtype", "gblk")),
     "tile.pool": Encoding("v.pool", "pool", _POOL + _same("ylim", "xlim"), coords=("y", "x")),
     "tile.unpool": Encoding("v.unpool", "pool", _POOL + _GRADIENT),
     "tile.rng": Encoding(

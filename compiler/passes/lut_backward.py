@@ -8,7 +8,7 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.cost import defers_weights
-from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_weights
+from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_constants, plan_weights
 from h2learn.compiler.passes.tile_context import neuron_kind
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape
@@ -29,7 +29,7 @@ from .lut_context import (
     shape,
     window_of,
 )
-from .lut_forward import delayed, loss_of
+from .lut_forward import delayed, learned_rows, loss_of
 
 
 def _loss(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -59,7 +59,29 @@ def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     u, s, neuron = context.of(op.u), context.of(op.s), neuron_constants(neuron_of(op), fires=True)
     if neuron.needs_window_only and context.limits.potential != "saved":
         u = context.masks.get(op.s, u)
-    return _grad(context, op, op.gradient, u, s, neuron)
+    learned = learned_rows(context, op, shape(s)[-1])
+    return _grad(context, op, op.gradient, u, s, neuron, learned)
+
+
+def _lif_constants(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.LifConstantsOp)
+    gu, u, s = context.slots(op.gradient), context.of(op.u), context.of(op.s)
+    later = delayed(context, gu, (1,), -1, op.location)
+    neuron = neuron_constants(neuron_of(op), fires=True)
+    steps, batch, *rest = shape(gu)
+    seen, item = (steps, context.group or batch, *rest), 4 if context.dtype == "f32" else 2
+    block = plan_constants(seen, item, context.chip(streams.UPDATE), context.limits).reduce_block
+    learned = learned_rows(context, op, shape(u)[-1])
+    constants = lut.LifConstantsOp((gu, later), u, s, neuron, block, learned, op.location)
+    context.emit(constants)
+    return list(constants.results)
+
+
+def _neuron_row(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    assert isinstance(op, sgrad.NeuronRowOp)
+    row = lut.NeuronRowGradOp(context.values[op.gradient], context.values[op.w], op.kind.data, op.location)
+    context.emit(row)
+    return [row.result]
 
 
 def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -68,11 +90,17 @@ def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _grad(
-    context: LutContext, op: Operation, gradient: SSAValue, u: SSAValue | None, s: SSAValue | None, neuron: Neuron
+    context: LutContext,
+    op: Operation,
+    gradient: SSAValue,
+    u: SSAValue | None,
+    s: SSAValue | None,
+    neuron: Neuron,
+    learned: lut.LearnedRows = (None, None),
 ) -> Sequence[SSAValue]:
     gs = context.plain(gradient)
     gs_time = context.gs_time.get(gs, "all")
-    grad = lut.GradOp(gs, u, s, neuron, gs_time, shape(gradient)[0], context.dtype, op.location)
+    grad = lut.GradOp(gs, u, s, neuron, gs_time, shape(gradient)[0], context.dtype, op.location, learned=learned)
     context.emit(grad)
     return [grad.gu]
 
@@ -293,6 +321,8 @@ BACKWARD: dict[type[Operation], Lowering] = {
     sgrad.LossOp: _loss,
     sgrad.ReadoutOp: _readout,
     sgrad.LifOp: _lif,
+    sgrad.LifConstantsOp: _lif_constants,
+    sgrad.NeuronRowOp: _neuron_row,
     sgrad.LiOp: _li,
     sgrad.ConvInputOp: _conv_input,
     sgrad.LinearInputOp: _linear_input,

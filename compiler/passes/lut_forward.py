@@ -238,11 +238,33 @@ def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     current, bias, location = _current(context, op.x, op)
     neuron = neuron_constants(neuron_of(op), fires=True)
     _check_constants(current, neuron)
-    lif = lut.LifOp(current, bias, neuron, shape(op.x)[0], context.dtype, location)
+    learned = learned_rows(context, op, shape(current)[-1])
+    lif = lut.LifOp(current, bias, neuron, shape(op.x)[0], context.dtype, location, learned=learned)
     context.emit(lif)
     if neuron.surrogate in WINDOWS:
         context.masks[op.s] = lif.m
     return [lif.s, lif.u]
+
+
+def learned_rows(context: LutContext, op: spike.LifOp | sgrad.LifGradientOp, channels: int) -> lut.LearnedRows:
+    """Return decay and threshold of neurons where they are learned."""
+    rows = [None if row is None else context.values[row] for row in (op.decay, op.threshold)]
+    if any(row is not None and shape(row) != (channels,) for row in rows):
+        raise NoLoweringError(f"expected {channels} values per learned constant of a neuron behind flatten")
+    decay, threshold = rows
+    return decay, threshold
+
+
+def _neuron_row(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """Comes first, because the neurons may run with the layer in front of them."""
+    assert isinstance(op, spike.NeuronRowOp)
+    row = lut.NeuronRowOp(context.values[op.w], op.kind.data, int(op.channels.value.data), op.location)
+    first = context.block.first_op
+    if first is None:
+        context.emit(row)
+    else:
+        context.block.insert_op_before(row, first)
+    return [row.result]
 
 
 def _li(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -398,6 +420,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.BatchNormTrainOp: _batch_norm_train,
     spike.DropoutTrainOp: _dropout,
     spike.LifOp: _lif,
+    spike.NeuronRowOp: _neuron_row,
     spike.LiOp: _li,
     spike.DelayOp: _delay,
     spike.ReadoutOp: _readout,

@@ -20,7 +20,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.streams import BACKWARD, DEFAULT_OVERLAP, FORWARD, JOINED, OPTIMIZER, UPDATE, streams_of
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.compiler.passes import convolution_stages, normalisation_stages, vector_stages
+from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
 from h2learn.dialects import lut, tile
@@ -238,7 +238,7 @@ def _gradient(ctx: TileContext, op: lut.GradOp) -> None:
         vector_stages.lower_gradient(ctx, op)
 
 
-PARAMETER_OPS = (lut.AddOp, lut.ConvertOp, lut.EmbedOp, lut.ExtractOp)
+PARAMETER_OPS = (lut.AddOp, lut.ConvertOp, lut.EmbedOp, lut.ExtractOp, lut.NeuronRowOp, lut.NeuronRowGradOp)
 """Ops that may work on parameters or their gradients."""
 
 Lower = Callable[[TileContext, Any], None]
@@ -248,6 +248,9 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.BeConvOp: (FORWARD, convolution_stages.lower_forward),
     lut.LifOp: (FORWARD, _neuron),
     lut.LiOp: (FORWARD, _neuron),
+    lut.NeuronRowOp: (FORWARD, learned_stages.lower_row),
+    lut.NeuronRowGradOp: (OPTIMIZER, learned_stages.lower_row_gradient),
+    lut.LifConstantsOp: (UPDATE, learned_stages.lower_constants),
     lut.PoolOp: (FORWARD, vector_stages.lower_pool),
     lut.AddOp: (None, vector_stages.lower_elementwise),
     lut.ConvertOp: (None, vector_stages.lower_elementwise),

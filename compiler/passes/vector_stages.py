@@ -231,7 +231,9 @@ def lower_unpool(ctx: TileContext, op: lut.UnpoolOp) -> None:
         b.store(result, buffers["dst"], *activation_window(result, time, *area.cuts, cut))
 
 
-def has_samples(op: lut.AddOp | lut.ConvertOp | lut.EmbedOp | lut.ExtractOp) -> bool:
+def has_samples(
+    op: lut.AddOp | lut.ConvertOp | lut.EmbedOp | lut.ExtractOp | lut.NeuronRowOp | lut.NeuronRowGradOp,
+) -> bool:
     """Whether an op works on activations; parameters and their gradients have no samples."""
     return len(shape_of(op.result.type)) >= 4
 
@@ -343,7 +345,15 @@ def _is_gradient(value: SSAValue) -> bool:
     if isinstance(value.owner, lut.DropoutOp):
         return _is_gradient(value.owner.x)
     return isinstance(
-        value.owner, lut.BeGradOp | lut.GradOp | lut.UnpoolOp | lut.LossOp | lut.WuOp | lut.BeWgtOp | lut.BiasGradOp
+        value.owner,
+        lut.BeGradOp
+        | lut.GradOp
+        | lut.UnpoolOp
+        | lut.LossOp
+        | lut.WuOp
+        | lut.BeWgtOp
+        | lut.BiasGradOp
+        | lut.LifConstantsOp,
     )
 
 

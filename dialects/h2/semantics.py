@@ -409,14 +409,52 @@ def spread(job: Job) -> None:
 
 
 def elementwise(job: Job) -> None:
-    """A change of format, or a sum of two values."""
+    """A change of format, a sum of two values, a learned constant or its gradient."""
     shape, kind = job.size("n", "k"), job.word("kind")
-    if kind not in ("copy", "add"):
-        raise H2LearnError(f"v.map cannot compute {kind}")
     values = _values(job, "a", shape)
     if kind == "add":
         values = values + _values(job, "b", shape)
+    elif kind in ("sigmoid", "falling", "unit"):
+        values = _learned(kind, values)
+    elif kind in ("sigmoid_slope", "falling_slope"):
+        value = _learned("sigmoid", _values(job, "b", shape))
+        values = values * (value * (np.float32(1) - value))
+        values = values if kind == "sigmoid_slope" else -values
+    elif kind == "unit_slope":
+        w = _values(job, "b", shape)
+        values = np.where((w >= 0) & (w <= 1), values, np.float32(0))
+    elif kind != "copy":
+        raise H2LearnError(f"v.map cannot compute {kind}")
     _write_values(job, values)
+
+
+def _learned(kind: str, w: F32) -> F32:
+    """Return a learned constant."""
+    one = np.float32(1)
+    if kind == "unit":
+        return np.where(w < 0, np.float32(0), np.where(w > 1, one, w))
+    return np.asarray(one / (one + exp(-w if kind == "sigmoid" else w)))
+
+
+def tune(job: Job) -> None:
+    """Gradients of decay and threshold."""
+    n, k = job.size("n", "k")
+    dtype, gblk, reset = job.word("dtype"), job.integer("gblk"), job.word("reset")
+    _, alpha, theta, v_reset = read_real(job["par"], (4, k), "f32")
+    gu = read_grads(job["g"], (n, k), gblk, dtype)[1]
+    later = read_grads(job["later"], (n, k), gblk, dtype)[1]
+    u, s = read_real(job["u"], (n, k), dtype), read_bits(job["s"], (n, k))
+    sums = job.sums("dst", (2, k))
+    for i in range(n):
+        held, passed, taken = u[i], alpha * later[i], np.zeros(k, dtype=np.float32)
+        if reset in ("hard", "soft"):
+            held = np.where(s[i], v_reset if reset == "hard" else u[i] - theta, u[i])
+            passed = np.where(s[i], np.float32(0), passed)
+        elif reset == "soft_delayed":
+            taken = np.where(s[i], later[i], np.float32(0))
+        sums[0] = np.where(later[i] != 0, sums[0] + later[i] * held, sums[0])
+        sums[1] = sums[1] + ((passed - gu[i]) - taken)
+    write_real(job["dst"], sums, "f32")
 
 
 def _write_values(job: Job, values: F32) -> None:
@@ -603,6 +641,7 @@ SEMANTICS: dict[str, Callable[[Job], None]] = {
     "wu.run": wu_run,
     "v.lif": lif,
     "v.grad": gradient,
+    "v.tune": tune,
     "v.pool": pool,
     "v.unpool": unpool,
     "v.spread": spread,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from h2learn.dialects.common import Array, source_of
 from h2learn.dialects.feedback import settle
 
 from . import convolution, statistics, vector
-from .attributes import GradsType, SpikesType, StoreType, WinnersType, shape_of
+from .attributes import GradsType, Neuron, SpikesType, StoreType, WinnersType, shape_of
 from .normalisation import NormalisationOp, NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .ops import (
     AddOp,
@@ -33,9 +34,12 @@ from .ops import (
     ExtractOp,
     FeConvOp,
     GradOp,
+    LifConstantsOp,
     LifOp,
     LiOp,
     LossOp,
+    NeuronRowGradOp,
+    NeuronRowOp,
     OptOp,
     PoolOp,
     ReadoutOp,
@@ -142,8 +146,29 @@ def _be_conv(op: BeConvOp, x: Real, w: Real, onto: Real | None = None) -> Sequen
     return [convolution.real_convolution(x, w, onto, op.geometry, op.reduce_block)]
 
 
-def _lif(op: LifOp, current: Real, bias: Real = vector.NO_BIAS) -> Sequence[Array]:
-    return vector.lif(current, bias, op.neuron, op.time_steps, _dtype(op.u))
+def _lif(op: LifOp, current: Real, *rest: Real) -> Sequence[Array]:
+    bias, rows = (vector.NO_BIAS, rest) if op.bias is None else (rest[0], rest[1:])
+    return vector.lif(current, bias, _learned(op, rows), op.time_steps, _dtype(op.u))
+
+
+def _learned(op: LifOp | GradOp | LifConstantsOp, rows: Sequence[Real]) -> Neuron:
+    """Return the neuron with its learned constants."""
+    found, values = op.neuron, [tuple(map(float, row)) for row in rows]
+    if op.decay is not None:
+        found = replace(found, alpha=values[0])
+    return found if op.threshold is None else replace(found, theta=values[-1])
+
+
+def _lif_constants(op: LifConstantsOp, gu: Real, later: Real, u: Real, s: Real, *rows: Real) -> Sequence[Array]:
+    return vector.constants_gradient(gu, later, u, s, _learned(op, rows), op.reduce_block)
+
+
+def _neuron_row(op: NeuronRowOp, w: Real) -> Sequence[Array]:
+    return [np.broadcast_to(vector.learned_row(w, op.kind), shape_of(op.result.type))]
+
+
+def _neuron_row_grad(op: NeuronRowGradOp, g: Real, w: Real) -> Sequence[Array]:
+    return [vector.learned_row_gradient(g, w, op.kind)]
 
 
 def _li(op: LiOp, current: Real, bias: Real = vector.NO_BIAS) -> Sequence[Array]:
@@ -188,8 +213,8 @@ def _loss(op: LossOp, logits: Real, label: Real, scalars: Real) -> Sequence[Arra
     return vector.loss(logits, label, scalars, op.what, op.scale)
 
 
-def _grad(op: GradOp, gs: Real, u: Real | None = None, s: Real | None = None) -> Sequence[Array]:
-    return [vector.grad(gs, u, s, op.neuron, op.gs_time, op.time_steps, _dtype(op.gu))]
+def _grad(op: GradOp, gs: Real, u: Real | None = None, s: Real | None = None, *rows: Real) -> Sequence[Array]:
+    return [vector.grad(gs, u, s, _learned(op, rows), op.gs_time, op.time_steps, _dtype(op.gu))]
 
 
 def _be_grad(op: BeGradOp, gu: Real, w: Real, *rest: Real) -> Sequence[Array]:
@@ -284,6 +309,9 @@ _RULES: dict[type[Operation], Rule] = {
     FeConvOp: _fe_conv,
     BeConvOp: _be_conv,
     LifOp: _lif,
+    LifConstantsOp: _lif_constants,
+    NeuronRowOp: _neuron_row,
+    NeuronRowGradOp: _neuron_row_grad,
     LiOp: _li,
     PoolOp: _pool,
     UnpoolOp: _unpool,

@@ -48,6 +48,7 @@ from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
 from h2learn.backends.reference.coding import Dropout
+from h2learn.backends.reference.neuron import LEARNED_ROWS
 from h2learn.backends.reference.training import Loss
 
 from ..feedback import FeedbackOp
@@ -82,6 +83,10 @@ GS_TIMES = ("all", "broadcast", "last")
 
 RUN_SCALARS = TensorType(i32, [8])
 _PLAIN = "operands attr-dict `:` functional-type(operands, results)"
+_LEARNED = "(`decay` $decay^ `:` type($decay))? (`threshold` $threshold^ `:` type($threshold))?"
+
+LearnedRows: TypeAlias = tuple[SSAValue | None, SSAValue | None]
+"""Decay and threshold of neurons as rows ``[K]``, where they are learned."""
 
 
 def tensor(shape: Sequence[int]) -> Tensor:
@@ -248,20 +253,26 @@ class BeConvOp(ForwardConvolutionOp):
 class LifOp(LutOp):
     """Leaky integrate-and-fire neurons over all time steps, the bias of the layer below added to the current.
 
-    Current ``[T,..,K]`` or, the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type) and
-    the mask of the surrogate window (all ones for a surrogate without window), all ``[T,N,H,W,K]``.
+    ``decay`` and ``threshold`` ``[K]``, where they are given, stand for those of the neuron. Current ``[T,..,K]`` or,
+    the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type) and the mask of the surrogate
+    window (all ones for a surrogate without window), all ``[T,N,H,W,K]``.
     """
 
     name = "lut.lif"
     ENGINE: ClassVar[str] = "VEC"
     current = operand_def(TensorType)
     bias = opt_operand_def(TensorType)
+    decay = opt_operand_def(TensorType)
+    threshold = opt_operand_def(TensorType)
     s = result_def(SpikesType)
     u = result_def(StoreType)
     m = result_def(MaskType)
     neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
     steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
-    assembly_format = _PLAIN
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
+    assembly_format = (
+        f"$current (`bias` $bias^ `:` type($bias))? {_LEARNED} attr-dict `:` functional-type($current, results)"
+    )
 
     def __init__(
         self,
@@ -271,10 +282,12 @@ class LifOp(LutOp):
         time_steps: int,
         dtype: str,
         location: LocationAttr | None = None,
+        *,
+        learned: LearnedRows = (None, None),
     ) -> None:
         shape = (time_steps, *shape_of(current.type)[-4:])
         self.construct(
-            [current, _optional(bias)],
+            [current, _optional(bias), *map(_optional, learned)],
             [SpikesType(shape), StoreType(shape, dtype), MaskType(shape)],
             {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps)},
             location,
@@ -297,6 +310,7 @@ class LifOp(LutOp):
             _expect_shape(what, value.type, shape)
         _verify_bias(self.bias, shape[-1])
         _verify_neuron(self.neuron, shape[-1], fires=True)
+        _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
 
 
 @irdl_op_definition
@@ -683,12 +697,16 @@ class GradOp(LutOp):
     gs = operand_def(TensorType)
     u = opt_operand_def()
     s = opt_operand_def(SpikesType)
+    decay = opt_operand_def(TensorType)
+    threshold = opt_operand_def(TensorType)
     gu = result_def(GradsType)
     neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
     steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
     gs_time_attr = prop_def(StringAttr, prop_name="gs_time")
     irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
-    assembly_format = "$gs (`state` $u^ `,` $s)? attr-dict `:` type($gs) (`,` type($u)^ `,` type($s))? `->` type($gu)"
+    assembly_format = (
+        f"$gs (`state` $u^ `,` $s)? {_LEARNED} attr-dict `:` type($gs) (`,` type($u)^ `,` type($s))? `->` type($gu)"
+    )
 
     def __init__(
         self,
@@ -700,10 +718,12 @@ class GradOp(LutOp):
         time_steps: int,
         dtype: str,
         location: LocationAttr | None = None,
+        *,
+        learned: LearnedRows = (None, None),
     ) -> None:
         shape = (time_steps, *shape_of(gs.type)[-4:])
         self.construct(
-            [gs, _optional(u), _optional(s)],
+            [gs, _optional(u), _optional(s), *map(_optional, learned)],
             [GradsType(shape, dtype)],
             {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps), "gs_time": StringAttr(gs_time)},
             location,
@@ -736,6 +756,7 @@ class GradOp(LutOp):
         _expect("time steps of the gradient", (self.time_steps, len(shape)), (shape[0], 5))
         _expect_shape("incoming gradient", self.gs.type, shape if self.gs_time == "all" else shape[1:])
         _verify_neuron(self.neuron, shape[-1], fires=self.neuron.fires)
+        _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
         for what, value in (("membrane potentials", self.u), ("spikes", self.s)):
             if (value is None) == self.neuron.fires:
                 raise VerifyException(f"expected {what} as operand for a neuron that fires, and only there")
@@ -747,6 +768,123 @@ class GradOp(LutOp):
             raise VerifyException(f"expected membrane potentials or their mask, found {self.u.type}")
         if not self.neuron.needs_window_only:
             raise VerifyException("expected membrane potentials, of which this gradient needs more than the mask")
+
+
+@irdl_op_definition
+class LifConstantsOp(LutOp):
+    """Gradients ``[K]`` of decay and threshold, summed block by block as in :class:`BiasGradOp`.
+
+    ``later`` is the gradient ``gu`` of the next step; both are those of the potentials, ``[T,N,H,W,K]`` like u and s.
+    """
+
+    name = "lut.lif_constants"
+    ENGINE: ClassVar[str] = "VEC"
+    gu = operand_def(GradsType)
+    later = operand_def(GradsType)
+    u = operand_def(StoreType)
+    s = operand_def(SpikesType)
+    decay = opt_operand_def(TensorType)
+    threshold = opt_operand_def(TensorType)
+    of_decay = result_def(TensorType)
+    of_threshold = result_def(TensorType)
+    neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
+    reduce_attr = prop_def(DenseArrayBase, prop_name="reduce_block")
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
+    assembly_format = (
+        f"$gu `,` $later `state` $u `,` $s {_LEARNED} attr-dict `:` type($gu) `,` type($later) `,` type($u) `,` "
+        "type($s) `->` type($of_decay) `,` type($of_threshold)"
+    )
+
+    def __init__(
+        self,
+        gradients: tuple[SSAValue, SSAValue],
+        u: SSAValue,
+        s: SSAValue,
+        neuron: Neuron,
+        reduce_block: Block,
+        learned: LearnedRows,
+        location: LocationAttr | None = None,
+    ) -> None:
+        row = tensor(shape_of(u.type)[-1:])
+        block = DenseArrayBase.from_list(i64, reduce_block)
+        properties = {"neuron": NeuronAttr(neuron), "reduce_block": block}
+        self.construct([*gradients, u, s, *map(_optional, learned)], [row, row], properties, location)
+
+    @property
+    def neuron(self) -> Neuron:
+        """Constants of the neuron."""
+        return self.neuron_attr.data
+
+    @property
+    def reduce_block(self) -> Block:
+        """(steps, samples, rows, columns) of positions that form one block."""
+        steps, samples, rows, columns = self.reduce_attr.get_values()
+        return steps, samples, rows, columns
+
+    def verify_(self) -> None:
+        """Check shapes and constants."""
+        shape = _activation("gradient", self.gu.type)
+        _expect("rank of the gradient", len(shape), 5)
+        for what, value in (("later gradient", self.later), ("membrane potentials", self.u), ("spikes", self.s)):
+            _expect_shape(what, value.type, shape)
+        _verify_neuron(self.neuron, shape[-1], fires=True)
+        _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
+        for result in self.results:
+            _expect_shape("gradient of a constant", result.type, shape[-1:])
+
+
+class _RowOp(LutOp, ABC):
+    """An op on a learned constant of neurons and its parameter ``w``, one number or one per channel."""
+
+    ENGINE: ClassVar[str] = "VEC"
+    kind_attr = prop_def(StringAttr, prop_name="kind")
+    assembly_format = _PLAIN
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`h2learn.backends.reference.neuron.LEARNED_ROWS`."""
+        return self.kind_attr.data
+
+    def verify_row(self, row: SSAValue, w: SSAValue) -> None:
+        """Check kind and shapes."""
+        _verify_word("kind of a learned constant", self.kind, LEARNED_ROWS)
+        channels, found = shape_of(row.type), shape_of(w.type)
+        if len(channels) != 1 or found not in ((1,), channels):
+            raise VerifyException(f"expected a parameter of 1 number, or of those of {row.type}, found {w.type}")
+
+
+@irdl_op_definition
+class NeuronRowOp(_RowOp):
+    """The values ``[K]`` of a learned constant from its parameter."""
+
+    name = "lut.neuron_row"
+    w = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    def __init__(self, w: SSAValue, kind: str, channels: int, location: LocationAttr | None = None) -> None:
+        self.construct([w], [tensor((channels,))], {"kind": StringAttr(kind)}, location)
+
+    def verify_(self) -> None:
+        """Check kind and shapes."""
+        self.verify_row(self.result, self.w)
+
+
+@irdl_op_definition
+class NeuronRowGradOp(_RowOp):
+    """The gradient of the parameter of a learned constant; where it is one number, channels add up ascending."""
+
+    name = "lut.neuron_row_grad"
+    g = operand_def(TensorType)
+    w = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    def __init__(self, g: SSAValue, w: SSAValue, kind: str, location: LocationAttr | None = None) -> None:
+        self.construct([g, w], [w.type], {"kind": StringAttr(kind)}, location)
+
+    def verify_(self) -> None:
+        """Check kind and shapes."""
+        self.verify_row(self.g, self.w)
+        _expect_shape("gradient", self.result.type, shape_of(self.w.type))
 
 
 @irdl_op_definition
@@ -1289,6 +1427,14 @@ def _verify_onto(op: ForwardConvolutionOp | BeGradOp, what: str, shape: Shape, *
         raise VerifyException(f"expected a {what} to go on from, found {op.onto.type}")
     repeated = isinstance(op.parent_op(), FeedbackOp) and shape_of(op.onto.type) == shape[1:]
     _expect_shape(f"{what} to go on from", op.onto.type, shape[1:] if repeated else shape)
+
+
+def _verify_learned(rows: LearnedRows, neuron: Neuron, channels: int) -> None:
+    for row in rows:
+        if row is not None:
+            _expect_shape("learned constant", row.type, (channels,))
+    if any(row is not None for row in rows) and not (neuron.fires and neuron.drive == "plain"):
+        raise VerifyException("expected plainly driven neurons that fire where constants are learned")
 
 
 def _verify_reals(type_: Attribute) -> None:

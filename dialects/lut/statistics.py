@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
-
 import numpy as np
 
 from h2learn.backends.h2learn.numerics import round_to_storage
 
 from .normalisation import NormStatsOp
 from .ops import Block
-from .vector import F32, Bits, Ints
+from .vector import F32, Bits, Ints, position_blocks
 
 ONE = np.float32(1)
 
@@ -67,7 +64,7 @@ def _block_sums(values: F32, counted: Bits, block: Block) -> F32:
     timed = values.reshape(-1, *values.shape[-4:])
     flags = _spread(counted, values).reshape(timed.shape)
     total: F32 = np.zeros(values.shape[-1], dtype=np.float32)
-    for cut in _blocks(timed.shape[:4], block):
+    for cut in position_blocks(timed.shape[:4], block):
         rows, adds = timed[cut].reshape(-1, values.shape[-1]), flags[cut].reshape(-1, values.shape[-1])
         part: F32 = np.zeros_like(total)
         for row, add in zip(rows, adds, strict=True):
@@ -80,11 +77,3 @@ def _spread(counted: Bits, values: F32) -> Bits:
     """Return one flag per value."""
     flags = counted if counted.ndim == values.ndim else counted[..., None]
     return np.broadcast_to(flags, values.shape)
-
-
-def _blocks(shape: tuple[int, ...], block: Block) -> Iterator[tuple[slice, ...]]:
-    """Yield blocks of ``[T,N,H,W]``: samples outermost, then rows, columns, steps."""
-    steps, samples, rows, columns = (range(0, size, part) for size, part in zip(shape, block, strict=True))
-    for n, y, x, t in product(samples, rows, columns, steps):
-        starts = zip((t, n, y, x), block, strict=True)
-        yield tuple(slice(start, start + part) for start, part in starts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from types import EllipsisType
 
@@ -109,6 +109,63 @@ def grad(gs: F32, u: F32 | Bits | None, s: Bits | None, neuron: Neuron, gs_time:
         else:
             gradients.append(live(carried))
     return np.stack(gradients[::-1])
+
+
+def constants_gradient(
+    gu: F32, later: F32, u: F32, s: Bits, neuron: Neuron, block: tuple[int, int, int, int]
+) -> list[F32]:
+    """Return the gradients ``[K]`` of decay and threshold; gradients, u and s are ``[T,N,H,W,K]``."""
+    alpha = _row(neuron.alpha)
+    held = {
+        "hard": lambda: np.where(s, _row(neuron.v_reset), u),
+        "soft": lambda: np.where(s, u - _row(neuron.theta), u),
+    }
+    decayed: F32 = alpha * later
+    passed = np.where(s, ZERO, decayed) if neuron.reset in held else decayed
+    taken = np.where(s, later, ZERO) if neuron.reset == "soft_delayed" else np.zeros_like(later)
+    of_decay, of_threshold = later * held.get(neuron.reset, lambda: u)(), (passed - gu) - taken
+    totals = [np.zeros(u.shape[-1], dtype=np.float32) for _ in range(2)]
+    for cut in position_blocks(u.shape[:4], block):
+        rows = [values[cut].reshape(-1, u.shape[-1]) for values in (of_decay, later, of_threshold)]
+        for decay, g, threshold in zip(*rows, strict=True):
+            totals[0] = np.where(g != 0, totals[0] + decay, totals[0])
+            totals[1] = totals[1] + threshold
+    return totals
+
+
+def position_blocks(shape: tuple[int, ...], block: tuple[int, int, int, int]) -> Iterator[tuple[slice, ...]]:
+    """Yield blocks of ``[T,N,H,W]``: samples outermost, then rows, columns, steps."""
+    steps, samples, rows, columns = (range(0, size, part) for size, part in zip(shape, block, strict=True))
+    for n, y, x, t in product(samples, rows, columns, steps):
+        starts = zip((t, n, y, x), block, strict=True)
+        yield tuple(slice(start, start + part) for start, part in starts)
+
+
+def learned_row(w: F32, kind: str) -> F32:
+    """Return the values of a learned constant."""
+    one = np.float32(1)
+    if kind == "unit":
+        return np.where(w < 0, ZERO, np.where(w > 1, one, w))
+    if kind == "plain":
+        return w
+    return np.asarray(one / (one + numerics.exp(-w if kind == "sigmoid" else w)))
+
+
+def learned_row_gradient(g: F32, w: F32, kind: str) -> F32:
+    """Return the gradient of the parameter of a learned constant."""
+    found = g
+    if kind == "unit":
+        found = np.where((w >= 0) & (w <= 1), g, ZERO)
+    elif kind != "plain":
+        value = learned_row(w, "sigmoid")
+        found = g * (value * (np.float32(1) - value))
+        found = found if kind == "sigmoid" else -found
+    if w.shape == g.shape:
+        return found
+    total = np.zeros(1, dtype=np.float32)
+    for value in found:
+        total = np.where(value != 0, total + value, total)
+    return total
 
 
 def live(g: F32) -> F32:

@@ -16,10 +16,18 @@ from xdsl.dialects.builtin import (
     i1,
 )
 from xdsl.ir import Dialect, SSAValue
-from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def, result_def
+from xdsl.irdl import (
+    AttrSizedOperandSegments,
+    ParsePropInAttrDict,
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    prop_def,
+    result_def,
+)
 from xdsl.utils.exceptions import VerifyException
 
-from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.neuron import LEARNED_ROWS, Neuron
 from h2learn.backends.reference.training import Loss
 
 from ..spike.base import (
@@ -53,7 +61,7 @@ from ..spike.base import (
 )
 from ..spike.normalisation import BatchNormTrainOp
 from ..spike.ops import ReadoutOp as ReadoutForwardOp
-from ..spike.ops import check_loss, check_neuron, pool_properties, pooled_shape
+from ..spike.ops import check_learned, check_loss, check_neuron, pool_properties, pooled_shape
 from ..spike.scan import check_delay
 
 
@@ -162,8 +170,50 @@ class ReadoutOp(InferredOp):
         return [result]
 
 
+class LifGradientOp(FiringOp, abc.ABC):
+    """What flows back through spiking neurons; learned constants as in ``spike.lif``."""
+
+    gradient = operand_def(TensorType)
+    u = operand_def(TensorType)
+    s = operand_def(TensorType)
+    decay = opt_operand_def(TensorType)
+    threshold = opt_operand_def(TensorType)
+
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
+    assembly_format = (
+        "$gradient `,` $u `,` $s (`decay` $decay^ `:` type($decay))? (`threshold` $threshold^ `:` type($threshold))? "
+        "attr-dict `:` type($gradient) `,` type($u) `,` type($s) `->` type(results)"
+    )
+
+    def __init__(
+        self,
+        gradient: SSAValue,
+        u: SSAValue,
+        s: SSAValue,
+        neuron: Neuron,
+        decay: SSAValue | None = None,
+        threshold: SSAValue | None = None,
+        *,
+        location: LocationAttr,
+    ) -> None:
+        rows = [[] if row is None else [row] for row in (decay, threshold)]
+        super().__init__([gradient, u, s, *rows], neuron_properties(neuron), location)
+
+    @classmethod
+    def channels(cls, operands: Sequence[Tensor], properties: Properties) -> int:
+        """Return the channels; raises VerifyException unless the operands fit together."""
+        gradient, u, s, *rows = operands
+        shape = expect_rank("gradient", gradient, 3, 5)
+        expect_element("gradient", gradient, f32)
+        expect_type("u", u, real(shape))
+        expect_type("s", s, spikes(shape))
+        check_neuron(neuron_of(properties), shape[-1])
+        check_learned(rows, properties, shape[-1])
+        return shape[-1]
+
+
 @irdl_op_definition
-class LifOp(FiringOp):
+class LifOp(LifGradientOp):
     """Adjoint of ``spike.lif``, backwards in time: gradient of the spikes to gradient of the current.
 
     With the surrogate sg[t] and gn = gu[t+1] (0 at the end)::
@@ -179,26 +229,63 @@ class LifOp(FiringOp):
 
     name = "sgrad.lif"
 
-    gradient = operand_def(TensorType)
-    u = operand_def(TensorType)
-    s = operand_def(TensorType)
     result = result_def(TensorType)
-
-    assembly_format = "$gradient `,` $u `,` $s attr-dict `:` functional-type(operands, results)"
-
-    def __init__(self, gradient: SSAValue, u: SSAValue, s: SSAValue, neuron: Neuron, *, location: LocationAttr) -> None:
-        super().__init__([gradient, u, s], neuron_properties(neuron), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Give the type of the gradient."""
-        gradient, u, s = operands
-        shape = expect_rank("gradient", gradient, 3, 5)
+        cls.channels(operands, properties)
+        return [operands[0]]
+
+
+@irdl_op_definition
+class LifConstantsOp(LifGradientOp):
+    """Gradients ``[K]`` of decay and threshold of ``spike.lif`` from that of its currents, which are the potentials'.
+
+    With gn = gu[t+1] and r[t] the potential after the reset: ``decay = sum gn * r[t]`` and ``threshold = sum p - gu[t]
+    - q``, where p is the second term of gu[t] in :class:`LifOp` (soft: ``alpha * (1 - s[t]) * gn``), and q is ``s[t] *
+    gn`` for soft_delayed, else 0.
+    """
+
+    name = "sgrad.lif_constants"
+
+    of_decay = result_def(TensorType)
+    of_threshold = result_def(TensorType)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give two rows."""
+        row = real((cls.channels(operands, properties),))
+        return [row, row]
+
+
+@irdl_op_definition
+class NeuronRowOp(InferredOp):
+    """Adjoint of ``spike.neuron_row``: the gradient of its parameter ``w``."""
+
+    name = "sgrad.neuron_row"
+
+    gradient = operand_def(TensorType)
+    w = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+
+    assembly_format = "$gradient `,` $w attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, gradient: SSAValue, w: SSAValue, kind: str, *, location: LocationAttr) -> None:
+        super().__init__([gradient, w], {"kind": StringAttr(kind)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give the type of the parameter."""
+        gradient, w = operands
+        expect_element("w", w, f32)
         expect_element("gradient", gradient, f32)
-        expect_type("u", u, real(shape))
-        expect_type("s", s, spikes(shape))
-        check_neuron(neuron_of(properties), shape[-1])
-        return [gradient]
+        choice(properties, "kind", LEARNED_ROWS)
+        (channels,), (found,) = expect_rank("gradient", gradient, 1), expect_rank("w", w, 1)
+        if found not in (1, channels):
+            raise VerifyException(f"expected a parameter of 1 or {channels} numbers, found {found}")
+        return [w]
 
 
 @irdl_op_definition
@@ -569,6 +656,8 @@ Sgrad = Dialect(
         LossOp,
         ReadoutOp,
         LifOp,
+        LifConstantsOp,
+        NeuronRowOp,
         LiOp,
         ConvInputOp,
         ConvWeightOp,

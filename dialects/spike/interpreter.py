@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -186,7 +187,27 @@ def _sum(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence
 
 
 def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    return neuron.lif(inputs[0], neuron_of(op))
+    x, *rows = inputs
+    return neuron.lif(x, learned_neuron(op, rows))
+
+
+def learned_neuron(op: Operation, rows: Sequence[Data]) -> neuron.Neuron:
+    """Return the neuron of an op with its learned constants."""
+    assert isinstance(op, spike.LifOp | sgrad.LifGradientOp)
+    found, values = neuron_of(op), [tuple(map(float, row)) for row in rows]
+    if op.decay is not None:
+        found = replace(found, alpha=values[0])
+    return found if op.threshold is None else replace(found, theta=values[-1])
+
+
+def _neuron_row(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    kind = choice(op.properties, "kind", neuron.LEARNED_ROWS)
+    return [neuron.learned_row(inputs[0], kind, int_value(op.properties, "channels", 1))]
+
+
+def _neuron_row_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    gradient, w = inputs
+    return [neuron.learned_row_gradient(gradient, w, choice(op.properties, "kind", neuron.LEARNED_ROWS))]
 
 
 def _li(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -245,8 +266,13 @@ def _readout_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]
 
 
 def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    gradient, u, s = inputs
-    return [neuron.lif_gradient(gradient, u, s, neuron_of(op))]
+    gradient, u, s, *rows = inputs
+    return [neuron.lif_gradient(gradient, u, s, learned_neuron(op, rows))]
+
+
+def _lif_constants(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    gradient, u, s, *rows = inputs
+    return neuron.constants_gradient(gradient, u, s, learned_neuron(op, rows))
 
 
 def _li_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
@@ -363,6 +389,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     spike.AddOp: _sum,
     spike.ConcatOp: _concat,
     spike.LifOp: _lif,
+    spike.NeuronRowOp: _neuron_row,
     spike.LiOp: _li,
     scan.DelayOp: _delay,
     spike.ReadoutOp: _readout,
@@ -372,6 +399,8 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     sgrad.LossOp: _loss_gradient,
     sgrad.ReadoutOp: _readout_gradient,
     sgrad.LifOp: _lif_gradient,
+    sgrad.LifConstantsOp: _lif_constants,
+    sgrad.NeuronRowOp: _neuron_row_gradient,
     sgrad.LiOp: _li_gradient,
     sgrad.ConvInputOp: _conv_input,
     sgrad.ConvWeightOp: _conv_weight,

@@ -18,6 +18,8 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import Attribute, Dialect, SSAValue
 from xdsl.irdl import (
+    AttrSizedOperandSegments,
+    ParsePropInAttrDict,
     irdl_op_definition,
     operand_def,
     opt_operand_def,
@@ -27,7 +29,7 @@ from xdsl.irdl import (
 )
 from xdsl.utils.exceptions import VerifyException
 
-from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.neuron import LEARNED_ROWS, Neuron
 from h2learn.backends.reference.training import Loss
 
 from .base import (
@@ -362,19 +364,34 @@ class ConcatOp(InferredOp):
 class LifOp(FiringOp):
     """Leaky integrate-and-fire neurons over time: currents ``[T,N,...,K]`` to spikes and membrane potentials.
 
-    The equation and the surrogate are those of :class:`h2learn.backends.reference.neuron.Neuron`.
+    The equation and the surrogate are those of :class:`h2learn.backends.reference.neuron.Neuron`. ``decay`` and
+    ``threshold`` ``[K]`` stand for ``alpha`` and ``theta`` where these are learned; see :class:`NeuronRowOp`.
     """
 
     name = "spike.lif"
 
     x = operand_def(TensorType)
+    decay = opt_operand_def(TensorType)
+    threshold = opt_operand_def(TensorType)
     s = result_def(TensorType)
     u = result_def(TensorType)
 
-    assembly_format = "$x attr-dict `:` functional-type(operands, results)"
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
+    assembly_format = (
+        "$x (`decay` $decay^ `:` type($decay))? (`threshold` $threshold^ `:` type($threshold))? attr-dict "
+        "`:` functional-type($x, results)"
+    )
 
-    def __init__(self, x: SSAValue, neuron: Neuron, *, location: LocationAttr) -> None:
-        super().__init__([x], neuron_properties(neuron), location)
+    def __init__(
+        self,
+        x: SSAValue,
+        neuron: Neuron,
+        decay: SSAValue | None = None,
+        threshold: SSAValue | None = None,
+        *,
+        location: LocationAttr,
+    ) -> None:
+        super().__init__([x, _optional(decay), _optional(threshold)], neuron_properties(neuron), location)
 
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
@@ -382,7 +399,39 @@ class LifOp(FiringOp):
         expect_element("x", operands[0], f32)
         shape = expect_rank("x", operands[0], 3, 5)
         check_neuron(neuron_of(properties), shape[-1])
+        check_learned(operands[1:], properties, shape[-1])
         return [spikes(shape), real(shape)]
+
+
+@irdl_op_definition
+class NeuronRowOp(InferredOp):
+    """A learned constant of neurons, one number for each of ``channels``, from its parameter ``[1]`` or ``[K]``.
+
+    ``kind`` is one of :data:`h2learn.backends.reference.neuron.LEARNED_ROWS`.
+    """
+
+    name = "spike.neuron_row"
+
+    w = operand_def(TensorType)
+    result = result_def(TensorType)
+    kind = prop_def(StringAttr)
+    channels = prop_def(IntegerAttr)
+
+    assembly_format = "$w attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, w: SSAValue, kind: str, channels: int, *, location: LocationAttr) -> None:
+        super().__init__([w], {"kind": StringAttr(kind), "channels": integer(channels)}, location)
+
+    @classmethod
+    def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
+        """Give a row."""
+        expect_element("w", operands[0], f32)
+        choice(properties, "kind", LEARNED_ROWS)
+        channels = int_value(properties, "channels", 1)
+        (found,) = expect_rank("w", operands[0], 1)
+        if found not in (1, channels):
+            raise VerifyException(f"expected a parameter of 1 or {channels} numbers, found {found}")
+        return [real((channels,))]
 
 
 @irdl_op_definition
@@ -487,6 +536,14 @@ def check_neuron(neuron: Neuron, channels: int) -> None:
         check_channels(name, getattr(neuron, name), channels)
 
 
+def check_learned(rows: Sequence[Tensor], properties: Properties, channels: int) -> None:
+    """Raise VerifyException unless learned constants have one number per channel and the neuron is driven plainly."""
+    for row in rows:
+        expect_type("learned constant", row, real((channels,)))
+    if rows and not neuron_of(properties).is_driven_plainly:
+        raise VerifyException("expected no gain, leak, initial potential or synapse of neurons with learned constants")
+
+
 def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:
     """Return the type of the logits; raises VerifyException unless logits, label and scalars fit a loss."""
     logits, label, scalars = operands
@@ -523,6 +580,7 @@ Spike = Dialect(
         AddOp,
         ConcatOp,
         LifOp,
+        NeuronRowOp,
         LiOp,
         DelayOp,
         ScanOp,

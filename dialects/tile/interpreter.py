@@ -494,10 +494,47 @@ def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
 
 
 def _map(b: Buffers, p: Params, fresh: bool) -> None:
-    result = b["a"].astype(np.float32)
-    if p["kind"] == "add":
-        result = result + b["b"].astype(np.float32)
-    _put(b, p, result)
+    first = b["a"].astype(np.float32)
+    second = b["b"].astype(np.float32) if "b" in b else first
+    _put(b, p, _MAPS[str(p["kind"])](first, second))
+
+
+def _sigmoid(x: F32) -> F32:
+    return np.asarray(_ONE / (_ONE + numerics.exp(-x)))
+
+
+def _sigmoid_slope(g: F32, w: F32) -> F32:
+    value = _sigmoid(w)
+    return np.asarray(g * (value * (_ONE - value)))
+
+
+_ONE = np.float32(1)
+_MAPS: dict[str, Callable[[F32, F32], F32]] = {
+    "copy": lambda a, b: a,
+    "add": lambda a, b: a + b,
+    "unit": lambda a, b: np.where(a < 0, _ZERO, np.where(a > 1, _ONE, a)),
+    "sigmoid": lambda a, b: _sigmoid(a),
+    "falling": lambda a, b: _sigmoid(-a),
+    "unit_slope": lambda a, b: np.where((b >= 0) & (b <= 1), a, _ZERO),
+    "sigmoid_slope": _sigmoid_slope,
+    "falling_slope": lambda a, b: -_sigmoid_slope(a, b),
+}
+
+
+def _tune(b: Buffers, p: Params, fresh: bool) -> None:
+    k = int(p["k"])
+    alpha, theta, v_reset = (b["par"][row] for row in (1, 2, 3))
+    gu, later, u, s = (b[name].reshape(-1, k) for name in ("g", "later", "u", "s"))
+    u = u.astype(np.float32)
+    held: dict[object, F32] = {"hard": np.where(s, v_reset, u), "soft": np.where(s, u - theta, u)}
+    passed = np.where(s, _ZERO, alpha * later) if p["reset"] in held else alpha * later
+    taken = np.where(s, later, _ZERO) if p["reset"] == "soft_delayed" else np.zeros_like(later)
+    of_decay, of_threshold = later * held.get(p["reset"], u), (passed - gu) - taken
+    total: F32 = np.zeros((2, k), np.float32) if fresh else b["dst"].reshape(2, k).astype(np.float32)
+    for position in range(len(u)):
+        total[0] = np.where(later[position] != 0, total[0] + of_decay[position], total[0])
+        total[1] = total[1] + of_threshold[position]
+    b["dst"][...] = total.reshape(b["dst"].shape)
 
 
 def _put(b: Buffers, p: Params, result: F32) -> None:
@@ -651,6 +688,7 @@ JOBS: dict[str, Callable[[Buffers, Params, bool], None]] = {
     "tile.wu_run": _wu_run,
     "tile.lif": _lif,
     "tile.grad": _grad,
+    "tile.tune": _tune,
     "tile.pool": _pool,
     "tile.unpool": _unpool,
     "tile.rng": _rng,

@@ -555,6 +555,13 @@ FACTS: dict[str, JobFacts] = {
         ("gc", "go", "gi"),
         (*_NEURON, "detach", "gblk", "seen"),
     ),
+    "tile.tune": JobFacts(
+        "VEC",
+        ("dst", "g", "later", "u", "s", "par"),
+        ("dst", "g", "later", "u", "s", "par"),
+        ("dst",),
+        ("n", "k", "reset", "dtype", "gblk"),
+    ),
     "tile.pool": JobFacts("VEC", ("dst", "src", "idx"), ("src",), ("dst", "idx"), (*_POOL, "ylim", "xlim"), ("y", "x")),
     "tile.unpool": JobFacts("VEC", ("dst", "src", "idx"), ("src", "idx"), ("dst",), (*_POOL, *_GRADIENT)),
     "tile.rng": JobFacts(
@@ -838,6 +845,13 @@ class GradOp(JobOp):
 
 
 @irdl_op_definition
+class TuneOp(JobOp):
+    """Gradients of decay and threshold of a neuron tile, added up over its positions."""
+
+    name = "tile.tune"
+
+
+@irdl_op_definition
 class PoolOp(JobOp):
     """Pooling; no role ``idx`` unless ``kind`` is ``max``.
 
@@ -991,6 +1005,7 @@ JOBS: tuple[type[JobOp], ...] = (
     WuRunOp,
     LifOp,
     GradOp,
+    TuneOp,
     PoolOp,
     UnpoolOp,
     RngOp,
@@ -1080,7 +1095,7 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
     elif name in ("tile.pool", "tile.unpool"):
         unused |= {"idx"} if p["kind"] != "max" else set()
     elif name == "tile.map":
-        unused |= {"b"} if p["kind"] == "copy" else set()
+        unused |= set() if p["kind"] in isa.BINARY_MAPS else {"b"}
     elif name == "tile.stat":
         unused |= set() if p["kind"] == "product" else {"g"}
     elif name == "tile.norm":

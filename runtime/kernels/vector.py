@@ -718,6 +718,32 @@ def drop(
             dst[at] = values[at] * factor if drawn < share else np.float32(0)
 
 
+HARD, SOFT, SOFT_DELAYED = 0, 1, 3
+"""Numbers of the resets in the neuron descriptor."""
+
+
+@jit
+def tune(g: F32, later: F32, u: F32, s: U8, par: F32, n: int, k: int, reset: int, dst: F32) -> None:
+    """Add the gradients of decay and threshold of ``n`` positions to the two rows of ``dst``."""
+    width, zero = np.uint64(k), np.float32(0)
+    packed = (width + np.uint64(7)) // np.uint64(8)
+    for position in range(np.uint64(n)):
+        for ch in range(width):
+            at = position * width + ch
+            fired = (s[position * packed + ch // np.uint64(8)] >> np.uint8(ch % np.uint64(8))) & np.uint8(1)
+            rest, passed, taken = u[at], par[width + ch] * later[at], zero
+            if fired:
+                if reset == HARD:
+                    rest, passed = par[np.uint64(3) * width + ch], zero
+                elif reset == SOFT:
+                    rest, passed = rest - par[np.uint64(2) * width + ch], zero
+                elif reset == SOFT_DELAYED:
+                    taken = later[at]
+            if later[at] != zero:
+                dst[ch] = dst[ch] + later[at] * rest
+            dst[width + ch] = dst[width + ch] + ((passed - g[at]) - taken)
+
+
 @jit
 def descend(
     p: F32,

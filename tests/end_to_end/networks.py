@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 from xdsl.dialects import builtin
+from xdsl.ir import SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.h2learn.object_file import ObjectFile
@@ -17,7 +18,7 @@ from h2learn.backends.reference.training import RunScalars
 from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, MSECount, Optimizer, Train
 from h2learn.compiler.driver import Recipe, emit_program
 from h2learn.compiler.folding import folded
-from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
+from h2learn.compiler.frontends.builder import Learned, NetworkBuilder, Signal
 from h2learn.compiler.model import Model, Network
 from h2learn.compiler.universe import new_context
 from h2learn.dialects.common import PRECISION_ATTRIBUTE, Array, get_io, parameter_of_state, state_name
@@ -279,7 +280,7 @@ def _neurons(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gener
     """Return the spikes of neurons, of which every third layer is recurrent."""
     neuron = random_neuron(rng, dyadic=dyadic)
     if rng.random() > 0.35:
-        return builder.lif(x, neuron, HERE)
+        return _lif(builder, x, neuron, name.removesuffix("_feedback"), rng)
     return builder.recurrent(x, name, lambda c: builder.lif(c, neuron, HERE), HERE, bias=bool(rng.integers(2)))
 
 
@@ -309,7 +310,17 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
     )
     x = x if dyadic else _normalised(builder, x, name, rng)
     x = _pooling(builder, x, rng)
-    return _pooling(builder, builder.lif(x, random_neuron(rng, dyadic=dyadic), HERE), rng)
+    return _pooling(builder, _lif(builder, x, random_neuron(rng, dyadic=dyadic), f"{name}.neurons", rng), rng)
+
+
+def _lif(builder: NetworkBuilder, x: Signal, neuron: Neuron, name: str, rng: np.random.Generator) -> Signal:
+    """Add neurons, of which every third plain ones learn decay or threshold."""
+    drawn = rng.spawn(1)[0]
+    if not neuron.is_driven_plainly or x.maps or drawn.random() > 1 / 3:
+        return builder.lif(x, neuron, HERE)
+    rows = (str(drawn.choice(["", "unit", "falling", "sigmoid"])), str(drawn.choice(["", "plain"])))
+    per_channel = frozenset(name for name in ("decay", "threshold") if drawn.random() < 0.5)
+    return builder.lif(x, replace(neuron, alpha=(0.5,)), HERE, name, Learned(*rows, per_channel))
 
 
 def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
@@ -440,15 +451,21 @@ def margin(graph: builtin.ModuleOp, data: Data) -> float:
     ]
     end = block.last_op
     assert end is not None
-    end.operands = [outside.get(op.u, op.u) if isinstance(op, spike.LifOp) else op.x for op in deciding]
+    learned = [op.threshold for op in deciding if isinstance(op, spike.LifOp) and op.threshold is not None]
+    end.operands = [outside.get(op.u, op.u) if isinstance(op, spike.LifOp) else op.x for op in deciding] + learned
     values = interpret_spike(probe, arguments(graph, data), np.float64)
-    return min((_distance(op, value) for op, value in zip(deciding, values, strict=True)), default=np.inf)
+    thresholds = dict(zip(learned, values[len(deciding) :], strict=True))
+    return min((_distance(op, value, thresholds) for op, value in zip(deciding, values, strict=False)), default=np.inf)
 
 
-def _distance(op: spike.LifOp | spike.PoolOp | spike.ReadoutOp, value: npt.NDArray[np.float64]) -> float:
+def _distance(
+    op: spike.LifOp | spike.PoolOp | spike.ReadoutOp,
+    value: npt.NDArray[np.float64],
+    thresholds: Mapping[SSAValue, npt.NDArray[np.float64]],
+) -> float:
     if isinstance(op, spike.LifOp):
         neuron = neuron_of(op)
-        away = np.abs(value - np.asarray(neuron.theta))
+        away = np.abs(value - (neuron.theta if op.threshold is None else thresholds[op.threshold]))
         edges = np.abs(away - neuron.width) if neuron.surrogate in COMPACT_SURROGATES else away
         return float(min(away.min(), edges.min()))
     if value.dtype == np.bool_:

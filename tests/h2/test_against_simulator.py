@@ -86,6 +86,8 @@ CASES += [("v.pool", {"kind": "sum", "src": a, "dst": b}) for a, b in (("bits", 
 CASES += [("v.pool", {"kind": "max", "src": form, "dst": form}) for form in ("bits", "f32")]
 CASES += [("v.unpool", {"kind": k, "src": f, "dst": f}) for f in ("slots", "f32") for k in ("avg", "max", "sum")]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a in ("f32", "bits", "storage") for d in ("f32", "storage")]
+CASES += [("v.map", {"kind": kind, "a": "f32", "b": "f32", "dst": "f32"}) for kind in isa.LEARNED_MAPS]
+CASES += [("v.tune", {"reset": reset, "drive": "plain"}) for reset in ("hard", "soft", "soft_delayed", "none")]
 CASES += [("v.drop", {"a": a, "dst": d}) for a, d in (("f32", "f32"), ("bits", "storage"), ("storage", "storage"))]
 CASES += [("v.drop", {"a": a, "dst": d}) for a, d in (("slots", "slots"), ("f32", "slots"))]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a, d in (("f32", "slots"), ("slots", "f32"))]
@@ -114,6 +116,7 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
         if name in COORDINATES:
             addresses[name] = int(rng.integers(0, 4))
     gradients = {"g", "src"} if settings.get("kind") in ("tsum", "bias") or settings.get("src") == "slots" else {"g"}
+    gradients |= {"later"}
     gradients |= {name for name in ("a", "b") if settings.get(name) == "slots"}
     for name in gradients & set(addresses) if kind != "opt" else ():
         slots(image, addresses[name], descriptor, rng)

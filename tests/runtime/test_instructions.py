@@ -80,6 +80,10 @@ class Builder:
 
     draw_v_lif = draw_v_grad = draw_neuron
 
+    def draw_v_tune(self) -> None:
+        self.draw_neuron()
+        self.enum("drive", "plain")
+
     def draw_v_pool(self) -> None:
         self.draw_pool()
         kind, src, dst = [
@@ -133,7 +137,7 @@ class Builder:
         self.draw_vec("rate", "count", "max", "mean", "last", "tsum", "bias")
 
     def draw_v_map(self) -> None:
-        self.draw_vec("copy", "add")
+        self.draw_vec("copy", "add", *isa.LEARNED_MAPS)
         for operand in ("a", "b", "dst"):
             self.enum(operand)
 
@@ -273,7 +277,9 @@ def format_of(op: Operation, name: str) -> str:
         return source if name == "src" else "slots" if op.choice("kind") == "tsum" else "f32"
     if op.mnemonic in ("v.stat", "v.fold", "v.norm") and name in ("dst", "x", "src", "run"):
         return "slots" if name == "dst" and op.choice("kind") == "backward" else "f32"
-    if name == "go" or (name == "g" and op.mnemonic != "v.opt"):
+    if op.mnemonic == "v.tune" and name == "dst":
+        return "f32"
+    if name in ("go", "later") or (name == "g" and op.mnemonic != "v.opt"):
         return "slots"
     if name in ("x", "w", "lut", "us", "uo", "u", "gc", "cs", "gi"):
         return storage

@@ -12,7 +12,7 @@ BYTES = 1 << 16
 START = BYTES // 2
 COORDINATES = ("y", "x", "pos", "neu", "tick")
 COMPUTING = sorted(row.mnemonic for row in isa.INSTRUCTIONS if row.reads or row.writes)
-KINDS = {"v.reduce": (*range(5), 9, 10), "v.loss": (5, 6), "v.map": (7, 8)}
+KINDS = {"v.reduce": (*range(5), 9, 10), "v.loss": (5, 6), "v.map": (7, 8, *range(11, 17))}
 KINDS |= {"v.stat": range(3), "v.fold": (3, 4), "v.norm": (5, 6)}
 POOLS = ((0, 0, 2), (0, 1, 1), (1, 0, 0), (1, 1, 1), (2, 0, 2), (2, 1, 1))  # kind, source, result: what v.pool can do
 
@@ -40,6 +40,8 @@ def descriptor(mnemonic, rng):
         desc |= {"surrogate": 0, "detach": 1}
     if mnemonic == "v.pack":
         desc |= {"planes": int(rng.choice([12, 17])), "frac": 8, "signed": 1}  # holds what fill gives, as either type
+    if mnemonic == "v.tune":
+        desc["drive"] = 0
     if kind == "xfer":
         desc |= {"mode": 0, "run": int(rng.integers(1, 9))}
         desc |= {f"{side}s{d}": int(rng.integers(-40, 41)) for side in "sd" for d in range(4)}

@@ -145,7 +145,7 @@ def _dropout(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
 
 def _lif(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     assert isinstance(layer, Lif)
-    return builder.lif(x, layer.neuron, layer.location, layer.name)
+    return builder.lif(x, layer.neuron, layer.location, layer.name, layer.learned)
 
 
 def _li(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:

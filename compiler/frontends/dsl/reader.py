@@ -32,6 +32,7 @@ from h2learn.compiler.autodiff.spec import (
     Train,
 )
 
+from ..builder import Learned
 from .syntax import (
     Add,
     BatchNorm,
@@ -114,6 +115,7 @@ class _Reader:
     def __init__(self, text: str, file: str) -> None:
         self.text = text
         self.file = file
+        self.learns = Learned()
 
     def description(self) -> Description:
         tree = self.parse()
@@ -126,6 +128,7 @@ class _Reader:
             if needed not in declared:
                 self.fail(network, f"expected a statement `{needed.replace('_', ' ')}`, found none", f"add `{example}`")
         default = self.neuron(_children(declared["neuron"]), Neuron()) if "neuron" in declared else Neuron()
+        self.learns = self.learned(_children(declared["neuron"]), Learned()) if "neuron" in declared else Learned()
         layers = tuple(self.layer(s, default) for s in statements if s.data in _LAYERS)
         if not layers:
             self.fail(network, "expected at least one layer, found none")
@@ -287,8 +290,19 @@ class _Reader:
 
     def neuron(self, nodes: Iterable[Node], neuron: Neuron) -> Neuron:
         for key, node in self.options(nodes).items():
-            neuron = replace(neuron, **self.neuron_option(key, node))
+            if key not in _LEARNED:
+                neuron = replace(neuron, **self.neuron_option(key, node))
         return neuron
+
+    def learned(self, nodes: Iterable[Node], learned: Learned) -> Learned:
+        for key, node in self.options(nodes).items():
+            if key in _LEARNED:
+                constant, kind = _LEARNED[key]
+                of_channels = {constant} if _children(node) else set()
+                per_channel = frozenset((learned.per_channel - {constant}) | of_channels)
+                kind = "sigmoid" if _tokens(node) else kind
+                learned = replace(learned, **{constant: kind}, per_channel=per_channel)
+        return learned
 
     def neuron_option(self, key: str, node: Node) -> dict[str, Any]:
         if key == "decay":
@@ -378,7 +392,9 @@ class _Reader:
         return Dropout(self.at(node), _name(name), number, every_step)
 
     def lif(self, node: Node, default: Neuron) -> Lif:
-        return Lif(self.at(node), _name(_tokens(node)), self.neuron(_children(node), default))
+        options = _children(node)
+        neuron, learned = self.neuron(options, default), self.learned(options, self.learns)
+        return Lif(self.at(node), _name(_tokens(node)), neuron, learned)
 
     def li(self, node: Node, default: Neuron) -> Li:
         *name, decay = _tokens(node)
@@ -387,6 +403,8 @@ class _Reader:
 
     def recurrent(self, node: Node, default: Neuron) -> Recurrent:
         options = _children(node)
+        if self.learned((option for option in options if option.data != "bias"), self.learns):
+            self.fail(node, "expected constants that are not learned in a recurrent layer, found `learn`")
         neuron = self.neuron((option for option in options if option.data != "bias"), default)
         bias = "bias" in self.options(option for option in options if option.data == "bias")
         return Recurrent(self.at(node), str(_tokens(node)[0]), neuron, bias)
@@ -487,6 +505,9 @@ class _Reader:
         seed = self.integer(_tokens(options["seed"])[0], "seed", 0, MAX_SEED) if "seed" in options else Init().seed
         return Init(gain, seed)
 
+
+_LEARNED = {"learn_decay": ("decay", "unit"), "learn_threshold": ("threshold", "plain")}
+"""Options that make a constant a parameter, and how the parameter gives it unless the option says otherwise."""
 
 _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "conv": _Reader.conv,

@@ -9,6 +9,8 @@ from h2learn.backends.h2learn.errors import Location
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.autodiff.spec import Train
 
+from ..builder import Learned
+
 Sizes: TypeAlias = tuple[int, ...]
 """One size, or one down and one across."""
 
@@ -130,6 +132,7 @@ class Lif(LayerStatement):
 
     name: str
     neuron: Neuron
+    learned: Learned = field(default_factory=Learned)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ class _Exporter:
         self._add("pool", kinds[op.kind.data], pool(*window))
 
     def _lif(self, op: spike.LifOp) -> None:
+        if op.decay is not None or op.threshold is not None:
+            raise self._refusal(op, "the export of learned decays and thresholds is not implemented")
         neuron = neuron_of(op)
         thresholds = {"v_threshold": np.asarray(neuron.theta), "v_reset": np.asarray(neuron.v_reset)}
         name = self._neuron(op, neuron, thresholds, ("IF", "LIF", "CubaLIF"))
