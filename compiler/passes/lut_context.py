@@ -87,10 +87,11 @@ class LutContext:
 
     def plain(self, value: SSAValue) -> SSAValue:
         """Return the ``lut`` value of ``value`` in fp32; a bias that it waits for stays pending."""
-        found = self.values[value]
-        if is_tensor(found):
-            return found
-        return self._converted(found, lut.tensor(shape(found)), parameter_location(value))
+        return self.single(self.values[value], parameter_location(value))
+
+    def single(self, found: SSAValue, location: LocationAttr) -> SSAValue:
+        """Return a ``lut`` value in fp32."""
+        return found if is_tensor(found) else self._converted(found, lut.tensor(shape(found)), location)
 
     def stored(self, value: SSAValue) -> SSAValue:
         """Return what a convolution reads: spikes or reals in storage type, a current with its bias rounded to it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,17 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, plan_forward
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import WINDOWS, ConvGeometry, Neuron, Planes, Shape, SpikesType, StoreType, Update
+from h2learn.dialects.lut.attributes import (
+    WINDOWS,
+    ConvGeometry,
+    GradsType,
+    Neuron,
+    Planes,
+    Shape,
+    SpikesType,
+    StoreType,
+    Update,
+)
 from h2learn.dialects.lut.normalisation import NormOp, NormStatsOp
 from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
@@ -59,7 +70,8 @@ def _repeat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     """Vanishes: a neuron or a sum takes a value without time as the same at every step."""
     assert isinstance(op, spike.RepeatOp)
     for user in _users(op.result):
-        if not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp | spike.ScanOp):
+        draws = isinstance(user, spike.DropoutTrainOp) and user.every_step is not None
+        if not draws and not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp | spike.ScanOp):
             raise NoLoweringError(f"expected a neuron or a sum behind the repeated value, found {user.name}")
     return [context.values[op.x]]
 
@@ -227,7 +239,10 @@ def _dropout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     x = context.biased(op.x) if found in context.biases else found
     if "last" in (context.gs_time.get(found), context.gs_time.get(x)):
         raise NoLoweringError("expected a layer between dropout and a readout of the last step")
-    result = StoreType(shape(x), context.dtype) if isinstance(x.type, SpikesType) else x.type
+    total = (*shape(op.x)[:1], *shape(x)) if op.every_step is not None and len(shape(x)) == 4 else shape(x)
+    result: Attribute = lut.tensor(total) if is_tensor(x) else StoreType(total, context.dtype)
+    if isinstance(x.type, GradsType):
+        result = GradsType(total, x.type.dtype)
     dropout = lut.DropoutOp(x, context.values[op.scalars], dropout_of(op), result, op.location)
     context.emit(dropout)
     return [dropout.result]
@@ -301,18 +316,43 @@ def _delay(context: LutContext, op: Operation) -> Sequence[SSAValue]:
         total = lut.AddOp(x, pending.bias, x.type, fused(op.location, pending.location))
         context.emit(total)
         x = total.result
-    return [delayed(context, x, int_list(op.properties, "steps"), 1, op.location)]
+    late = delayed(context, x, int_list(op.properties, "steps"), 1, op.location)
+    if type(late.type) is not type(x.type) and any(isinstance(use.operation, func.ReturnOp) for use in op.result.uses):
+        raise NoLoweringError("expected a layer behind spikes with a delay for each channel, found a result")
+    return [late]
 
 
 def delayed(context: LutContext, x: SSAValue, steps: Sequence[int], direction: int, location: LocationAttr) -> SSAValue:
-    """Return ``x`` later (``direction`` 1) or earlier (-1) by ``steps``."""
-    if len(set(steps)) > 1:
-        raise NoLoweringError(f"expected one delay for all channels, found {min(steps)} to {max(steps)} steps")
+    """Return ``x`` later (``direction`` 1) or earlier (-1) by ``steps``.
+
+    Where these differ by channel, neighbours with one delay are cut out, delayed and joined again, in fp32.
+    """
     if len(shape(x)) != 5:
         raise NoLoweringError("expected a value of its own at every time step to delay, found a repeated one")
-    if steps[0] == 0:
+    if len(set(steps)) == 1:
+        return _moved(context, x, direction * steps[0], location)
+    if len(steps) != shape(x)[-1]:
+        raise NoLoweringError(
+            f"expected one delay for each of {shape(x)[-1]} channels behind flatten, found {len(steps)}"
+        )
+    whole, parts, first = context.single(x, location), list[SSAValue](), 0
+    for late, run in itertools.groupby(steps):
+        count = len(list(run))
+        part = lut.SliceOp(whole, first, count, location)
+        context.emit(part)
+        parts.append(_moved(context, part.result, direction * late, location))
+        first += count
+    joined = lut.ConcatOp(parts, whole.type, location)
+    context.emit(joined)
+    return joined.result
+
+
+def _moved(context: LutContext, x: SSAValue, steps: int, location: LocationAttr) -> SSAValue:
+    """Return ``x`` by ``steps`` later (below 0: earlier)."""
+    if steps == 0:
         return x
-    delay = DelayOp(x, direction * min(steps[0], shape(x)[0]), location)
+    most = shape(x)[0]
+    delay = DelayOp(x, max(-most, min(steps, most)), location)
     context.emit(delay)
     return delay.result
 

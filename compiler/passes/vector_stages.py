@@ -556,7 +556,7 @@ def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
 def lower_dropout(ctx: TileContext, op: lut.DropoutOp) -> None:
     """Lower dropout: rows of whole channels, step by step."""
     source, what = ctx.values[op.x], op.what
-    full = shape_of(op.x.type)
+    full = shape_of(op.result.type)
     steps, (batch, height, width, channels) = leading(full), full[-4:]
     (source_form, _, source_gblk), (form, _, gblk) = ctx.form_of(op.x.type), ctx.form_of(op.result.type)
 
@@ -595,19 +595,19 @@ def lower_dropout(ctx: TileContext, op: lut.DropoutOp) -> None:
                 Cut(0, channels),
             )
             window = activation_window(source, time, *area.cuts, cut)
-            timed = len(window[1]) == 5
             values = b.alloc("values", memory_of(source_form), source_form, tuple(window[1]), source_gblk)
             b.load(source, values, *window)
-            out = b.alloc("kept", memory_of(form), form, tuple(window[1]), gblk)
+            target = activation_window(result, time, *area.cuts, cut)
+            out = b.alloc("kept", memory_of(form), form, tuple(target[1]), gblk)
             with b.loop("step", t.steps) as step:
                 places: dict[str, Place] = {
-                    "dst": (out, step) if timed else out,
-                    "a": (values, step) if timed else values,
+                    "dst": (out, step) if len(target[1]) == 5 else out,
+                    "a": (values, step) if len(window[1]) == 5 else values,
                     "scal": scal,
                 }
                 tick = it * t.steps + step if what.every_step else 0
                 b.job(tile.DropOp, places, params, coords=[n * t.samples, y * (t.rows * width * channels), tick])
-            b.store(result, out, *activation_window(result, time, *area.cuts, cut))
+            b.store(result, out, *target)
 
 
 def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:

@@ -194,7 +194,8 @@ def _rng(op: RngOp, x: Real, scalars: Real) -> Sequence[Array]:
 
 
 def _dropout(op: DropoutOp, x: Real, scalars: Real) -> Sequence[Array]:
-    return [_formatted(vector.dropout(x, scalars, op.what), op.result)]
+    steps = shape_of(op.result.type)[0] if op.what.every_step else 1
+    return [_formatted(vector.dropout(x, scalars, op.what, steps), op.result)]
 
 
 def _cast(op: CastOp, p: Real) -> Sequence[Array]:

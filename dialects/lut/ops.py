@@ -510,7 +510,8 @@ class RngOp(LutOp):
 class DropoutOp(LutOp):
     """Values ``x[(t,)n,h,w,c]`` of which some are 0 and the others ``f32(x * factor)``, keyed like :class:`RngOp`.
 
-    The result has any format for reals. Without ``every_step`` the step that keys the numbers is 0.
+    The result has any format for reals. Without ``every_step`` the step that keys the numbers is 0; with it a value
+    that is the same at all steps gives a result ``[T,N,H,W,C]``.
     """
 
     name = "lut.dropout"
@@ -544,11 +545,13 @@ class DropoutOp(LutOp):
         """Check formats and shapes."""
         shape = _activation("values", self.x.type)
         _verify_reals(self.result.type)
-        _expect_shape("result", self.result.type, shape)
+        found = shape_of(self.result.type)
+        repeated = self.what.every_step and len(shape) == 4
+        _expect("the shape of the result", list(found[1:] if repeated else found), list(shape))
         if not 0 <= self.what.probability < 1:
             raise VerifyException(f"expected a probability from 0 to below 1, found {self.what.probability}")
-        if self.what.every_step and len(shape) != 5:
-            raise VerifyException(f"expected a value over time to draw for every step, found {self.x.type}")
+        if self.what.every_step and len(found) != 5:
+            raise VerifyException(f"expected a result over time to draw for every step, found {self.result.type}")
 
 
 @irdl_op_definition
@@ -1031,7 +1034,7 @@ class ConcatOp(LutOp):
 
 @irdl_op_definition
 class SliceOp(LutOp):
-    """``channels`` channels of a gradient ``[(T,)N,H,W,C]`` in fp32, from ``first`` on."""
+    """``channels`` channels of values ``[(T,)N,H,W,C]`` in fp32, from ``first`` on."""
 
     name = "lut.slice"
     ENGINE: ClassVar[str] = "DMA"

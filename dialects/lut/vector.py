@@ -214,9 +214,8 @@ def rng(x: F32, scalars: Ints, stream: int, steps: int) -> Bits:
     return np.stack(ticks)
 
 
-def dropout(x: F32 | Bits, scalars: Ints, what: Dropout) -> F32:
-    """Return values ``[(T,)N,H,W,C]``, some of them 0 and the others scaled, in float32."""
-    steps = len(x) if what.every_step else 1
+def dropout(x: F32 | Bits, scalars: Ints, what: Dropout, steps: int) -> F32:
+    """Return values ``[(T,)N,H,W,C]``, some of them 0 and the others scaled, in float32; ``steps``: as many draws."""
     share: F32 = np.full(x.shape[-4:], what.share, dtype=np.float32)
     keeps = rng(share, scalars, what.stream, steps)
     return np.where(keeps if what.every_step else keeps[0], x.astype(np.float32) * what.factor, ZERO)

@@ -146,11 +146,14 @@ def test_refused(line: str, message: str) -> None:
         parse_snn(NET.replace("dropout d1: 0.4", line))
 
 
-def test_a_draw_for_every_step_needs_time() -> None:
-    net = NET.replace(" over time", "\nencode direct").replace("conv c1", "dropout d0: 0.1, every step\nconv c1")
-    with pytest.raises(h2learn.H2LearnError) as refused:
-        program(net)
-    assert "behind the repeated value, found spike.dropout_train" in refused.value.excerpt
+def test_a_draw_for_every_step_of_an_input_that_is_the_same_at_all() -> None:
+    net = NET.replace(" over time", "\nencode direct").replace("conv c1", "dropout d0: 0.1{}\nconv c1")
+    fed = inputs() | {"x": inputs()["x"][0]}
+    anew, once = (program(net.format(option)).run(fed) for option in (", every step", ""))
+    assert anew.loss != once.loss
+    frames = net.replace("\nencode direct", " over time").format(", every step")
+    repeated = program(frames).run(fed | {"x": np.repeat(fed["x"][None], 3, axis=0)})
+    assert anew.loss == pytest.approx(repeated.loss, rel=1e-6)
 
 
 def test_spikes_at_the_end_are_refused_for_inference() -> None:

@@ -234,10 +234,10 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = builder.linear(x, "hidden", int(rng.choice([6, 16, 20])), HERE, bias=bool(rng.integers(2)))
         before, behind = (int(rng.integers(0, 4)) if rng.random() < 0.25 else 0 for _ in range(2))
         if before and timed is not None:
-            x = builder.delay(x, [before], HERE)
+            x = builder.delay(x, _delays(x, before, rng), HERE)
         x = _neurons(builder, x, "hidden_feedback", rng, dyadic=dyadic)
         if behind:
-            x = builder.delay(x, [behind], HERE)
+            x = builder.delay(x, _delays(x, behind, rng), HERE)
     x = _dropped(builder, x, rng)
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
@@ -249,6 +249,12 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = builder.li(x, random_neuron(rng, dyadic=dyadic), HERE)
     builder.output("logits", builder.readout(x, kind, HERE))
     return builder.finish("random", HERE)
+
+
+def _delays(x: Signal, steps: int, rng: np.random.Generator) -> list[int]:
+    """Return ``steps``, or in every third place a delay of its own for each channel."""
+    drawn = rng.spawn(1)[0]
+    return [steps] if drawn.random() > 1 / 3 else np.sort(drawn.integers(0, steps + 1, x.shape[-1])).tolist()
 
 
 def random_neuron(rng: np.random.Generator, *, dyadic: bool) -> Neuron:
@@ -363,7 +369,7 @@ def _dropped(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Si
     drawn = rng.spawn(1)[0]
     if drawn.random() > 1 / 7:
         return x
-    every_step = bool(drawn.random() < 0.5) and not isinstance(x.value.owner, spike.EncodeOp)
+    every_step = bool(drawn.random() < 0.5)
     return builder.dropout(x, float(drawn.choice([0.5, 0.75])), HERE, every_step=every_step)
 
 
