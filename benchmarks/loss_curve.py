@@ -142,6 +142,7 @@ def _flips(
 @click.option("--limit", default=12_000, show_default=True, help="Training images, from the first.")
 @click.option("--no-flips", is_flag=True, help="Do not count flips of spikes.")
 @click.option("--require", default=1e-3, show_default=True, help="Fail above this relative difference.")
+@click.option("--plot", metavar="FILE", help="Draw the losses of the first seed (needs matplotlib).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     data: str | None,
@@ -152,6 +153,7 @@ def main(
     limit: int,
     no_flips: bool,
     require: float,
+    plot: str | None,
     as_json: bool,
 ) -> None:
     """Compare the first losses with PyTorch's."""
@@ -176,8 +178,31 @@ def main(
     worst = max(medians(curves))
     figures = {"median": medians(curves), "worst_median": worst, "curves": [asdict(curve) for curve in curves]}
     click.echo(json.dumps(figures, indent=2) if as_json else _table(curves))
+    if plot:
+        _draw(curves[0], plot)
     if not worst <= require:
         sys.exit(f"the losses differ by {worst:.2e}, more than {require:.0e}")
+
+
+def _draw(curve: Curve, path: str) -> None:
+    """Draw both losses, and their means over 20 steps."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "h2learn"
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for losses, name, color in ((curve.expected, "PyTorch", "tab:orange"), (curve.found, "simulator", "tab:blue")):
+        steps = np.arange(1, len(losses) + 1)
+        axis.plot(steps, losses, color=color, alpha=0.3, linewidth=0.8)
+        width = min(20, len(losses))
+        mean = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+        axis.plot(steps[width - 1 :], mean, color=color, label=f"{name}, mean of {width} steps")
+    axis.set_xlabel("training step")
+    axis.set_ylabel("loss")
+    axis.legend()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _table(curves: Sequence[Curve]) -> str:

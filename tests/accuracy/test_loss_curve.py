@@ -75,3 +75,42 @@ def test_another_learning_rate_is_another_curve(tmp_path):
     (usual,) = curves(EXAMPLES / "digits.snn", count_flips=False)[:1]
     (other,) = curves(variant(tmp_path, rate=("lr 0.05", "lr 0.045")), count_flips=False)[:1]
     assert max(abs(a - b) / b for a, b in zip(usual.found, other.expected, strict=True)) > 1e-3
+
+
+RESIDUAL = """network residual
+input image: 1 x 8 x 8
+time steps: 4
+encode direct
+neuron: lif(decay 0.5, threshold 0.5, surrogate triangular(half_width 1.0))
+conv stem: 8 channels, kernel 3 x 3, padding 1, no bias
+batchnorm stem_bn
+lif s0
+conv a: 12 channels, kernel 3 x 3, stride 2, padding 1, no bias
+batchnorm an
+lif i1
+conv b: 12 channels, kernel 3 x 3, padding 1, no bias
+batchnorm bn: gain 0.2
+conv p from s0: 12 channels, kernel 1 x 1, stride 2, no bias
+batchnorm pn
+add r: bn, pn
+lif s1
+conv c: 12 channels, kernel 3 x 3, padding 1, no bias
+batchnorm cn: gain 0.2
+add q: cn, s1
+lif s2
+pool: avg whole map
+flatten
+linear classes: 10 features
+li integrate: decay 0.5
+readout membrane mean
+train: loss cross_entropy, optimizer sgd(lr 0.01, momentum 0.9)
+init: normal gain 1 seed 0
+"""
+
+
+def test_batch_norm_and_shortcuts_follow_pytorch(tmp_path):
+    path = tmp_path / "residual.snn"
+    path.write_text(RESIDUAL, encoding="utf-8")
+    found = curves(path, count_flips=False)
+    assert max(medians(found)) <= 1e-3
+    assert found[0].expected[-1] != found[0].expected[0]
