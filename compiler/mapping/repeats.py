@@ -16,6 +16,9 @@ from itertools import pairwise
 LONGEST_PERIOD = 16
 """Steps of a repeat at most; a residual block has two or three."""
 
+STEPS = (1, -1, 2, -2)
+"""How a row may go on through a family of which it has one member so far."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -86,11 +89,42 @@ class Families:
             return True
         if len(set(row)) < len(row) or len({self._kind(name) for name in row}) > 1:
             return False
+        if not any(name in self._after or name in self._before for name in row):
+            return self._link(row)
+        step = self._step(row)
+        return any(self._spread(row, each) for each in ((step,) if step is not None else STEPS))
+
+    def _spread(self, row: Sequence[Hashable], step: int) -> bool:
+        """Make a row of which some are in a family move through it in steps of ``step``."""
+        mark = len(self._links)
+        while not self._even(row):
+            if not self._extend(row, step):
+                self._undo(mark)
+                return False
+        return True
+
+    def _step(self, row: Sequence[Hashable]) -> int | None:
+        """Return how far apart the first two neighbours lie that are in one family, None where there are none."""
         places = [self.place(name) for name in row]
-        if len({first for first, _ in places}) == 1:
-            steps = {later[1] - earlier[1] for earlier, later in pairwise(places)}
-            return len(steps) == 1
-        return self._link(row) or self._link(row[::-1])
+        return next((b[1] - a[1] for a, b in pairwise(places) if a[0] == b[0]), None)
+
+    def _even(self, row: Sequence[Hashable]) -> bool:
+        """Whether a row is in one family and moves evenly."""
+        places = [self.place(name) for name in row]
+        return len({first for first, _ in places}) == 1 and len({b[1] - a[1] for a, b in pairwise(places)}) == 1
+
+    def _extend(self, row: Sequence[Hashable], step: int) -> bool:
+        """Put one more member of the row at the end of the family where it has to be, if that is its next place."""
+        for known, name in (*pairwise(row), *((b, a) for a, b in pairwise(row))):
+            first, number = self.place(known)
+            if self.place(name)[0] == first or (known not in self._after and known not in self._before):
+                continue
+            forward = row.index(name) > row.index(known)
+            place = number + (step if forward else -step)
+            members = self.members(first)
+            if place in (-1, len(members)) and name not in self._after and name not in self._before:
+                return self._link((name, first) if place < 0 else (members[-1], name))
+        return False
 
     def _link(self, row: Sequence[Hashable]) -> bool:
         mark = len(self._links)
@@ -130,6 +164,21 @@ def find_repeats(
     numbers = range(len(sequences))
     _, found, families = max((attempt(numbers), attempt(numbers[::-1])), key=lambda attempt: attempt[0])
     return found, families
+
+
+def bring_together(forms: Sequence[Hashable]) -> list[int]:
+    """Return an order of independent steps in which equal ones follow each other, if one run of others is between.
+
+    Steps are not brought far forward, because what they wait for comes in the order given.
+    """
+    runs: list[list[int]] = []
+    for number, form in enumerate(forms):
+        known = next((run for run in runs[-2:] if forms[run[0]] == form), None)
+        if known is None:
+            runs.append([number])
+        else:
+            known.append(number)
+    return [number for run in runs for number in run]
 
 
 def _search(steps: Sequence[Step], low: int, high: int, families: Families) -> list[Repeat]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import prod
 
 Clock = list[int]
@@ -209,8 +209,40 @@ class _Analysis:
             rest = [e for e in edges if e is not edge]
             if all(self._covered(trace, rest) for trace in traces):
                 edges = rest
+        edges = self._joined(edges, traces)
         self.edges += edges
         self._close(stage, traces, [self._walk(trace, edges, _refuse) for trace in traces])
+
+    def _joined(self, edges: list[Edge], traces: Sequence[Trace]) -> list[Edge]:
+        """Let one token stand for two between the same engines and loops: the later post, taken at the earlier place.
+
+        That asks for a little more order, between neighbours in a loop, and saves a token with all its posts and takes.
+        """
+        for one, other in combinations(edges, 2):
+            if one in edges and other in edges and (wanted := self._both(one, other)) is not None:
+                rest = [edge for edge in edges if edge is not one and edge is not other]
+                if all(self._covered(trace, [*rest, wanted]) for trace in traces):
+                    edges = [*rest, wanted]
+        return edges
+
+    def _both(self, one: Edge, other: Edge) -> Edge | None:
+        """Return the edge that implies two others, None where there is none between the same two loops."""
+        if (one.producer, one.consumer, one.credits) != (other.producer, other.consumer, other.credits):
+            return None
+        sources, targets = ([getattr(edge, end) for edge in (one, other)] for end in ("source", "target"))
+        for places in (sources, targets):
+            if len({self._around.get(place) for place in places}) > 1 or places[0] not in self._around:
+                return None
+        source = max(sources, key=self._order)
+        target = min(targets, key=self._order)
+        apart = self._around[source] != self._around[target]
+        if not one.credits and (apart or self._order(source) >= self._order(target)):
+            return None
+        return Edge(source, target, one.producer, one.consumer, one.credits)
+
+    def _order(self, place: Loop | Job) -> int:
+        """Return the number of a place among the children of its loop."""
+        return self._around[place][-1].children.index(place)
 
     def _trace(self, stage: Loop, trips: Mapping[Loop, int]) -> Trace:
         """Run the stage in program order and note what every event needs."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from typing import ClassVar
 
@@ -12,6 +14,7 @@ from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.isa import ENGINES
+from h2learn.compiler.mapping.kept_tokens import KeptTokens
 from h2learn.compiler.mapping.sync import Edge, Job, Loop, Region, order_stages
 from h2learn.compiler.passes.families import Families, leading
 from h2learn.compiler.passes.stream_tokens import insert_stream_tokens
@@ -24,6 +27,7 @@ from h2learn.compiler.passes.tile_layout import (
     layer_loop,
     placed_bytes,
     root_tensor,
+    section_loop,
     slot_stride,
     stack_of,
     stage_loops,
@@ -42,15 +46,19 @@ class InsertTokensPass(ModulePass):
     def apply(self, ctx: Context, op: builtin.ModuleOp) -> None:
         """Insert ``tile.signal`` and ``tile.wait``."""
         del ctx
-        token = 0
+        numbers = count()
         families = Families.of(op.walk())
+        kept: dict[Block, KeptTokens] = {}
         for section in sections(op):
             places: dict[Loop | Job, Operation] = {}
             stages = [_unit(unit, places, families) for unit in section]
+            tokens = kept.setdefault(_stream_block(section[0]), KeptTokens(numbers))
+            tokens.new_section()
             for edge in order_stages(stages, len(ENGINES)):
-                _insert(edge, token, places)
-                token += 1
-        insert_stream_tokens([stream for stream in op.walk() if isinstance(stream, tile.StreamOp)], token)
+                _insert(edge, places, section, tokens, numbers)
+        for block, tokens in kept.items():
+            _post_kept(block, tokens)
+        insert_stream_tokens([stream for stream in op.walk() if isinstance(stream, tile.StreamOp)], next(numbers))
 
 
 def sections(module: builtin.ModuleOp) -> list[list[tile.StageOp | tile.ForOp]]:
@@ -147,20 +155,49 @@ def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool, families: Fami
     return Region(space, low, size, written, tuple(coeffs), limit=limit, window=tuple(window), member=place)
 
 
-def _insert(edge: Edge, token: int, places: dict[Loop | Job, Operation]) -> None:
+def _insert(
+    edge: Edge,
+    places: dict[Loop | Job, Operation],
+    section: Sequence[Operation],
+    kept: KeptTokens,
+    numbers: Iterator[int],
+) -> None:
     source, target = places[edge.source], places[edge.target]
     around = enclosing_loops(source)
-    count = prod(loop.trips.data for loop in stage_loops(target) if loop not in around)
-    signal = tile.SignalOp(ENGINES[edge.producer], token, count)
-    wait = tile.WaitOp(ENGINES[edge.consumer], token)
+    at_once = prod(loop.trips.data for loop in stage_loops(target) if loop not in around)
+    token = None
+    if edge.credits and at_once == 1:
+        token = kept.take(edge.producer, edge.consumer, edge.credits, section.index(_unit_of(target)))
+    number = next(numbers) if token is None else token
+    signal = tile.SignalOp(ENGINES[edge.producer], number, at_once)
+    wait = tile.WaitOp(ENGINES[edge.consumer], number)
     signal.location, wait.location = source.location, target.location
     insert_after(source, signal)
     insert_before(target, wait)
-    if edge.credits:
+    if edge.credits and token is None:
         # posted by the one who takes them: the producer may still be busy with the stage before
-        credits = tile.SignalOp(ENGINES[edge.consumer], token, edge.credits * count)
+        credits = tile.SignalOp(ENGINES[edge.consumer], number, edge.credits * at_once)
         credits.location = target.location
         insert_before(_unit_of(target), credits)
+
+
+def _stream_block(unit: Operation) -> Block:
+    """Return the block of the stream, or of the function, in which a unit stands."""
+    block = unit.parent
+    loop = section_loop(unit)
+    if loop is not None:
+        block = loop.parent
+    assert block is not None
+    return block
+
+
+def _post_kept(block: Block, kept: KeptTokens) -> None:
+    """Post the credits of kept tokens once, in front of all stages."""
+    first = next(op for op in block.ops if isinstance(op, tile.ForOp | tile.StageOp | tile.TokenOp))
+    for number, consumer, credits in kept.posts():
+        signal = tile.SignalOp(ENGINES[consumer], number, credits)
+        signal.location = first.location
+        insert_before(first, signal)
 
 
 def _unit_of(op: Operation) -> Operation:

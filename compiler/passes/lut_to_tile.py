@@ -18,6 +18,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.repeats import bring_together
 from h2learn.compiler.mapping.streams import BACKWARD, DEFAULT_OVERLAP, FORWARD, JOINED, OPTIMIZER, UPDATE, streams_of
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
@@ -119,7 +120,9 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None
             lower(ctx, op)
             trained = trained or isinstance(op, lut.LossOp)
     order: dict[SSAValue, int] = {result: number for number, op in enumerate(ops) for result in op.results}
-    for op in sorted((op for op in ops if isinstance(op, lut.OptOp)), key=lambda op: order[op.g]):
+    updates = sorted((op for op in ops if isinstance(op, lut.OptOp)), key=lambda op: order[op.g])
+    for number in bring_together([(op.p.type, op.update, op.w is None) for op in updates]):
+        op = updates[number]
         steps.leave(ctx, OPTIMIZER)
         vector_stages.lower_optimizer(ctx, op)
 

@@ -136,6 +136,11 @@ def _write_streams(main: func.FuncOp, symbols: dict[SSAValue, h2.TensorSymbol]) 
             for token in [token for token, use in section.items() if not (use.producer and use.consumer)]:
                 del section[token]
                 shared.setdefault(token, len(shared))
+    kept = [_kept(body) for body in bodies]
+    for token in (op.token.data for posts in kept for op in posts):
+        shared.setdefault(token, len(shared))
+        for section in (section for uses in sections for section in uses):
+            section.pop(token, None)
     available = list(range(len(shared), isa.SEMAPHORES))
     least = [least_semaphores(uses) for uses in sections]
     writers: list[_Writer] = []
@@ -147,7 +152,8 @@ def _write_streams(main: func.FuncOp, symbols: dict[SSAValue, h2.TensorSymbol]) 
         parent = body.parent_op()
         label = parent.label.data.partition(JOINED)[0] if isinstance(parent, tile.StreamOp) else ""
         writers.append(_Writer(symbols, shared, dict(zip(_sections(body), plans, strict=True)), label))
-        writers[-1].program(body, main.location)
+        left = [(op.engine.data, shared[op.token.data], op.count.data) for op in kept[number]]
+        writers[-1].program(body, main.location, left)
     return writers
 
 
@@ -228,6 +234,17 @@ def _is_unit(op: Operation) -> bool:
     return isinstance(op, tile.StageOp) or (isinstance(op, tile.ForOp) and not is_section(op))
 
 
+def _kept(body: Block) -> list[tile.SignalOp]:
+    """Return the posts in front of all stages: of tokens whose credits go on from stage to stage."""
+    found: list[tile.SignalOp] = []
+    for op in body.ops:
+        if isinstance(op, tile.SignalOp):
+            found.append(op)
+        elif isinstance(op, tile.ForOp | tile.StageOp | tile.WaitOp):
+            break
+    return found
+
+
 def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[tile.SignalOp | tile.WaitOp]:
     return (inner for inner in op.walk() if isinstance(inner, kinds))
 
@@ -254,10 +271,10 @@ class _Writer:
         self._outer = ""
         self._place = ""
 
-    def program(self, body: Block, location: LocationAttr) -> None:
-        """Write all stages, drain what is left, halt."""
+    def program(self, body: Block, location: LocationAttr, kept: Sequence[tuple[str, int, int]]) -> None:
+        """Write all stages, drain what is left, also of kept tokens, halt."""
         self._section(body)
-        self._drain(self._plan.left, location)
+        self._drain([*self._plan.left, *kept], location)
         self._add("halt", location)
 
     def _section(self, block: Block) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from h2learn.compiler.mapping.repeats import Families, Repeat, Step, find_repeats
+from h2learn.compiler.mapping.repeats import Families, Repeat, Step, bring_together, find_repeats
 
 
 def steps(text: str) -> list[Step]:
@@ -59,6 +59,20 @@ def test_members_have_one_kind_and_one_place() -> None:
 def test_what_is_marked_stays_alone_and_the_longest_saving_goes_first() -> None:
     assert repeats("A:w0 -:x A:w1 A:w2 A:w3 B:v0 A:w4 B:v1 A:w5")[0] == [[Repeat(2, 1, 3), Repeat(5, 2, 2)]]
     assert repeats("-:w0 -:w1")[0] == [[]]
+
+
+def test_rows_interleave_in_one_family() -> None:
+    """Two layers per block, which one sequence takes in turns and another one after the other, downwards."""
+    blocks = "A:w0,s0,i0 B:v0,i0,s1 A:w1,s1,i1 B:v1,i1,s2 A:w2,s2,i2 B:v2,i2,s3"
+    down = "U:i2,v2 U:s2,w2 U:i1,v1 U:s1,w1 U:i0,v0 U:s0,w0"
+    found, families = find_repeats([steps(blocks), steps(down)], lambda name: "")
+    assert found == [[Repeat(0, 2, 3)], [Repeat(0, 1, 6)]]
+    assert families.all() == [["s3", "i2", "s2", "i1", "s1", "i0", "s0"], ["v2", "w2", "v1", "w1", "v0", "w0"]]
+
+
+def test_equal_steps_are_brought_together() -> None:
+    assert bring_together("bababpbac") == [0, 2, 4, 1, 3, 5, 6, 7, 8]
+    assert bring_together("abcda") == [0, 1, 2, 3, 4], "too far apart"
 
 
 def test_a_family_cannot_close_to_a_ring() -> None:

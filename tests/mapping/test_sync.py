@@ -347,6 +347,16 @@ def test_order_through_a_third_engine_is_enough() -> None:
     assert shown(order_stages([Loop([load, first, second])], ENGINES)) == {(DMA, FE, 0), (FE, VEC, 0)}
 
 
+def test_one_token_stands_for_neighbours_with_as_many_credits() -> None:
+    """Two buffers loaded and stored side by side: the later store frees both before the earlier load."""
+    one, two = {"ring": (2, 4, 1)}, {"ring": (2, 4, 1)}
+    loads = [Job(DMA, (write(0, 4, **one),)), Job(DMA, (write(8, 4, **two),))]
+    stores = [Job(FE, (read(0, 4, **one),)), Job(FE, (read(8, 4, **two),))]
+    edges = order_stages([Loop([Loop([*loads, *stores])])], ENGINES)
+    assert [(e.source, e.target, e.credits) for e in edges if e.producer == FE] == [(stores[1], loads[0], 2)]
+    assert [(e.source, e.target, e.credits) for e in edges if e.producer == DMA] == [(loads[1], stores[0], 0)]
+
+
 def test_order_within_an_engine_is_enough() -> None:
     one, two = Job(DMA, (write(0, 8),)), Job(DMA, (write(16, 8),))
     use, other = Job(FE, (read(16, 8),)), Job(FE, (read(0, 8),))
