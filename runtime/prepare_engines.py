@@ -122,11 +122,11 @@ def wu_run(op: Operation, site: Site) -> Prepared:
     fill = lists.append_to(Arguments()).numbers(starts.size, k, fan, is_half(op)).array(tables)
     add = Arguments().memory(site.places["acc"], 4).numbers(op.init).memory(site.places["s"], 1).array(tables)
     add.array(starts).numbers(*shape, c, k, fan, groups, block)
-    units = taps(op) * -(-c // 8)
+    units = taps(op) * -(-c // 64)
     for first in range(0, max(groups, 1), block):
         here = min(block, groups - first)
         builder.call(calls.group_call, fill, here, here * size // 2, first=first, extra=first)
-        builder.call(calls.groups_call, add, units, units * 8 * here * (k + 32) // 4, extra=first)
+        builder.call(calls.groups_call, add, units, taps(op) * c * here * (k + 32) // 4, extra=first)
     inputs = starts.size * taps(op) * c
     fixed = {
         "inputs": inputs,

@@ -17,7 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..jit import jit
-from .bits import EXPONENT, F32, I64, U8, U16, U32, U64, bits_of, last_byte_mask, lowest, population, round_half
+from ..native import word_at
+from .bits import (
+    EXPONENT,
+    F32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    bits_of,
+    last_byte_mask,
+    live_bits,
+    lowest,
+    population,
+    round_half,
+)
 from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append
 
 I32 = npt.NDArray[np.int32]
@@ -452,17 +467,6 @@ def position_starts(shape: Shape, stride_down: int, stride_across: int, images: 
 
 
 @jit
-def transpose_bits(x: np.uint64) -> np.uint64:
-    """Transpose an 8x8 bit matrix: bit i of byte j becomes bit j of byte i (Warren, Hacker's Delight, 7-3)."""
-    t = (x ^ (x >> np.uint64(7))) & np.uint64(0x00AA00AA00AA00AA)
-    x = x ^ t ^ (t << np.uint64(7))
-    t = (x ^ (x >> np.uint64(14))) & np.uint64(0x0000CCCC0000CCCC)
-    x = x ^ t ^ (t << np.uint64(14))
-    t = (x ^ (x >> np.uint64(28))) & np.uint64(0x00000000F0F0F0F0)
-    return x ^ t ^ (t << np.uint64(28))
-
-
-@jit
 def group_tables(
     channels: U32,
     values: F32,
@@ -515,47 +519,145 @@ def sum_groups(
     low: int,
     high: int,
 ) -> None:
-    """``acc[tap][c] += table of a group[pattern]`` for the units ``low .. high-1`` of (tap, byte of 8 channels).
+    """``acc[tap][c] += table of a group[pattern]`` for the units ``low .. high-1`` of (tap, 64 channels).
 
     Groups ``first_group .. first_group+here-1`` of ``fan`` consecutive positions, whose ``tables`` these are; sums are
     ``fresh`` where they begin with 0. ``work`` += (look-ups that add, spikes).
     """
     _, in_columns, _, _, _, kw = shape
     width, inputs, size = np.uint64(k), np.uint64(c), np.uint64(1) << np.uint64(fan)
-    row_bytes = (inputs + np.uint64(7)) >> np.uint64(3)
-    positions = starts.size
-    room = np.uint64(here + LANES)
-    offsets = np.empty(8 * (here + LANES), np.uint32)
-    lengths = np.zeros(8, np.uint64)
+    words = (c + 63) // 64
+    room, per_group = np.uint64(here + LANES), np.uint64(fan)
+    offsets = np.empty(64 * (here + LANES), np.uint32)
+    planes = np.empty(64 * fan, np.uint64)
+    lengths = np.zeros(64, np.uint64)
     adds = found = np.uint64(0)
     for unit in range(low, high):
-        tap, byte = unit // np.int64(row_bytes), np.uint64(unit) % row_bytes
+        tap, word = unit // words, np.uint64(unit % words)
         shift = np.uint64((tap // kw) * in_columns + tap % kw)
-        used = last_byte_mask(inputs) if byte + np.uint64(1) == row_bytes else np.uint8(255)
+        channels = min(np.uint64(64), inputs - word * np.uint64(64))
         lengths[:] = np.uint64(0)
-        for group in range(np.uint64(here)):
-            at = (np.uint64(first_group) + group) * np.uint64(fan)
-            x = np.uint64(0)
-            for i in range(min(np.uint64(fan), np.uint64(positions) - at)):
-                spike = spikes[(starts[at + i] + shift) * row_bytes + byte] & used
-                x |= np.uint64(spike) << (i << np.uint64(3))
-            if x == np.uint64(0):
+        for base in range(np.uint64(0), np.uint64(here), np.uint64(64)):
+            groups = min(np.uint64(64), np.uint64(here) - base)
+            spiked = read_planes(
+                spikes, starts, shift, inputs, word, np.uint64(first_group) + base, groups, fan, planes
+            )
+            if spiked == np.uint64(0):
                 continue
-            found += population(x)
-            x = transpose_bits(x)
-            for j in range(np.uint64(8)):
-                pattern = (x >> (j << np.uint64(3))) & np.uint64(255)
-                offsets[j * room + lengths[j]] = np.uint32((group * size + pattern) * width)
-                lengths[j] += np.uint64(pattern != np.uint64(0))
-        for j in range(min(np.uint64(8), inputs - byte * np.uint64(8))):
-            row = np.uint64(tap) * inputs + byte * np.uint64(8) + j
+            found += spiked
+            for bit in range(per_group):
+                transpose_words(planes[bit * np.uint64(64) : (bit + np.uint64(1)) * np.uint64(64)])
+            for channel in range(channels):
+                at = channel * room + lengths[channel]
+                end = list_groups(planes, channel, per_group, base * size, size, width, offsets, at)
+                lengths[channel] += end - at
+        for channel in range(channels):
+            row = (np.uint64(tap) * inputs + word * np.uint64(64) + channel) * width
             if fresh:
-                for i in range(row * width, (row + np.uint64(1)) * width):
+                for i in range(row, row + width):
                     acc[i] = np.float32(0)
-            add_rows(acc, row * width, tables, offsets, j * room, lengths[j], width)
-            adds += lengths[j]
+            add_rows(acc, row, tables, offsets, channel * room, lengths[channel], width)
+            adds += lengths[channel]
     work[0] += np.int64(adds)
     work[1] += np.int64(found)
+
+
+@jit
+def read_planes(
+    spikes: U8,
+    starts: U64,
+    shift: np.uint64,
+    inputs: np.uint64,
+    word: np.uint64,
+    first_group: np.uint64,
+    groups: np.uint64,
+    fan: int,
+    planes: U64,
+) -> np.uint64:
+    """``planes[i][group]`` = 64 channels' spikes at the i-th position of a group, 0 where there is none.
+
+    Returns how many spikes there are.
+    """
+    row_bytes, per_group = (inputs + np.uint64(7)) >> np.uint64(3), np.uint64(fan)
+    first_byte = word * np.uint64(8)
+    used = live_bits(~np.uint64(0), inputs - word * np.uint64(64))
+    inside = np.uint64(spikes.size)
+    address = spikes.ctypes.data
+    found = np.uint64(0)
+    for group in range(np.uint64(64)):
+        at = (first_group + group) * per_group
+        for i in range(per_group):
+            value = np.uint64(0)
+            if group < groups and at + i < np.uint64(starts.size):
+                place = (starts[at + i] + shift) * row_bytes + first_byte
+                if place + np.uint64(8) <= inside:  # bits behind the row are masked out
+                    value = word_at(address + np.int64(place))
+                else:
+                    for byte in range(min(np.uint64(8), row_bytes - first_byte)):
+                        value |= np.uint64(spikes[place + byte]) << (byte << np.uint64(3))
+            value &= used
+            planes[i * np.uint64(64) + group] = value
+            found += population(value)
+    return found
+
+
+@jit
+def transpose_words(x: U64) -> None:
+    """Transpose a 64x64 bit matrix: bit i of word j becomes bit j of word i (after Warren, Hacker's Delight, 7-3)."""
+    half, mask = np.uint64(32), np.uint64(0x00000000FFFFFFFF)
+    while half:
+        for base in range(np.uint64(0), np.uint64(64), half * np.uint64(2)):
+            for i in range(base, base + half):
+                t = ((x[i] >> half) ^ x[i + half]) & mask
+                x[i] ^= t << half
+                x[i + half] ^= t
+        half >>= np.uint64(1)
+        mask ^= mask << half
+
+
+@jit
+def list_groups(
+    planes: U64,
+    channel: np.uint64,
+    fan: np.uint64,
+    base: np.uint64,
+    size: np.uint64,
+    width: np.uint64,
+    offsets: U32,
+    at: np.uint64,
+) -> np.uint64:
+    """Append the table rows of a channel's non-zero patterns to ``offsets`` from ``at`` on; returns the end.
+
+    ``planes[i][channel]`` has a bit for every group.
+    """
+    lane = np.uint64(64)
+    if fan == np.uint64(4):
+        p0, p1 = planes[channel], planes[lane + channel]
+        p2, p3 = planes[np.uint64(2) * lane + channel], planes[np.uint64(3) * lane + channel]
+        live = p0 | p1 | p2 | p3
+        one = np.uint64(1)
+        while live:
+            group = lowest(live)
+            live &= live - one
+            pattern = (p0 >> group) & one
+            pattern |= ((p1 >> group) & one) << one
+            pattern |= ((p2 >> group) & one) << np.uint64(2)
+            pattern |= ((p3 >> group) & one) << np.uint64(3)
+            offsets[at] = np.uint32((base + group * size + pattern) * width)
+            at += one
+        return at
+    live = np.uint64(0)
+    for i in range(fan):
+        live |= planes[i * lane + channel]
+    while live:
+        group = lowest(live)
+        live &= live - np.uint64(1)
+        pattern = np.uint64(0)
+        for i in range(fan):
+            pattern |= ((planes[i * lane + channel] >> group) & np.uint64(1)) << i
+        offsets[at] = np.uint32((base + group * size + pattern) * width)
+        at += np.uint64(1)
+    return at
 
 
 @jit

@@ -271,9 +271,9 @@ def groups_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
         high,
     )
     if extra + here == groups:
-        row_bytes = (c + 7) // 8
-        first = low // row_bytes * c + low % row_bytes * 8
-        last = high // row_bytes * c + high % row_bytes * 8
+        words = (c + 63) // 64
+        first = low // words * c + low % words * 64
+        last = high // words * c + high % words * 64
         found[BROKEN] += count_nonfinite(acc[first * k : last * k])
     return 1
 
