@@ -119,7 +119,7 @@ def test_gradients_of_recurrent_layers(tmp_path):
     ("what", "reason"),
     [
         ("unfed start", "starts away|constant drive|lacks the bias"),
-        ("other weights", "recurrent synapse|sum of several"),
+        ("other weights", "has other weights"),
         ("two steps", "something else than its spikes|recurrent synapse|different numbers"),
         ("potentials", "something else than its spikes"),
         ("halved", "something else than its spikes"),

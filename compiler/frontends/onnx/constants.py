@@ -26,8 +26,9 @@ _OTHER_NAMES = (
     "AveragePool MaxPool GlobalAveragePool Dropout ConvTranspose Softmax LogSoftmax SoftmaxCrossEntropyLoss "
     "NegativeLogLikelihoodLoss GatherElements GatherND OneHot Pad ReduceLogSumExp ReduceSumSquare ReduceL2 "
     "ReduceL1 ReduceLogSum Einsum "
-    "Mean ArgMax ArgMin TopK NonZero EyeLike Scatter DepthToSpace SpaceToDepth MaxUnpool Elu Selu LeakyRelu PRelu Gelu "
-    "ThresholdedRelu Softsign HardSwish Mish Sin Cos Tan Atan Sinh Cosh IsNaN IsInf LogSumExp LayerNormalization"
+    "Mean DequantizeLinear ArgMax ArgMin TopK NonZero EyeLike Scatter DepthToSpace SpaceToDepth MaxUnpool "
+    "Elu Selu LeakyRelu PRelu Gelu ThresholdedRelu Softsign HardSwish Mish "
+    "Sin Cos Tan Atan Sinh Cosh IsNaN IsInf LogSumExp LayerNormalization"
 )
 _BROADCAST = frozenset(_BROADCAST_NAMES.split()) - {"Gemm", "MatMul"}
 _FOLDABLE = frozenset(_BROADCAST_NAMES.split()) | frozenset(_OTHER_NAMES.split())

@@ -366,6 +366,13 @@ def _emit_concat(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequ
     return builder.concat(inputs, place)
 
 
+def _emit_delay(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    (steps,) = layer.node.key
+    assert isinstance(steps, int)
+    x = inputs[0] if inputs[0].is_spikes else builder.li(inputs[0], 0.0, plan.location(layer))
+    return builder.delay(x, (steps,), plan.location(layer))
+
+
 def _emit_dropout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     (probability,) = layer.node.key
     assert isinstance(probability, float)
@@ -409,6 +416,7 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "sumpool": _emit_pool,
     "add": _emit_add,
     "concat": _emit_concat,
+    "delay": _emit_delay,
     "dropout": _emit_dropout,
     "flatten": _emit_flatten,
     **dict.fromkeys(READOUTS, _emit_readout),

@@ -74,6 +74,11 @@ class Executor:
             self._noted.add(problem)
             self.problems.append(problem)
 
+    def forget(self, told: Sequence[Problem]) -> None:
+        """Take back all refusals but those that were ``told``."""
+        self.problems[:] = told
+        self._noted = set(told)
+
     def note(self, what: str) -> None:
         """Note what the model does differently from the file, once."""
         if what not in self.notes:
@@ -114,8 +119,10 @@ class Executor:
         if node.op in _RANDOM:
             return [self._random(node, inputs)]
         handler = self.operators.get(node.op)
-        if not node.op.startswith(_NOT_FOLDED) and all(
-            value is None or isinstance(value, Constant) for value in inputs
+        if (
+            not node.op.startswith(_NOT_FOLDED)
+            and not _is_layer_of_zeros(node, inputs)
+            and all(value is None or isinstance(value, Constant) for value in inputs)
         ):
             constants = [value for value in inputs if value is None or isinstance(value, Constant)]
             return fold(node, constants, self.opset)
@@ -123,6 +130,13 @@ class Executor:
             hint = "export the operator's own computation instead" if "::" in node.op else ""
             raise RefusalError("this operator is not supported", hint)
         return handler(self, node, inputs)
+
+
+def _is_layer_of_zeros(node: GraphNode, inputs: Inputs) -> bool:
+    """Whether a layer reads zeros: spikes or currents in front of the first time step."""
+    x, weight = (inputs[0], inputs[1]) if len(inputs) > 1 else (None, None)
+    wide = isinstance(x, Constant) and x.array.ndim > 1 and x.uniform == 0.0
+    return node.op in ("Gemm", "MatMul", "Conv") and wide and isinstance(weight, Constant) and weight.uniform is None
 
 
 def _sentence(error: Exception) -> str:

@@ -32,11 +32,13 @@ def _matmul(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
         weight = _same_matrix(weight)
     if not isinstance(weight, Constant) or weight.array.ndim != 2:
         raise RefusalError("expected a constant matrix as second factor")
-    return [_linear(executor, node, _not_over_time(inputs[0]), weight, None, False)]
+    return [_linear(executor, node, _not_over_time(executor, inputs[0], node), weight, None, False)]
 
 
-def _not_over_time(value: Value | None) -> Tensor:
+def _not_over_time(executor: Executor, value: Value | None, node: GraphNode) -> Tensor:
     """Return a tensor whose last dimension is not time."""
+    if isinstance(value, Constant):
+        return batched(executor, value, source_text(node))
     x = single(tensor_of(value))
     assert isinstance(x, StepNode | Series)
     if isinstance(x, Series) and x.axis == len(x.shape) - 1:
@@ -249,7 +251,7 @@ def _einsum(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
         for outputs_first in (True, False):
             outer, inner = (matrix[0], matrix[1]) if outputs_first else (matrix[1], matrix[0])
             if letters.endswith(inner) and outer not in letters and result == letters[:-1] + outer:
-                return [_linear(executor, node, _not_over_time(x), weight, None, outputs_first)]
+                return [_linear(executor, node, _not_over_time(executor, x, node), weight, None, outputs_first)]
     raise RefusalError("expected the product of the last dimension with a constant matrix")
 
 

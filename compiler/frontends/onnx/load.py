@@ -35,6 +35,7 @@ NEURONS = {
 }
 UNKNOWN_BATCH = 2
 MAX_PAIRINGS = 24
+MAX_DELAYED = 64
 SHOWN_NODES = 8
 MAX_INPUT_ELEMENTS = 1 << 32
 STEPS_HINT = "give the option time_steps (--time-steps T)"
@@ -147,7 +148,12 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
         raise H2LearnError("expected a graph with an input and an output, found none", location=file)
     for entry in graph.inputs:
         if entry.kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) or entry.shape is None:
-            raise H2LearnError(f"expected a float tensor of known rank as input {entry.name}", location=file)
+            half = entry.kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+            raise H2LearnError(
+                f"expected a float tensor of known rank as input {entry.name}",
+                location=file,
+                hint="export in float32 and compile with precision='fp16'" if half else "",
+            )
     first = graph.inputs[0]
     assert first.shape is not None
     weights = weight_inputs(graph)
@@ -237,8 +243,14 @@ def _attempt(
         executor.refuse(first.name, "input", str(error), error.hint)
         return _Attempt(executor.problems, None, 1, 0)
     outputs = _outputs(executor, graph, form, values)
-    roller = Roller(executor.refuse, NEURONS[neurons] if neurons is not None else None)
-    found = _layers(executor, roller, outputs, sizes.steps)
+    told, whole = list(executor.problems), []
+    while True:
+        roller = Roller(executor.refuse, NEURONS[neurons] if neurons is not None else None, whole=whole)
+        found = _layers(executor, roller, outputs, sizes.steps)
+        if not roller.longer or len(whole) > MAX_DELAYED:
+            break
+        whole += roller.longer
+        executor.forget(told)
     whole = len(found) + len(roller.left_out) == len(outputs)
     plan = _plan(file, executor, roller, first.name, form, found) if found and whole else None
     if plan is not None and form.time_axis is not None and plan.time_steps != sizes.steps:
@@ -395,6 +407,10 @@ def _plan(
     inputs = [layer.node.key[1] for layer in layers if layer.kind == "input"]
     if len(counts) != 1 or not inputs:
         executor.refuse(outputs[0].name, "output", "the outputs have different numbers of time steps, or no input")
+        return None
+    names = [layer.node.key[0] for layer in layers if layer.kind == "input"]
+    if len(names) > len(set(names)):
+        executor.refuse(str(names[0]), "input", "its time steps are used in different ways side by side")
         return None
     if counts == {1} and None in inputs:
         executor.refuse(input_name, "input", "a network without time", NEURONS_HINT)

@@ -33,7 +33,9 @@ def integers_of(value: Value | None, what: str) -> list[int]:
 
 
 def batched(executor: Executor, value: Value | None, source: str) -> StepNode | Series:
-    """Return a value as steps with the batch first: one step, or folded ones."""
+    """Return a value as steps with the batch first: one step, folded ones, or a constant that stands for a step."""
+    if isinstance(value, Constant) and value.uniform is not None and value.array.ndim > 1:
+        return executor.steps.filled(value.uniform, value.shape, source)
     tensor = single(tensor_of(value))
     assert isinstance(tensor, StepNode | Series)
     if isinstance(tensor, Series) and tensor.axis > 0 and len(tensor.nodes) == 1:

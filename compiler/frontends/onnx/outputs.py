@@ -95,7 +95,9 @@ def _same(a: float, b: float) -> bool:
 def _is_spikes(layer: Layer) -> bool:
     if layer.neuron is not None:
         return layer.neuron.output == "spikes"
-    return layer.kind in ("maxpool", "concat", *_REGROUPING) and all(_is_spikes(inner) for inner in layer.inputs)
+    return layer.kind in ("maxpool", "concat", "delay", *_REGROUPING) and all(
+        _is_spikes(inner) for inner in layer.inputs
+    )
 
 
 def _scaled(steps: Steps, nodes: Sequence[StepNode], factor: float) -> tuple[StepNode, ...]:

@@ -54,15 +54,31 @@ class Roller:
     activation: NeuronDescription | None = None
     """What the activations (ReLU) of a network without time become."""
     layers: list[Layer] = field(default_factory=list)
+    whole: Sequence[Sequence_] = ()
+    """Values over all time steps of which a delay reads the first ones."""
+    longer: list[Sequence_] = field(default_factory=list)
+    """Such values that were found too late: rolling again with them as ``whole`` makes one layer of both."""
     left_out: list[str] = field(default_factory=list)
     """Outputs that are states behind the last step."""
     _known: dict[tuple[int, ...], Layer | None] = field(default_factory=dict)
+    _open: list[tuple[int, ...]] = field(default_factory=list)
     _feedback: dict[int, Layer] = field(default_factory=dict)
 
     def roll(self, nodes: Sequence_) -> Layer | None:
         """Return the layer whose results, one per step, ``nodes`` are; None after a refusal."""
+        nodes = next((whole for whole in self.whole if len(nodes) < len(whole) and whole[: len(nodes)] == nodes), nodes)
         key = tuple(node.number for node in nodes)
+        longer = [layer for other, layer in self._known.items() if len(other) > len(key) and other[: len(key)] == key]
+        if longer and longer[0] is not None and key not in self._known:
+            return longer[0]
+        if any(key == other[: len(key)] for other in self._open):
+            raise RefusalError(
+                f"a recurrent synapse ({nodes[-1].source}) that is more than a linear layer of the neuron's own spikes "
+                "of the step before is not supported yet"
+            )
         if key not in self._known:
+            self._note_longer(nodes, key)
+            self._open.append(key)
             self._known[key] = None
             try:
                 layer = self._find(nodes)
@@ -71,10 +87,17 @@ class Roller:
                 name, operator = split_source(shown.source)
                 self.refuse(name, operator, str(error), error.hint)
                 layer = None
+            finally:
+                self._open.pop()
             self._known[key] = layer
             if layer is not None:
                 self.layers.append(layer)
         return self._known[key]
+
+    def _note_longer(self, nodes: Sequence_, key: tuple[int, ...]) -> None:
+        """Remember a layer of which a shorter one, that a delay reads, was found first: those are one layer."""
+        if any(layer is not None and key[: len(shorter)] == shorter for shorter, layer in self._known.items()):
+            self.longer.append(nodes)
 
     def attempt(self, nodes: Sequence_) -> Layer | None:
         """Return the layer as :meth:`roll` does; None, with nothing refused, where there is none."""
@@ -91,6 +114,11 @@ class Roller:
 
     def _find(self, nodes: Sequence_) -> Layer | None:
         last = nodes[-1]
+        silent = next((step for step, node in enumerate(nodes) if not _is_zero(node)), 0)
+        if silent:
+            source = self.roll(nodes[silent:])
+            shown = StepNode(-1, "delay", (last,), (silent,), last.shape, last.source)
+            return None if source is None else Layer("delay", shown, (source,))
         if all(node.op == "input" for node in nodes):
             return self._input(nodes)
         if last.op == "random":
@@ -283,7 +311,7 @@ def _why_not_one_current(nodes: Sequence_, groups: Sequence[Sequence[StepNode]])
     if len(nodes) > 1 and recurrent:
         return f"a recurrent synapse ({recurrent[0].source}) is not supported yet", ""
     if sizes[0] == 0 or len(set(sizes)) > 1:
-        return "its time steps start from different numbers of currents", "synaptic delays are not supported yet"
+        return "its time steps start from different numbers of currents", "a delay starts with steps of zeros"
     sources = ", ".join(leaf.source for leaf in last)
     return f"a sum of several currents ({sources}) is not supported yet", ""
 

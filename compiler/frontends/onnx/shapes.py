@@ -88,7 +88,7 @@ def _squeeze(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]
     axes = axes_of(node, inputs)
     rank = len(x.shape)
     if axes is None:
-        raise RefusalError("expected the dimensions to remove")
+        axes = [axis for axis, size in enumerate(x.shape) if size == 1]
     removed = sorted(axis_of(axis, rank) for axis in axes)
     if any(x.shape[axis] != 1 for axis in removed):
         raise ValueError("a dimension to remove is not 1")
@@ -184,13 +184,14 @@ def join(executor: Executor, values: Sequence[Value], node: GraphNode, axis: int
         nodes: list[StepNode] = []
         for value in values:
             if isinstance(value, Constant) and axis == first.axis:
-                parts = constant_steps(value, axis, len(first.shape), value.shape[axis])
-                nodes += [executor.steps.constant(part, source_text(node)) for part in parts]
+                nodes += _steps_of(executor, value, axis, source_text(node))
             elif isinstance(value, Series) and value.axis == first.axis:
                 nodes += value.nodes
             else:
                 raise RefusalError("it joins tensors with their time steps in different places")
         return series(nodes, first.axis)
+    if any(isinstance(value, Constant) and value.uniform is not None and value.array.ndim > 1 for value in values):
+        values = [_whole(executor, value, source_text(node)) for value in values]
     if axis == 0 and all(isinstance(value, StepNode) for value in values):
         return series([value for value in values if isinstance(value, StepNode)], -1)
     layout, rows = lift(executor, values, source_text(node))
@@ -205,6 +206,21 @@ def join(executor: Executor, values: Sequence[Value], node: GraphNode, axis: int
             executor.steps.node("concat", operands, shape, source_text(node), key=(place,), scope=node.scope)
         )
     return results[0] if layout is None else Series(tuple(results), layout.axis)
+
+
+def _whole(executor: Executor, value: Value, source: str) -> Value:
+    if isinstance(value, Constant) and value.uniform is not None:
+        return executor.steps.filled(value.uniform, value.shape, source)
+    return value
+
+
+def _steps_of(executor: Executor, value: Constant, axis: int, source: str) -> list[StepNode]:
+    """Return the steps of a constant, as tensors."""
+    count, shape = value.shape[axis], (*value.shape[:axis], *value.shape[axis + 1 :])
+    if value.uniform is not None:
+        return [executor.steps.filled(value.uniform, shape, source, place=place) for place in range(count)]
+    parts = constant_steps(value, axis, value.array.ndim, count)
+    return [executor.steps.constant(part, source) for part in parts]
 
 
 def _sequence_empty(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:

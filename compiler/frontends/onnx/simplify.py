@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from .steps import StepNode, Steps
 
 
@@ -21,12 +19,8 @@ def simplified(steps: Steps, op: str, args: Sequence[StepNode]) -> StepNode | No
     if op in _CUTS:
         return _one_step(steps, op, args)
     if op == "mul" and any(arg.scalar == 0.0 for arg in args):
-        return next((_zeros(steps, arg) for arg in args if arg.op == "random"), None)
+        return next((steps.filled(0.0, arg.shape, arg.source) for arg in args if arg.op == "random"), None)
     return None
-
-
-def _zeros(steps: Steps, like: StepNode) -> StepNode:
-    return steps.node("const", (), like.shape, like.source, key=("zeros",), value=np.zeros(like.shape))
 
 
 def _cancelled(op: str, a: StepNode, b: StepNode) -> StepNode | None:

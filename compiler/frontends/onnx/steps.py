@@ -99,3 +99,7 @@ class Steps:
     def scalar(self, value: float, source: str) -> StepNode:
         """Return one number."""
         return self.node("const", (), (), source, key=(value,), value=np.asarray(value))
+
+    def filled(self, value: float, shape: Shape, source: str, *, place: int = 0) -> StepNode:
+        """Return one number everywhere, as a tensor of a shape; tensors of different places are different nodes."""
+        return self.node("const", (), shape, source, key=("filled", value, place), value=np.full(shape, value))
