@@ -121,7 +121,7 @@ class Executor:
         handler = self.operators.get(node.op)
         if (
             not node.op.startswith(_NOT_FOLDED)
-            and not _is_layer_of_zeros(node, inputs)
+            and not (handler is not None and _is_layer_of_zeros(node, inputs))
             and all(value is None or isinstance(value, Constant) for value in inputs)
         ):
             constants = [value for value in inputs if value is None or isinstance(value, Constant)]
