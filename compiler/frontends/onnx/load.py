@@ -243,13 +243,14 @@ def _attempt(
         executor.refuse(first.name, "input", str(error), error.hint)
         return _Attempt(executor.problems, None, 1, 0)
     outputs = _outputs(executor, graph, form, values)
-    told, whole = list(executor.problems), []
+    told = list(executor.problems)
+    delayed: list[tuple[StepNode, ...]] = []
     while True:
-        roller = Roller(executor.refuse, NEURONS[neurons] if neurons is not None else None, whole=whole)
+        roller = Roller(executor.refuse, NEURONS[neurons] if neurons is not None else None, whole=delayed)
         found = _layers(executor, roller, outputs, sizes.steps)
-        if not roller.longer or len(whole) > MAX_DELAYED:
+        if not roller.longer or len(delayed) > MAX_DELAYED:
             break
-        whole += roller.longer
+        delayed += roller.longer
         executor.forget(told)
     whole = len(found) + len(roller.left_out) == len(outputs)
     plan = _plan(file, executor, roller, first.name, form, found) if found and whole else None
