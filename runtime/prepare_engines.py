@@ -215,7 +215,7 @@ def _products(
     args = Arguments()
     for array in results:
         args.array(array)
-    longest = taps(op) * in_width * -(-out_width // issue_width(op))
+    longest = taps(op) * in_width
     room = 64 << (longest // 64).bit_length()
     args.numbers(out_width, issue_width(op), unit_count(op), room)
     args.array(site.scratch("buckets", 4 * room, np.uint16)).array(site.scratch("marks", 4 * room // 64, np.uint64))

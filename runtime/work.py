@@ -28,15 +28,16 @@ def backward_work(
 ) -> Work:
     """Count the work of the backward engine: per position ``live`` and ``dense`` inputs and live ``outputs``.
 
-    ``width`` is the number of output channels. Each position goes to the half of a processing element that is free
-    first.
+    ``width`` is the number of output channels. Each row of live outputs of a position goes to the lane (a quarter
+    of a processing element) that is free first.
     """
     live, dense, outputs = (np.asarray(v, np.int64).reshape(-1) for v in (live, dense, outputs))
     totals = [int(v.sum()) for v in (live, outputs, live * outputs, dense * width)]
     modes = []
     for ins, outs in ((dense, 0 * outputs + width), (live, 0 * outputs + width), (dense, outputs), (live, outputs)):
-        cycles = ins * -(-outs // issue_width(op))
-        modes.append([int((ins * outs).sum()), int(cycles.sum()), _slowest(unit_count(op), cycles)])
+        rows = -(-outs // issue_width(op))
+        slowest = _slowest(unit_count(op), np.repeat(ins, rows))
+        modes.append([int((ins * outs).sum()), int((ins * rows).sum()), slowest])
     return products_work(op, mode, live.size, totals, modes, not_finite)
 
 
@@ -63,7 +64,7 @@ def weight_work(
 ) -> Work:
     """Count the work of ``be.wgt``: ``rows`` are the live inputs, cycles and products of each (tap, input channel).
 
-    Each row goes to the half of a processing element that is free first.
+    Each row goes to the lane that is free first.
     """
     live, cycles, products = rows
     total = int(products.sum())
@@ -146,13 +147,13 @@ def neuron_counts(op: Operation) -> dict[str, int]:
 
 
 def issue_width(op: Operation) -> int:
-    """Return how many multiplications half a processing element of the backward engine issues at a time."""
-    return max(1, op.fields.get("width", 64) // 2)
+    """Return how many multipliers a lane of the backward engine has: a quarter of a processing element's."""
+    return max(1, op.fields.get("width", 64) // 4)
 
 
 def unit_count(op: Operation) -> int:
-    """Return the halves of processing elements of the backward engine: an issue serves one or two positions."""
-    return 2 * op.fields.get("elements", 32)
+    """Return the lanes of the backward engine: four in a processing element."""
+    return 4 * op.fields.get("elements", 32)
 
 
 def update_elements(op: Operation) -> int:

@@ -534,7 +534,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         ("acc", "g", "w", "m"),
         ("acc",),
         "acc[pos][c] (+)= g[(pos+off-tap)/stride][k] * w[tap][c][k]",
-        "live products / MACs, by 64-wide issues",
+        "live products / MACs, by issues of four rows of 16",
         "Input gradient (transposed convolution) with input and output sparsity.",
     ),
     Instruction(

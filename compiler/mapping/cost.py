@@ -118,9 +118,8 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     covered, part = shape.covers_map, shape.under(t.rows, t.columns)
     near = 1 if covered else shape.taps / (shape.stride[0] * shape.stride[1])
     inputs = near * t.k * GRADIENT_DENSITY
-    position = inputs * _up(MASK_DENSITY * t.c, machine.backward.width // 2)
-    units = 2 * machine.backward.elements
-    engine = START + position * (t.steps * t.positions / units + 0.5)
+    rows = t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.width // 4)
+    engine = START + inputs * (rows / (4 * machine.backward.elements) + 0.5)
     weights = _rows(part.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
     images = t.steps * t.samples
     seen = Patch(
@@ -141,20 +140,16 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     return Cost(tiles * k_tiles * engine + waits, 0, tiles * vector, moved, ends)
 
 
-def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
-    """Estimate a weight gradient: sums stay on chip while all positions of the stage's samples pass by."""
-    unit = machine.weight_update
+def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, step: int = 0) -> Cost:
+    """Estimate a weight gradient: sums stay on chip while all positions of the stage's samples pass by.
+
+    ``step``: bytes per weight that an optimizer's step on the sums moves instead of them.
+    """
     parts, shape = shape.taps, t.seen(shape)
     parts //= shape.taps
     tiles = _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps)
     k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
-    positions = t.steps * t.positions
-    if shape.real:
-        work = shape.taps * t.c * positions * _up(GRADIENT_DENSITY * t.k, machine.backward.width // 2)
-        engine = START + work / (2 * machine.backward.elements)
-    else:
-        passes = _up(t.k, unit.lanes_k) * _up(t.c * shape.taps, unit.lanes_c)
-        engine = START + passes * _up(positions, unit.fan_in)
+    engine = weights_job(shape, t, machine)
     images = t.steps * t.samples
     seen = Patch(
         images, _halo(t.rows, shape.kernel[0], shape.stride[0]), _halo(t.columns, shape.kernel[1], shape.stride[1])
@@ -162,12 +157,24 @@ def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost
     inputs = _map(seen, shape.in_h, shape.in_w, t.c * shape.item if shape.real else row_bytes("bits", t.c), machine)
     outs = Patch(images, t.rows, t.columns)
     gradients = _slots(outs, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
-    sums = _rows(shape.taps * t.c, t.k * 4, t.k < shape.k, machine)
+    sums = _rows(shape.taps * t.c, t.k * 4, t.k < shape.k, machine) * (step or 8) / 4
     count = k_tiles * c_tiles * parts
-    moved = count * (2 * sums + tiles * (inputs + gradients))
-    ends = inputs + gradients + 2 * sums + machine.dram.latency_cycles
-    waits = count * 2 * sums if t.held == 1 else 0
-    return Cost(count * tiles * engine + waits, 0, 0, moved, ends)
+    moved = count * (sums + tiles * (inputs + gradients))
+    ends = inputs + gradients + sums + machine.dram.latency_cycles
+    waits = count * sums if t.held == 1 else 0
+    vector = count * _vector(shape.taps * t.c * t.k, machine) if step else 0.0
+    return Cost(count * tiles * engine + waits, 0, vector, moved, ends)
+
+
+def weights_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
+    """Return the cycles of an engine for a tile of a weight gradient."""
+    positions = t.steps * t.positions
+    if shape.real:
+        work = shape.taps * t.c * positions * _up(GRADIENT_DENSITY * t.k, machine.backward.width // 4)
+        return START + work / (4 * machine.backward.elements)
+    unit = machine.weight_update
+    passes = _up(t.k, unit.lanes_k) * _up(t.c * shape.taps, unit.lanes_c)
+    return START + passes * _up(positions, unit.fan_in)
 
 
 def defers_weights(shape: ConvShape) -> bool:

@@ -16,10 +16,19 @@ from typing import Any, NoReturn
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.cost import backward_cost, fans_of, forward_cost, weights_cost
+from h2learn.compiler.mapping.cost import (
+    LANES_OF_SHAPES,
+    backward_cost,
+    fans_of,
+    forward_cost,
+    weights_cost,
+    weights_job,
+)
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 from h2learn.compiler.mapping.streams import OVERLAPS
 
+JOB_CYCLES = 4096
+"""An engine's job on one tile of a weight gradient, at 2,048 lanes: other streams that want the engine wait as long."""
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 
 
@@ -224,6 +233,10 @@ class Usage:
     def fits(self, machine: Machine) -> bool:
         """Whether every memory of ``machine`` is large enough, with some room left for alignment."""
         return all(_fits(getattr(self, one.name), machine.memory_bytes(one.name)) for one in fields(self))
+
+
+TOO_LONG = Usage(A=1 << 62)
+"""Fits nowhere."""
 
 
 def _fits(wanted: int, size: int) -> bool:
@@ -431,16 +444,26 @@ def _plan_backward(
     return BackwardTile(**found[1], fused=fused) if found is not None else _nothing_fits("backward tile", machine)
 
 
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes that an optimizer's step in the stage of a weight gradient takes per weight, in the memories A and W."""
+
+    A: int = 0
+    W: int = 0
+
+
 @cache
 def plan_weights(
     shape: ConvShape,
     machine: Machine,
     limits: TileLimits,
     reduce_block: tuple[int, int, int, int] | None = None,
+    step: StepBytes = StepBytes(),
 ) -> WeightTile:
     """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits.
 
-    ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before.
+    ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before. ``step``: what the optimizer's
+    step on each tile takes, if it is in the same stage.
     """
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
 
@@ -453,14 +476,21 @@ def plan_weights(
             S=0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c),
             U=SLOTS * inputs * t.c * shape.item if shape.real else 0,
             G=SLOTS * t.steps * t.positions * row_bytes(f"slots.{shape.dtype}", t.k, gblk),
-            A=t.held * part.taps * t.c * t.k * 4,
+            A=t.held * part.taps * t.c * t.k * (4 + step.A) + (SLOTS * 64 if step.A else 0),
+            W=t.held * part.taps * t.c * t.k * step.W,
         )
 
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})
     if reduce_block is not None:
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
-    found = _cheapest(choices, usage, lambda t: weights_cost(shape, t, machine, gblk).cycles, machine)
+
+    def cost(t: Tile) -> float:
+        return weights_cost(shape, t, machine, gblk, 2 * step.A + step.W).cycles
+
+    unit = machine.weight_update
+    speed = unit.lanes_k * unit.lanes_c / LANES_OF_SHAPES
+    found = _cheapest(choices, usage, cost, machine, lambda t: weights_job(t.seen(shape), t, machine) * speed)
     return WeightTile(**found[1]) if found is not None else _nothing_fits("weight-gradient tile", machine)
 
 
@@ -617,9 +647,19 @@ def _kernel_parts(shape: ConvShape) -> Iterator[int]:
 
 
 def _cheapest(
-    choices: Choices, usage: Callable[[Tile], Usage], cost: Callable[[Tile], float], machine: Machine
+    choices: Choices,
+    usage: Callable[[Tile], Usage],
+    cost: Callable[[Tile], float],
+    machine: Machine,
+    job: Callable[[Tile], float] | None = None,
 ) -> tuple[float, dict[str, int]] | None:
-    """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that do."""
+    """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that do.
+
+    ``job``: cycles of an engine on one tile; those of more than ``JOB_CYCLES`` are taken only if no others fit.
+    """
+    if job is not None:
+        found = _cheapest(choices, lambda t: usage(t) if job(t) <= JOB_CYCLES else TOO_LONG, cost, machine)
+        return found or _cheapest(choices, usage, cost, machine)
     best: tuple[float, dict[str, int]] | None = None
     for k in choices["k"]:
         for c in choices["c"]:

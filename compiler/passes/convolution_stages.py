@@ -7,7 +7,7 @@ how often the others are cut.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from h2learn.compiler.mapping.tiling import (
     plan_forward,
     plan_weights,
 )
+from h2learn.compiler.passes.optimizer_step import OptimizerStep, is_returned, step_bytes
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder, Start
 from h2learn.compiler.passes.tile_context import (
     Cut,
@@ -243,28 +244,28 @@ def waits_for_batch(ctx: TileContext, op: lut.WuOp) -> bool:
     return ctx.group is not None and defers_weights(shape)
 
 
-def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
-    """Lower a weight gradient: the sums stay on chip while all positions pass by."""
+def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp | None = None) -> None:
+    """Lower a weight gradient: the sums stay on chip while all positions pass by, and for the optimizer's ``step``."""
     x = op.s if isinstance(op, lut.WuOp) else op.x
     real = isinstance(op, lut.BeWgtOp)
     shape = conv_shape(ctx, op, x, op.gu, shape_of(op.gu.type)[-1], real=real)
-    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block)
+    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step))
     b = ctx.builder
     label = ctx.label("weights", op)
     source, gradient = ctx.values[x], ctx.values[op.gu]
-    result = ctx.declare(op.gw, f"{label}.gradient")
+    result = ctx.declare(op.gw, f"{label}.gradient") if step is None or is_returned(op.gw) else None
     gblk = ctx.gblk(shape.k)
     batch = shape_of(op.gu.type)[-4]
-    running = ctx.running_sum(result)
+    running = ctx.running_sum(result) if result is not None else None
     part = Part(shape, t)
     taps = part.shape.taps
     params = {**_geometry(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
-    with (
-        b.stage(label, op.location),
-        b.loop("k", trips(shape.k, t.k)) as ik,
-        b.loop("c", trips(shape.c, t.c)) as ic,
-        part.loops(b) as (ty, tx),
-    ):
+    with ExitStack() as nest:
+        nest.enter_context(b.stage(label, op.location))
+        optimizer = None if step is None else OptimizerStep(ctx, step, t.held)
+        ik = nest.enter_context(b.loop("k", trips(shape.k, t.k)))
+        ic = nest.enter_context(b.loop("c", trips(shape.c, t.c)))
+        ty, tx = nest.enter_context(part.loops(b))
         tap = part.tap(ty, tx)
         acc = b.alloc("gw", "A", "f32", (taps, t.c, t.k), slots=t.held)
         if running is not None:
@@ -292,7 +293,11 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> None:
                 )
             else:
                 b.job(tile.BeWgtOp, {"acc": acc, "x": inputs, "g": g}, params, first=first, carry=carry)
-        b.store(result, acc, (tap, ic * t.c, ik * t.k), (taps, t.c, t.k))
+        window_of_tile: Window = ([tap, ic * t.c, ik * t.k], [taps, t.c, t.k])
+        if result is not None:
+            b.store(result, acc, *window_of_tile)
+        if optimizer is not None:
+            optimizer.tile(acc, *window_of_tile)
 
 
 class Part:

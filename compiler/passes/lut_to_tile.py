@@ -22,6 +22,7 @@ from h2learn.compiler.mapping.repeats import bring_together
 from h2learn.compiler.mapping.streams import BACKWARD, DEFAULT_OVERLAP, FORWARD, JOINED, OPTIMIZER, UPDATE, streams_of
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
+from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
 from h2learn.dialects import lut, tile
@@ -101,17 +102,21 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None
             location=source_of(unknown[0]) or None,
         )
     trained = False
+    done: set[Operation | None] = set()
     for op in ops:
         if isinstance(op, lut.OptOp):
-            for new, old in zip((op.new_p, *op.new_states), (op.p, *op.states), strict=True):
-                ctx.values[new] = ctx.values[old]
-            if op.w is not None:
-                ctx.values[op.w] = _shadow(ctx, op.p)
+            _update_in_place(ctx, op)
         elif not isinstance(op, func.ReturnOp):
             lower = STAGES[type(op)][1]
             steps.enter(ctx, _part(op, trained))
             if isinstance(op, lut.WuOp) and convolution_stages.waits_for_batch(ctx, op):
                 steps.leave(ctx, OPTIMIZER)
+                step = step_behind(op.gw)
+                if step is not None:
+                    _update_in_place(ctx, step)
+                convolution_stages.lower_weights(ctx, op, step)
+                done.add(step)
+                continue
             elif isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op):
                 if trained:
                     steps.leave(ctx, OPTIMIZER)
@@ -120,7 +125,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None
             lower(ctx, op)
             trained = trained or isinstance(op, lut.LossOp)
     order: dict[SSAValue, int] = {result: number for number, op in enumerate(ops) for result in op.results}
-    updates = sorted((op for op in ops if isinstance(op, lut.OptOp)), key=lambda op: order[op.g])
+    updates = sorted((op for op in ops if isinstance(op, lut.OptOp) and op not in done), key=lambda op: order[op.g])
     for number in bring_together([(op.p.type, op.update, op.w is None) for op in updates]):
         op = updates[number]
         steps.leave(ctx, OPTIMIZER)
@@ -223,6 +228,14 @@ def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:
         assert form == "f32"
         ctx.shadows[parameter] = ctx.builder.tensor(f"{name}.{ctx.dtype}", ctx.dtype, shape, shadow=name)
     return ctx.shadows[parameter]
+
+
+def _update_in_place(ctx: TileContext, op: lut.OptOp) -> None:
+    """Let the results of an optimizer step lie where its operands do."""
+    for new, old in zip((op.new_p, *op.new_states), (op.p, *op.states), strict=True):
+        ctx.values[new] = ctx.values[old]
+    if op.w is not None:
+        ctx.values[op.w] = _shadow(ctx, op.p)
 
 
 def _cast(ctx: TileContext, op: lut.CastOp) -> None:

@@ -175,3 +175,10 @@ def only_user(value: SSAValue, kinds: type[Operation] | tuple[type[Operation], .
 def leading(shape: Sequence[int]) -> int:
     """Return the time steps of an activation shape, 1 when it has none."""
     return shape[0] if len(shape) == 5 else 1
+
+
+def load_scalars(ctx: TileContext, scalars: SSAValue) -> SSAValue:
+    """Load the run scalars, which stay for the whole stage."""
+    scal = ctx.builder.alloc("scalars", "A", "i32", (8,), slots=1)
+    ctx.builder.load(scalars, scal, [0], (8,))
+    return scal

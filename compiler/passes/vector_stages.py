@@ -20,6 +20,7 @@ from h2learn.compiler.mapping.tiling import (
     plan_weights,
 )
 from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep, map_format, memory_of
+from h2learn.compiler.passes.optimizer_step import optimizer_params
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
 from h2learn.compiler.passes.tile_context import (
     Cut,
@@ -27,6 +28,7 @@ from h2learn.compiler.passes.tile_context import (
     activation_window,
     images,
     leading,
+    load_scalars,
     neuron_kind,
     trips,
 )
@@ -708,7 +710,7 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
 
 def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
     """Lower an optimizer step: parameter, buffers and storage copy are updated where they lie."""
-    shape, update = shape_of(op.p.type), op.update
+    shape = shape_of(op.p.type)
     count = prod(shape)
     places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
     item = 4 * len(places)
@@ -718,17 +720,7 @@ def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
     tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
     if op.w is not None:
         tensors["w"] = b.view(ctx.values[op.w], (count // per_row, per_row))
-    params: dict[str, tile.Param] = {
-        "n": rows * per_row,
-        "kind": update.kind,
-        "dtype": "f16" if op.w is not None else "f32",
-        "scale": update.grad_scale,
-        "decay": update.weight_decay,
-        "momentum": update.momentum,
-        "rate1": 1 - update.beta1,
-        "rate2": 1 - update.beta2,
-        "eps": update.eps,
-    }
+    params = optimizer_params(op, rows * per_row)
     with b.stage(label, op.location):
         scal = load_scalars(ctx, ctx.values[op.scalars])
         with b.loop("e", trips(count // per_row, rows)) as e:
@@ -743,13 +735,6 @@ def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
             for role, tensor in tensors.items():
                 if role != "g":
                     b.store(tensor, buffers[role], starts, sizes)
-
-
-def load_scalars(ctx: TileContext, scalars: SSAValue) -> SSAValue:
-    """Load the run scalars, which stay for the whole stage."""
-    scal = ctx.builder.alloc("scalars", "A", "i32", (8,), slots=1)
-    ctx.builder.load(scalars, scal, [0], (8,))
-    return scal
 
 
 def _window_params(

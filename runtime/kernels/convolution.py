@@ -394,10 +394,10 @@ def tally(
     """Count the work of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
 
     ``totals``: live inputs, live outputs, live products, dense products (in mode 0 only). ``work``: in ``mode`` (dense,
-    in, out, dual) products that are not skipped, cycles, and when the last of ``units`` is done if each position goes
-    to the one that is free first. ``buckets`` count the units that become free at a time, modulo ``room``, a power of
-    two above the cycles of a position; ``marks`` has a bit for every bucket that is not empty. Both are all 0, before
-    and after.
+    in, out, dual) products that are not skipped, cycles, and when the last of ``units`` is done if each row of
+    ``lanes`` outputs of a position goes to the one that is free first. ``buckets`` count the units that become free at
+    a time, modulo ``room``, a power of two above the cycles of a row; ``marks`` has a bit for every bucket that is not
+    empty. Both are all 0, before and after.
     """
     issue, whole, wrap = np.uint32(lanes), np.int64((width + lanes - 1) // lanes), np.uint64(room - 1)
     by_inputs, by_outputs = mode & 1 != 0, mode & 2 != 0
@@ -412,15 +412,16 @@ def tally(
             totals[2] += ins * outs
             totals[3] += np.int64(dense[position]) * width
         ins = ins if by_inputs else np.int64(dense[position])
-        own = ins * (np.int64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole)
-        if own == 0:
+        rows = np.int64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole
+        if ins == 0:
             continue
         products += ins * (outs if by_outputs else width)
-        cycles += own
-        now = take_unit(buckets, marks, now, wrap)
-        until = now + np.uint64(own)
-        add_units(buckets, marks, until & wrap, 1)
-        last = max(last, until)
+        cycles += ins * rows
+        for _ in range(rows):
+            now = take_unit(buckets, marks, now, wrap)
+            until = now + np.uint64(ins)
+            add_units(buckets, marks, until & wrap, 1)
+            last = max(last, until)
     for _ in range(units):
         now = take_unit(buckets, marks, now, wrap)
     work[0] += products

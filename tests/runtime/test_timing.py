@@ -115,8 +115,9 @@ def test_backward_engine_depends_on_the_bitmaps():
     for live, busiest in (
         ([1] * 8, 2),
         ([0] * 8, 0),
-        ([255, 0, 0, 0, 255, 0, 0, 0], 16),
-        ([3, 255, 0, 0, 0, 0, 0, 0], 16),
+        ([255, 0, 0, 0, 255, 0, 0, 0], 8),  # 2 x 4 rows of 16 outputs, each on a lane of its own
+        ([3, 255, 0, 0, 0, 0, 0, 0], 8),
+        ([3, 3, 3, 3, 255, 0, 0, 0], 2 + 8),  # the 16 lanes are free again after two cycles
     ):
         for mode, cycles in (("in", busiest), ("dense", 2 * 64)):
             step = f"be.run acc=a1, g=a2, w=a3, m=a0, desc=c0, init=0, mode={mode}, masked=no\nhalt\n"

@@ -67,7 +67,7 @@ def test_every_instruction_says_where_it_came_from(program: LoadedProgram) -> No
 def test_no_two_stages_have_one_name(lowered: builtin.ModuleOp) -> None:
     labels = [op.label.data for op in lowered.walk() if isinstance(op, tile.StageOp)]
     assert len(set(labels)) == len(labels)
-    assert {"forward c1", "forward f1", "weights c1", "optimizer f1.weight"} <= set(labels)
+    assert {"forward c1", "forward f1", "weights c1", "optimizer f1.bias"} <= set(labels)
 
 
 def test_every_op_of_a_stage_has_its_location(lowered: builtin.ModuleOp) -> None:
