@@ -210,7 +210,7 @@ def products_call(args: int, extra: int, low: int, high: int, counts: int) -> in
 
 @call(words=14)
 def tally_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Live and all inputs, live outputs per position, width, outputs a row, lanes, room, buckets, marks; a mode each."""
+    """Live and all inputs and live outputs per position, width, row, lanes, room, buckets, marks; a mode each."""
     a, found = words_at(args, 14), words_at(counts, COUNTERS)
     live, dense, outputs, room = u32_at(a, 0), u32_at(a, 2), u32_at(a, 4), a[9]
     buckets, marks = u16_at(a, 10), u64_at(a, 12)
