@@ -7,8 +7,8 @@ import pytest
 
 from h2learn.backends.h2learn.machine import load_machine
 
-PLAIN = load_machine("h2l-edge")
-SKIPPING = load_machine("h2l-edge:forward.skip_zero_patterns=true")
+PLAIN = load_machine("h2l-v0")
+SKIPPING = load_machine("h2l-v0:forward.skip_zero_patterns=true")
 
 
 @pytest.mark.parametrize("density", [0.1, 0.4])
@@ -21,7 +21,7 @@ def test_rates_follow_the_density_of_spikes(density: float) -> None:
     assert 0.75 * density < inside < density
     rates = {name: one.rate for name, one in found.items()}
     assert rates["adders"] == pytest.approx(1, rel=0.15) and rates["look-ups"] == pytest.approx(4, rel=0.15)
-    assert rates["event-driven adders"] == pytest.approx(1 / inside, rel=0.25)
+    assert rates["event-driven adders"] == pytest.approx(1 / inside, rel=0.3)
     assert rates["look-ups, skipping"] > 1.1 * rates["look-ups"]
     assert (rates["event-driven adders"] > rates["look-ups"]) == (density < 0.25)
     assert found["look-ups, skipping"].picojoules == found["look-ups"].picojoules
