@@ -32,6 +32,10 @@ START = 16
 """Cycles in which an engine starts a piece of work (about what the simulator takes)."""
 
 
+CHANNEL_SHARE = 2
+"""Times as long as by itself that a stage's traffic takes: stages of other parts use the channel too."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Cycles per resource of all tiles of a stage, and of the first tile's way in and the last one's way out."""
@@ -45,7 +49,7 @@ class Cost:
     @property
     def cycles(self) -> float:
         """The estimate; a tenth of the other resources decides between tilings that are alike otherwise."""
-        parts = (self.engine, self.builder, self.vector, self.channel)
+        parts = (self.engine, self.builder, self.vector, self.channel * CHANNEL_SHARE)
         return max(parts) + self.ends + sum(parts) / 10
 
 

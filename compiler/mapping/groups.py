@@ -12,11 +12,18 @@ from math import ceil
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, fans_of, lane_shape, looked_up
+from h2learn.compiler.mapping.streams import BACKWARD, FORWARD, share
 
 BORDER = 4000
 """Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""
 BACKWARD_EFFICIENCY = 0.75
 """Share of its multipliers that the backward engine keeps busy (measured on CIFAR VGG)."""
+
+
+OPTIMIZER_BYTES = 22
+"""Per weight: the weight, its gradient and its momentum in, weight, momentum and storage copy out."""
+TRAFFIC = 1.25
+"""Bytes that a step moves over the estimate: halos, tiles smaller than memory A alone allows (CIFAR VGG, h2l-edge)."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,11 @@ def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machi
         if not layer.first
     )
     update = sum(_update(layer, group, machine) + BORDER for layer in layers)
-    channel = sum(_traffic(layer, group, item) for layer in layers) / machine.dram.bytes_per_cycle
+    channel = sum(_traffic(layer, group, item, machine) for layer in layers) / machine.dram.bytes_per_cycle
     pace = max(forward, backward, update, channel)
-    return forward + (groups - 1) * pace + backward + update / max(1, len(layers))
+    optimizer = OPTIMIZER_BYTES * sum(layer.weights for layer in layers) / machine.dram.bytes_per_cycle
+    moved = (groups * channel + optimizer) * TRAFFIC
+    return max(moved, forward + (groups - 1) * pace + backward + update / max(1, len(layers)))
 
 
 def _images(layer: Layer, group: int) -> int:
@@ -101,8 +110,18 @@ def _bytes(layer: Layer, item: int, machine: Machine) -> float:
     return layer.weights * item / machine.dram.bytes_per_cycle
 
 
-def _traffic(layer: Layer, group: int, item: int) -> float:
-    """Return the bytes that a group moves: weights twice, sums of gradients there and back, what neurons keep."""
-    kept = _images(layer, group) * layer.k * (item * (1 + GRADIENT_DENSITY) * 2 + 1)
-    sums = min(8 * layer.weights, _images(layer, group) * (layer.c + layer.k * item))
-    return 2 * item * layer.weights + sums + kept
+def _traffic(layer: Layer, group: int, item: int, machine: Machine) -> float:
+    """Return the bytes that a group moves: weights, sums of gradients there and back, what neurons keep and read again.
+
+    Tiles have ``width`` channels of sums (about what the mapper takes). The forward and the backward part read weights
+    as often as the positions change whose sums are on chip, all parts read spikes and gradients for every such width.
+    """
+    images = _images(layer, group)
+    width = max(32, 4 * machine.backward.elements)
+    kept = images * layer.k * (item * (1 + GRADIENT_DENSITY) * 2 + 1)
+    gradients = (item * GRADIENT_DENSITY + 1 / 4) * layer.k * (ceil(layer.c / width) - 1)
+    spikes = layer.c / 8 * (ceil(layer.k / width) - 1)
+    sums = min(8 * layer.weights, images * (layer.c + layer.k * item))
+    together = (share(machine, part).memory_bytes("A") // (4 * width) for part in (FORWARD, BACKWARD))
+    weights = sum(ceil(images / max(1, most)) for most in together) * item * layer.weights
+    return weights + sums + kept + 2 * images * (gradients + spikes)

@@ -605,11 +605,14 @@ def _whole_tiles(
 def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits) -> tuple[int, int]:
     """Return (elements per row, rows per tile) for an element-wise stage over a parameter of ``shape``.
 
-    A row is as many of the last dimensions as fit one tile (the last one always); ``capacity`` is the memory for the
-    ``bytes_per_element`` that all buffers together take.
+    A row is as many of the last dimensions as fit one tile, or an equal part of the last; ``capacity`` is the memory
+    for the ``bytes_per_element`` that all buffers together take.
     """
     most = max(1, capacity // (SLOTS * bytes_per_element))
-    per_row = next(size for size in (prod(shape[n:]) for n in range(len(shape))) if size <= most or size == shape[-1])
+    whole = (prod(shape[n:]) for n in range(len(shape)))
+    per_row = next((size for size in whole if size <= most), 0) or next(
+        size for size in _divisors(shape[-1], None, 1) if size <= most
+    )
     elements = min(limits.elements or most, most)
     return per_row, max(1, min(prod(shape) // per_row, elements // per_row))
 
