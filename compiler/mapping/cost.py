@@ -32,8 +32,8 @@ START = 16
 """Cycles in which an engine starts a piece of work (about what the simulator takes)."""
 
 
-CHANNEL_SHARE = 2
-"""Times as long as by itself that a stage's traffic takes: stages of other parts use the channel too."""
+CHANNEL_SHARE = 2.75
+"""Times as long as by itself that a stage's traffic takes: the stages of three parts use the channel side by side."""
 
 
 @dataclass(frozen=True)
