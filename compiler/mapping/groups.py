@@ -25,6 +25,9 @@ OPTIMIZER_BYTES = 22
 TRAFFIC = 1.25
 """Bytes that a step moves over the estimate: halos, tiles smaller than memory A alone allows (CIFAR VGG, h2l-edge)."""
 
+UNUSED = 0.4
+"""Share of its busy time that the channel waits in a step of one group (vgg5 and CIFAR VGG, h2l-edge)."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -70,7 +73,7 @@ def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machi
     channel = sum(_traffic(layer, group, item, machine) for layer in layers) / machine.dram.bytes_per_cycle
     pace = max(forward, backward, update, channel)
     optimizer = OPTIMIZER_BYTES * sum(layer.weights for layer in layers) / machine.dram.bytes_per_cycle
-    moved = (groups * channel + optimizer) * TRAFFIC
+    moved = (groups * channel + optimizer) * TRAFFIC * (1 + UNUSED / groups)
     return max(moved, forward + (groups - 1) * pace + backward + update / max(1, len(layers)))
 
 
