@@ -92,9 +92,12 @@ class Edge:
         return self.source is other.source and self.target is other.target and engines
 
 
-def order_stages(stages: Sequence[Loop], engines: int) -> list[Edge]:
-    """Return the edges that order ``engines`` engines over the stages, in order of their targets' stages."""
-    analysis = _Analysis(engines)
+def order_stages(stages: Sequence[Loop], engines: int, joined: frozenset[tuple[int, int]] = frozenset()) -> list[Edge]:
+    """Return the edges that order ``engines`` engines over the stages, in order of their targets' stages.
+
+    Between the pairs (producer, consumer) in ``joined`` one edge stands for two neighbours.
+    """
+    analysis = _Analysis(engines, joined)
     for stage in stages:
         analysis.add_stage(stage)
     return analysis.edges
@@ -188,7 +191,8 @@ class Trace:
 class _Analysis:
     """What is known after some stages; clocks count the jobs of the stages before, and within a stage its events."""
 
-    def __init__(self, engines: int) -> None:
+    def __init__(self, engines: int, joined: frozenset[tuple[int, int]]) -> None:
+        self._pairs = joined
         self.edges: list[Edge] = []
         self._total = [0] * engines
         self._known: list[Clock] = [[0] * engines for _ in range(engines)]
@@ -227,6 +231,8 @@ class _Analysis:
 
     def _both(self, one: Edge, other: Edge) -> Edge | None:
         """Return the edge that implies two others, None where there is none between the same two loops."""
+        if (one.producer, one.consumer) not in self._pairs:
+            return None
         if (one.producer, one.consumer, one.credits) != (other.producer, other.consumer, other.credits):
             return None
         sources, targets = ([getattr(edge, end) for edge in (one, other)] for end in ("source", "target"))

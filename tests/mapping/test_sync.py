@@ -352,7 +352,7 @@ def test_one_token_stands_for_neighbours_with_as_many_credits() -> None:
     one, two = {"ring": (2, 4, 1)}, {"ring": (2, 4, 1)}
     loads = [Job(DMA, (write(0, 4, **one),)), Job(DMA, (write(8, 4, **two),))]
     stores = [Job(FE, (read(0, 4, **one),)), Job(FE, (read(8, 4, **two),))]
-    edges = order_stages([Loop([Loop([*loads, *stores])])], ENGINES)
+    edges = order_stages([Loop([Loop([*loads, *stores])])], ENGINES, frozenset({(FE, DMA), (DMA, FE)}))
     assert [(e.source, e.target, e.credits) for e in edges if e.producer == FE] == [(stores[1], loads[0], 2)]
     assert [(e.source, e.target, e.credits) for e in edges if e.producer == DMA] == [(loads[1], stores[0], 0)]
 
