@@ -36,7 +36,6 @@ from h2learn.compiler.passes.tile_layout import (
 )
 from h2learn.dialects import tile
 
-
 TRANSFERS = frozenset({(ENGINES.index("DMAOUT"), ENGINES.index("DMAIN"))})
 """Neighbouring stores and loads share a token; engines would lose time, 2.5% of a step of CIFAR VGG."""
 
