@@ -16,12 +16,12 @@ from h2learn.dialects.common import source_of
 from h2learn.runtime.loader import LoadedProgram, load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPE = Recipe(train=Train(), limits="rows=3,k=8,steps=2")
+RECIPE = Recipe(train=Train(), limits="rows=3,k=8,c=8,steps=2,group=1")
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return h2learn.load_model(EXAMPLES / "digits.snn")
+    return h2learn.load_model(EXAMPLES / "digits.snn").with_batch(4)
 
 
 @pytest.fixture(scope="module")
