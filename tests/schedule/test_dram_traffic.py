@@ -100,9 +100,10 @@ def least_bytes(layers: tuple[Layer, ...], steps: int, batch: int, group: int, m
         last = number == len(layers) - 1
         kept = 2 * item if last else 2 * item + 4 / 8
         total += groups * images * layer.k * (kept + gradient)
-        # gradients of weights: sums go on from group to group and to the optimizer, those of linear layers stay on chip;
-        # parameter and momentum both ways; storage copy
-        moves = 0 if layer.positions == 1 else 2 * groups
+        # gradients of weights: sums go on from group to group, of linear layers once, or stay on chip behind spikes;
+        # parameter and momentum both ways, the gradient unless it is on chip; storage copy
+        fused = layer.positions == 1 and not layer.real
+        moves = 0 if fused else 2 if layer.positions == 1 else 2 * groups
         total += layer.weights * (4 * moves + 4 * 4 + item)
     return total
 
