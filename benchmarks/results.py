@@ -207,9 +207,13 @@ def _densities(report: RunReport) -> list[str]:
         "zero patterns": look["zero_patterns"] / look["patterns"],
         "gradients into BE": run["live_inputs"] / run["dense_inputs"],
         "open masks": run["live_outputs"] / run["dense_outputs"],
-        "efficiency of BE's multipliers": run["products"] / (run["pe_cycles"] * MULTIPLIERS),
     }
-    return ["In this run: " + ", ".join(f"{what} {share:.3f}" for what, share in shares.items()) + "."]
+    if run["products"]:
+        shares["efficiency of BE's multipliers"] = run["products"] / (run["pe_cycles"] * MULTIPLIERS)
+    lines = ["In this run: " + ", ".join(f"{what} {share:.3f}" for what, share in shares.items()) + "."]
+    if not run["products"]:
+        lines += ["", "**No gradient lives behind the last layer**: the backward engine has nothing to do in this run."]
+    return lines
 
 
 def _against_gpu(bench: Bench, chosen: Measured, assumptions: dict[str, None]) -> list[str]:
