@@ -108,7 +108,8 @@ def one_of_each():
     add(NormOp(current, None, (stats.batch_mean, stats.inverse), row, row))
     sums = add(NormSumsOp(grad.gu, current, row, (stats.batch_mean, stats.inverse), scalars, (4, 2, 3, 6)))
     add(NormGradOp(sums, row))
-    learned = add(lut.NeuronRowOp(given(tensor((1,))), "sigmoid", 2)).result, add(lut.NeuronRowOp(row, "plain", 2)).result
+    decay = add(lut.NeuronRowOp(given(tensor((1,))), "sigmoid", 2)).result
+    learned = (decay, add(lut.NeuronRowOp(row, "plain", 2)).result)
     plain = lut.Neuron((0.5,), (1.0,), (0.0,), "hard", "gt", "rectangular", 0.5, 2.0, False)
     for rows in (learned, (learned[0], None), (None, learned[1])):
         spikes = add(lut.LifOp(conv.current, bias, plain, 4, "f16", learned=rows))
