@@ -2,16 +2,11 @@
 
 import pytest
 
+from .cells import lif
 from .test_exports import check, spikes_over_time
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
-
-
-def lif(v, x):
-    u = 0.5 * v + x
-    s = (u >= 1).float()
-    return s, u * (1 - s)
 
 
 def neurons(currents):

@@ -6,16 +6,11 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
+from .cells import lif
 from .test_exports import check, export, spikes_over_time
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
-
-
-def lif(v, x):
-    u = 0.5 * v + x
-    s = (u >= 1).float()
-    return s, u * (1 - s)
 
 
 class Net(nn.Module):
