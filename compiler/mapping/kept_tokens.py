@@ -28,21 +28,21 @@ class KeptTokens:
         """Start a section: everything before it is over."""
         self._used.clear()
 
-    def take(self, producer: int, consumer: int, credits: int, unit: int) -> int | None:
-        """Return a token for a dependence carried in ``unit`` (a number among the section's), None without one.
+    def take(self, producer: int, consumer: int, credits: int, stage: int) -> int | None:
+        """Return a token for a dependence carried within ``stage`` (a number among the section's), None without one.
 
-        Units come in order.
+        Stages come in order.
         """
         wanted = producer, consumer, credits
         for number, known in self._tokens.items():
-            if known == wanted and (number not in self._used or unit - self._used[number] > REST):
-                self._used[number] = unit
+            if known == wanted and (number not in self._used or stage - self._used[number] > REST):
+                self._used[number] = stage
                 return number
         if len(self._tokens) == MOST:
             return None
         number = next(self.numbers)
         self._tokens[number] = wanted
-        self._used[number] = unit
+        self._used[number] = stage
         return number
 
     def posts(self) -> list[tuple[int, int, int]]:

@@ -50,18 +50,27 @@ class ContentCache:
 
 @dataclass
 class TokenUse:
-    """A token: its engines, the stages of its first and last mention, and the tokens left over when all is done."""
+    """A token: its engines, the stages of its first and last mention, and the tokens left over when all is done.
+
+    ``unit``: the first stage of the loop over layers in which the first mention stands; that one itself by default. A
+    semaphore can only be drained in front of the whole loop.
+    """
 
     producer: str
     consumer: str
     first: int
     last: int
     credits: int = 0
+    unit: int = -1
+
+    def __post_init__(self) -> None:
+        if self.unit < 0:
+            self.unit = self.first
 
 
 @dataclass
 class SemaphorePlan:
-    """Semaphore of every token, and what each stage must drain first as (consumer, semaphore, count).
+    """Semaphore of every token, and what each unit must drain first as (consumer, semaphore, count).
 
     ``left``: what is to be drained at the end of the section.
     """
@@ -121,7 +130,7 @@ def _plan_section(
     for token in sorted(tokens, key=lambda t: tokens[t].first):
         use = tokens[token]
         pool = pools.setdefault((use.producer, use.consumer), [])
-        idle = [s for s in pool if s.busy_until < use.first]
+        idle = [s for s in pool if s.busy_until < (use.unit if s.left else use.first)]
         reserved = sum(max(0, most - len(pools.get(pair, ()))) for pair, most in wanted.items())
         chosen = min(idle, key=lambda s: (s.left, s.number), default=None)
         if chosen is None or (chosen.left and len(spare) > reserved):
@@ -130,7 +139,7 @@ def _plan_section(
             chosen = _Semaphore(spare.pop(), use.last, 0)
             pool.append(chosen)
         elif chosen.left:
-            plan.drains.setdefault(use.first, []).append((use.consumer, chosen.number, chosen.left))
+            plan.drains.setdefault(use.unit, []).append((use.consumer, chosen.number, chosen.left))
         chosen.busy_until, chosen.left = use.last, use.credits
         plan.semaphore[token] = chosen.number
     for (_, consumer), pool in pools.items():

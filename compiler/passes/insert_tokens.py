@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from math import prod
@@ -31,6 +31,7 @@ from h2learn.compiler.passes.tile_layout import (
     slot_stride,
     stack_of,
     stage_loops,
+    stages_of,
     tensor_strides,
     unit_nest,
 )
@@ -57,8 +58,11 @@ class InsertTokensPass(ModulePass):
             stages = [_unit(unit, places, families) for unit in section]
             tokens = kept.setdefault(_stream_block(section[0]), KeptTokens(numbers))
             tokens.new_section()
-            for edge in order_stages(stages, len(ENGINES), TRANSFERS):
-                _insert(edge, places, section, tokens, numbers)
+            inside = [stage for unit in section for stage in stages_of(unit)]
+            order: dict[Operation | None, int] = {stage: n for n, stage in enumerate(inside)}
+            edges = order_stages(stages, len(ENGINES), TRANSFERS)
+            for edge in sorted(edges, key=lambda edge: order.get(_stage_of(places[edge.target]), -1)):
+                _insert(edge, places, order, tokens, numbers)
         for block, tokens in kept.items():
             _post_kept(block, tokens)
         insert_stream_tokens([stream for stream in op.walk() if isinstance(stream, tile.StreamOp)], next(numbers))
@@ -161,7 +165,7 @@ def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool, families: Fami
 def _insert(
     edge: Edge,
     places: dict[Loop | Job, Operation],
-    section: Sequence[Operation],
+    order: Mapping[Operation | None, int],
     kept: KeptTokens,
     numbers: Iterator[int],
 ) -> None:
@@ -169,8 +173,9 @@ def _insert(
     around = enclosing_loops(source)
     at_once = prod(loop.trips.data for loop in stage_loops(target) if loop not in around)
     token = None
-    if edge.credits and at_once == 1:
-        token = kept.take(edge.producer, edge.consumer, edge.credits, section.index(_unit_of(target)))
+    stage = _stage_of(target)
+    if edge.credits and at_once == 1 and stage is not None and stage is _stage_of(source):
+        token = kept.take(edge.producer, edge.consumer, edge.credits, order[stage])
     number = next(numbers) if token is None else token
     signal = tile.SignalOp(ENGINES[edge.producer], number, at_once)
     wait = tile.WaitOp(ENGINES[edge.consumer], number)
@@ -208,8 +213,14 @@ def _unit_of(op: Operation) -> Operation:
     nest = unit_nest(op)
     if nest and not isinstance(nest[0].parent_op(), tile.StageOp):
         return nest[0]
+    stage = _stage_of(op)
+    assert stage is not None
+    return stage
+
+
+def _stage_of(op: Operation) -> tile.StageOp | None:
+    """Return the stage that an op is or stands in; None for a loop over layers."""
     parent: Operation | None = op
     while parent is not None and not isinstance(parent, tile.StageOp):
         parent = parent.parent_op()
-    assert parent is not None
     return parent

@@ -111,6 +111,18 @@ def is_section(loop: tile.ForOp) -> bool:
     return isinstance(loop.body.block.last_op, tile.FenceOp)
 
 
+def stages_of(unit: Operation) -> list[Operation]:
+    """Return the stages of a unit: a stage, or a loop over layers."""
+    if isinstance(unit, tile.StageOp):
+        return [unit]
+    return [op for op in unit.regions[0].block.ops if isinstance(op, tile.StageOp)]
+
+
+def is_unit(op: Operation) -> bool:
+    """Whether an op is a stage or a loop over layers."""
+    return isinstance(op, tile.StageOp) or (isinstance(op, tile.ForOp) and not is_section(op))
+
+
 def section_loop(op: Operation) -> tile.ForOp | None:
     """Return the loop of the section in which an op stands, that over groups (None: it stands in no such loop)."""
     return next((loop for loop in enclosing_loops(op) if is_section(loop)), None)

@@ -6,11 +6,10 @@ are set up in front of each stage; whatever still holds the right contents is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from types import UnionType
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +22,7 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.object_file import DRAM_BASE, align_page
 from h2learn.compiler.mapping.placement import aligned
-from h2learn.compiler.mapping.registers import SemaphorePlan, TokenUse, assign_semaphores, least_semaphores
+from h2learn.compiler.mapping.registers import SemaphorePlan, assign_semaphores, least_semaphores
 from h2learn.compiler.mapping.streams import JOINED, stream_order
 from h2learn.compiler.passes.h2_encoding import ENCODINGS
 from h2learn.compiler.passes.h2_setup import NO_REGISTER, Ring, SetupTable, Word
@@ -34,11 +33,14 @@ from h2learn.compiler.passes.tile_layout import (
     enclosing_loops,
     first_tensor,
     is_section,
+    is_unit,
     placed_bytes,
     root_tensor,
     slot_stride,
     stack_of,
+    stages_of,
 )
+from h2learn.compiler.passes.token_uses import token_uses
 from h2learn.dialects import tile
 from h2learn.dialects.common import get_io
 from h2learn.dialects.h2 import ops as h2
@@ -129,7 +131,7 @@ def _side_by_side(declared: Sequence[_Declared]) -> list[_Declared]:
 def _write_streams(main: func.FuncOp, symbols: dict[SSAValue, h2.TensorSymbol]) -> list[_Writer]:
     """Write the program of every stream; what has no stream of its own is one."""
     bodies = [op.body.block for op in main.body.block.ops if isinstance(op, tile.StreamOp)] or [main.body.block]
-    sections = [[_token_uses(block) for block in _sections(body)] for body in bodies]
+    sections = [[token_uses(block) for block in _sections(body)] for body in bodies]
     shared: dict[int, int] = {}
     for uses in sections:
         for section in uses:
@@ -201,39 +203,6 @@ def _rows(rows: tile.Rows, shape: Sequence[int]) -> bytes:
     return array.tobytes()
 
 
-def _token_uses(block: Block) -> dict[int, TokenUse]:
-    """Collect who posts and takes each token, in which stages, and how many stay behind (its credits).
-
-    Ops between two stages belong to the one before when they post for a stage to come, else to the one behind.
-    """
-    uses: dict[int, TokenUse] = {}
-    posted_inside = {op.token.data for unit in block.ops if _is_unit(unit) for op in _tokens(unit, tile.SignalOp)}
-    number = 0
-    for child in block.ops:
-        if isinstance(child, tile.ForOp | tile.StreamOp) and not _is_unit(child):
-            continue
-        for op in _tokens(child, tile.SignalOp | tile.WaitOp):
-            token = op.token.data
-            where = number
-            if child is op and isinstance(op, tile.SignalOp) and token not in posted_inside:
-                where = number - 1
-            use = uses.setdefault(token, TokenUse("", "", where, where))
-            use.last = max(use.last, where)
-            if isinstance(op, tile.WaitOp):
-                use.consumer = op.engine.data
-            elif child is op and token in posted_inside:
-                use.credits = op.count.data
-            else:
-                use.producer = op.engine.data
-        number += _is_unit(child)
-    return uses
-
-
-def _is_unit(op: Operation) -> bool:
-    """Whether an op is a stage or a loop over layers."""
-    return isinstance(op, tile.StageOp) or (isinstance(op, tile.ForOp) and not is_section(op))
-
-
 def _kept(body: Block) -> list[tile.SignalOp]:
     """Return the posts in front of all stages: of tokens whose credits go on from stage to stage."""
     found: list[tile.SignalOp] = []
@@ -243,10 +212,6 @@ def _kept(body: Block) -> list[tile.SignalOp]:
         elif isinstance(op, tile.ForOp | tile.StageOp | tile.WaitOp):
             break
     return found
-
-
-def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[tile.SignalOp | tile.WaitOp]:
-    return (inner for inner in op.walk() if isinstance(inner, kinds))
 
 
 class _Writer:
@@ -283,12 +248,12 @@ class _Writer:
         number = 0
         for child in block.ops:
             self._plan = self._plans[block]
-            if (_is_unit(child) or isinstance(child, tile.WaitOp)) and drained < number:
+            if (is_unit(child) or isinstance(child, tile.WaitOp)) and drained < number:
                 self._drain(self._plan.drains.get(number, []), child.location)
                 drained = number
-            if _is_unit(child):
+            if is_unit(child):
                 self._unit(child)
-                number += 1
+                number += len(stages_of(child))
             elif isinstance(child, tile.SignalOp | tile.WaitOp):
                 self._token(child)
             elif isinstance(child, tile.ForOp):

@@ -159,3 +159,42 @@ def test_twice_the_depth_is_hardly_more() -> None:
     print(f"\n16 blocks {once}, 32 blocks {twice}")
     assert twice["tile"] - once["tile"] <= 2 * 2 * 16 + 10
     assert twice["h2"] - once["h2"] <= 10
+
+
+def bottleneck_network(blocks: Sequence[int], batch: int) -> Network:
+    """Return residual blocks of three convolutions with batch normalisation, as in ResNet-50, at a small width."""
+    builder = NetworkBuilder(batch)
+    x = builder.encode(builder.input("x", (3, 16, 16), HERE), "direct", 2, HERE)
+
+    def conv(x: Signal, name: str, channels: int, size: int, stride: int = 1) -> Signal:
+        half, strides = (size // 2, size // 2), (stride, stride)
+        x = builder.conv(x, name, channels, HERE, kernel=(size, size), stride=strides, padding=half, bias=False)
+        return builder.batch_norm(x, f"{name}_norm", HERE)
+
+    x = builder.lif(conv(x, "stem", 16, 3), Neuron(), HERE)
+    for width, count in enumerate(blocks):
+        channels = 8 << width
+        for block in range(count):
+            stride = 2 if width and not block else 1
+            inner = builder.lif(conv(x, f"a{width}_{block}", channels, 1), Neuron(), HERE)
+            inner = builder.lif(conv(inner, f"b{width}_{block}", channels, 3, stride), Neuron(), HERE)
+            outer = conv(inner, f"c{width}_{block}", 4 * channels, 1)
+            shortcut = x if block else conv(x, f"p{width}_{block}", 4 * channels, 1, stride)
+            x = builder.lif(builder.add([outer, shortcut], HERE), Neuron(), HERE)
+    x = builder.linear(builder.flatten(x, HERE), "f", 10, HERE)
+    builder.output("u", builder.readout(builder.li(x, 0.5, HERE), "membrane_mean", HERE))
+    return builder.finish("bottleneck", HERE)
+
+
+MANY_STAGES: dict[str, Callable[[], Network]] = {
+    "ResNet-18 with batch norm": lambda: load_model(BENCHMARKS / "resnet18.snn").with_batch(32).network,
+    "bottleneck blocks": lambda: bottleneck_network((3, 4), 4),
+}
+
+
+@pytest.mark.parametrize("name", MANY_STAGES)
+def test_stages_in_loops_over_layers_find_semaphores(name: str) -> None:
+    """Their tokens are many at a time if every one is thought to be in use as long as the loop runs."""
+    found = counts(MANY_STAGES[name](), Recipe(train=Train()))
+    print(f"\n{name}: ops {found}")
+    assert found["h2"] * WORD_BYTES <= TEXT_BYTES
