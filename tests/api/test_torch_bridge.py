@@ -156,3 +156,21 @@ def test_what_cannot_be_read_is_refused():
         h2learn.from_torch(nn.Sequential(nn.Linear(6, 3), nn.Softplus()), torch.rand(2, 6), STEPS)
     with pytest.raises(H2LearnError, match="cannot export"):
         h2learn.from_torch(nn.Linear(6, 3), torch.rand(2, 5), STEPS)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_network_of_snntorch(reset):
+    snn = pytest.importorskip("snntorch")
+    utils = pytest.importorskip("snntorch.utils")
+    torch.manual_seed(3)
+    cells = [snn.Leaky(beta=0.7, threshold=0.15, init_hidden=True, reset_mechanism=reset) for _ in range(2)]
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), cells[0], nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 10), cells[1])
+    x = torch.rand(2, 1, 8, 8) * 2
+    model = h2learn.from_torch(net, x, STEPS)
+    utils.reset(net)
+    expected = torch.stack([net(x) for _ in range(STEPS)]).detach().numpy()
+    found = h2learn.compile(model).run({"input": x.numpy()}).outputs["output"]
+    assert 0.05 < expected.mean() < 0.95
+    np.testing.assert_array_equal(found, expected)
+    state = h2learn.compile(model).to_torch_state_dict()
+    assert {"0.weight", "0.bias", "4.weight", "4.bias"} == set(state) <= set(net.state_dict())

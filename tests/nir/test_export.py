@@ -100,6 +100,32 @@ def test_driven_neurons_can_be_exported(tmp_path: Path) -> None:
     np.testing.assert_array_equal(h2learn.compile(again, batch=2).run({"image": x}).outputs["output"], expected)
 
 
+@pytest.mark.parametrize("weights", ["initial", "trained"])
+def test_snntorch_computes_the_same(tmp_path: Path, weights: str) -> None:
+    """It has time steps of 0.1 ms, resets to zero, and takes one sample where layers are flattened."""
+    torch = pytest.importorskip("torch")
+    importer = pytest.importorskip("snntorch.import_nir", reason="reads the file with snnTorch")
+    hidden = (
+        "lif: decay 0.5, threshold 0.5, reset hard, spike at u > threshold, synapse decay 0.5\nlinear f2: 5 features"
+    )
+    last = f"{hidden}\nlif: decay 0.9, threshold 0.7, reset hard, spike at u > threshold"
+    (tmp_path / "tiny.snn").write_text(SNN.format(pool="avg", last=last))
+    model = h2learn.load_model(tmp_path / "tiny.snn")
+    rng = np.random.default_rng(0)
+    x, label = rng.uniform(0, 1, (4, 2, 4, 4)).astype(np.float32), np.arange(4, dtype=np.int32)
+    if weights == "trained":
+        step = h2learn.compile(model, batch=4, train=h2learn.Train(optimizer=h2learn.SGD(lr=0.1)))
+        model = model.with_parameters(dict(step.run({"image": x, "label": label}).parameters))
+    path = graphs.write(tmp_path / "tiny.nir", h2learn.to_nir(model, dt=1e-4))
+    expected = h2learn.compile(model, batch=4).run({"image": x}).outputs["output"]
+    assert 0.05 < expected.mean() < 0.95
+    for sample, spikes in zip(torch.tensor(x), expected.swapaxes(0, 1), strict=True):
+        net, state = importer.import_from_nir(nir.read(path)), None
+        for found in spikes:
+            output, state = net(sample, state)
+            np.testing.assert_array_equal(np.ravel(output.detach()), found)
+
+
 def test_what_nir_has_no_node_for_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.snn").write_text(SNN.format(pool="max", last="li: decay 0.5"))
     with pytest.raises(h2learn.H2LearnError, match="no max pooling") as caught:
