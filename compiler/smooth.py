@@ -15,6 +15,7 @@ import numpy.typing as npt
 from xdsl.dialects import builtin
 from xdsl.ir import Operation, SSAValue
 
+from h2learn.backends.reference.gate import GATES
 from h2learn.backends.reference.neuron import (
     Neuron,
     drive,
@@ -24,7 +25,7 @@ from h2learn.backends.reference.neuron import (
 )
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import neuron_of
+from h2learn.dialects.spike.base import choice, neuron_of
 from h2learn.dialects.spike.interpreter import SEMANTICS, Semantics, evaluate, learned_neuron, main_block
 
 Reals = npt.NDArray[np.float64]
@@ -92,4 +93,9 @@ def _lif_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) ->
     return [drive_gradient(result, neuron)]
 
 
-_SMOOTH: dict[type[Operation], Semantics] = {spike.LifOp: _lif, sgrad.LifOp: _lif_gradient}
+def _gate(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    x, s = inputs
+    return [x * {"keep": s, "drop": 1 - s, "negate": -s}[choice(op.properties, "kind", GATES)]]
+
+
+_SMOOTH: dict[type[Operation], Semantics] = {spike.LifOp: _lif, sgrad.LifOp: _lif_gradient, spike.GateOp: _gate}

@@ -162,9 +162,9 @@ def v_spread(op: Operation, buffers: Buffers) -> Work:
 
 
 def v_map(op: Operation, buffers: Buffers) -> Work:
-    """``v.map``: a change of format, or a + b."""
+    """``v.map``: a change of format, or a + b; the others as in the reference."""
     n, k = op.number("n"), op.number("k")
-    if op.choice("kind") in isa.LEARNED_MAPS:
+    if op.choice("kind") in isa.LEARNED_MAPS or op.choice("dst") == "bits":
         with np.errstate(all="ignore"):
             return reference.v_map(op, buffers)
     counts = {"elements": n * k}
@@ -174,7 +174,14 @@ def v_map(op: Operation, buffers: Buffers) -> Work:
         result[:] = values[0].reshape(-1)
     else:
         with np.errstate(all="ignore"):
-            np.add(values[0].reshape(n, k), values[1].reshape(-1, k), out=result.reshape(n, k))
+            a, b, out = values[0].reshape(n, k), values[1].reshape(-1, k), result.reshape(n, k)
+            match op.choice("kind"):
+                case "add":
+                    np.add(a, b, out=out)
+                case "negate":
+                    np.copyto(out, np.where(b != 0, -a, np.float32(0)))
+                case kind:
+                    np.copyto(out, np.where((b != 0) == (kind == "keep"), a, np.float32(0)))
     _finish(op, buffers["dst"], result, n, counts)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(result))})
 

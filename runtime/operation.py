@@ -395,6 +395,8 @@ def _v_rng(op: Operation) -> dict[str, int]:
 
 def _v_drop(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT, steps=(1, (1 << 32) - 1))
+    if op.choice("dst") == "bits":
+        raise op.fault("v.drop cannot write bits")
     positions = op.number("n") * op.number("steps")
     sizes = {name: _element_bytes(op, op.choice(name), positions) for name in ("dst", "a")}
     return sizes | {"scal": SCALARS_BYTES}
@@ -427,7 +429,7 @@ def _v_reduce(op: Operation) -> dict[str, int]:
 def _v_map(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     kind = op.choice("kind")
-    if kind not in ("copy", "add", *isa.LEARNED_MAPS):
+    if kind not in ("copy", "add", *isa.LEARNED_MAPS, *isa.GATE_MAPS):
         raise op.fault(f"v.map cannot compute {kind}")
     names = ("dst", "a", "b") if kind in isa.BINARY_MAPS else ("dst", "a")
     return {name: _element_bytes(op, op.choice(name), op.number("n")) for name in names}

@@ -496,7 +496,7 @@ def _maximum(source: F32) -> tuple[F32, npt.NDArray[np.int64]]:
 
 
 def v_map(op: Operation, buffers: Buffers) -> Work:
-    """``v.map``: a change of format, or a + b."""
+    """``v.map``: a change of format, a + b, a gate, or a learned constant."""
     shape = (op.number("n"), op.number("k"))
     counts = {"elements": shape[0] * shape[1]}
     values = [_operand(op, name, buffers[name], shape, counts) for name in ("a", "b") if name in buffers]
@@ -517,6 +517,9 @@ def _logistic_slope(g: F32, w: F32) -> F32:
 _MAPS: dict[str, Callable[[F32, F32], F32]] = {
     "copy": lambda a, b: a,
     "add": lambda a, b: a + b,
+    "keep": lambda a, b: np.where(b != 0, a, np.float32(0)),
+    "drop": lambda a, b: np.where(b == 0, a, np.float32(0)),
+    "negate": lambda a, b: np.where(b != 0, -a, np.float32(0)),
     "unit": lambda a, b: np.where(a < 0, np.float32(0), np.where(a > 1, np.float32(1), a)),
     "sigmoid": lambda a, b: _logistic(-a),
     "falling": lambda a, b: _logistic(a),
@@ -549,7 +552,9 @@ def v_tune(op: Operation, buffers: Buffers) -> Work:
 
 def _put(op: Operation, target: Bytes, values: F32, counts: dict[str, int]) -> F32:
     """Write element-wise results in the format that the descriptor gives them; return them rounded."""
-    if op.choice("dst") == "slots":
+    if op.choice("dst") == "bits":
+        _pack(target, values != 0)
+    elif op.choice("dst") == "slots":
         values = _round(op, values)
         counts["live_outputs"] = _encode(op, target, values)
     else:

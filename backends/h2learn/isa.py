@@ -31,7 +31,9 @@ PLAIN_PARAMETER_ROWS = 4
 
 LEARNED_MAPS: tuple[str, ...] = ("unit", "sigmoid", "falling", "unit_slope", "sigmoid_slope", "falling_slope")
 """What ``v.map`` computes for learned constants; a slope has a second operand."""
-BINARY_MAPS: tuple[str, ...] = ("add", *(name for name in LEARNED_MAPS if name.endswith("_slope")))
+GATE_MAPS: tuple[str, ...] = ("keep", "drop", "negate")
+"""What ``v.map`` computes where the spikes of its second operand let values through or hold them back."""
+BINARY_MAPS: tuple[str, ...] = ("add", *GATE_MAPS, *(name for name in LEARNED_MAPS if name.endswith("_slope")))
 
 MEMORIES: tuple[str, ...] = ("DRAM", "W", "S", "U", "G", "M", "A", "L")
 """Memory numbers as used by ``addr``: DRAM, then the named on-chip memories (L holds look-up tables)."""
@@ -293,13 +295,14 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _e(
                 "kind",
                 ("rate", "mean", "last", "tsum", "bias", "cross_entropy", "mse", "copy", "add", "count", "max")
-                + LEARNED_MAPS,
+                + LEARNED_MAPS
+                + GATE_MAPS,
                 "what v.reduce, v.loss and v.map compute",
                 bits=8,
             ),
             _e("a", ("f32", "bits", "storage", "slots"), "v.map, v.drop: format of operand a"),
             _e("b", ("f32", "bits", "storage", "slots", "row"), "v.map: format of b (row: f32, one per channel)"),
-            _e("dst", ("f32", "storage", "slots"), "v.map, v.drop: format of the result"),
+            _e("dst", ("f32", "storage", "slots", "bits"), "v.map, v.drop: format of the result (bits: v.map)"),
             _DTYPE,
             _GBLK,
             _u("stream", 32, "random stream number"),
@@ -720,12 +723,17 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         "v.map",
         0x58,
         "VEC",
-        (_a("dst", "result"), _a("a", "first operand"), _a("b", "second operand, to add and for slopes"), _d("vec")),
+        (
+            _a("dst", "result"),
+            _a("a", "first operand"),
+            _a("b", "second operand, to add, for slopes and gates"),
+            _d("vec"),
+        ),
         ("a", "b"),
         ("dst",),
         "dst = a, a + b, or a function of a (and b)",
         "ceil(n*k/lanes)",
-        "Sums of two values element by element, changes of format, learned constants.",
+        "Sums of two values element by element, changes of format, learned constants, gates.",
     ),
     Instruction(
         "v.pack",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from xdsl.dialects.builtin import i1
 from xdsl.ir import Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.dialects.common import source_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of
+from h2learn.dialects.spike.base import int_list, int_values, integrator_of, neuron_of, tensor_type
 
 from .scan import differentiate_scan
 from .tape import Gradient, Rule, Tape, shape_of
@@ -99,6 +100,17 @@ def _add(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[G
     return [gradient, gradient]
 
 
+def _gate(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
+    """A gate of reals passes its spikes no gradient."""
+    assert isinstance(op, spike.GateOp)
+    gradient, kind, binary = _required(gradients), op.kind.data, tensor_type(op.x.type).element_type == i1
+    of_x = tape.emit(spike.GateOp(gradient, op.s, kind, location=op.location)) if tape.needs(op.x) else None
+    if not binary or not tape.needs(op.s):
+        return [of_x, None]
+    other = "keep" if kind == "keep" else "negate"
+    return [of_x, tape.emit(spike.GateOp(gradient, op.x, other, location=op.location))]
+
+
 def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:
     assert isinstance(op, spike.LifOp)
     through_spikes, through_potential = gradients
@@ -183,6 +195,7 @@ RULES: dict[type[Operation], Rule] = {
     spike.PoolOp: _pool,
     spike.AddOp: _add,
     spike.ConcatOp: _concat,
+    spike.GateOp: _gate,
     spike.LifOp: _lif,
     spike.NeuronRowOp: _neuron_row,
     spike.LiOp: _li,

@@ -277,6 +277,18 @@ class NetworkBuilder:
             )
         return self._add(spike.ConcatOp([part.value for part in parts], location=_mark(location)), location, name)
 
+    def gate(self, x: Signal, by: Signal, kind: str, location: Location, name: str = "") -> Signal:
+        """Let values through where the spikes ``by`` of one shape are (``keep``), or are not (``drop``); others are 0.
+
+        Gradients pass to both where ``x`` are spikes, else to ``x`` alone.
+        """
+        if not by.is_spikes or (x.shape, x.maps) != (by.shape, by.maps):
+            raise H2LearnError(
+                f"expected spikes of the shape of {x.describe()} for a gate, found {by.describe()}", location=location
+            )
+        op = spike.GateOp(x.value, by.value, kind, location=_mark(location))
+        return replace(self._add(op, location, name), maps=x.maps)
+
     def batch_norm(
         self,
         x: Signal,

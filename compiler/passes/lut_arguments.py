@@ -56,7 +56,7 @@ def _maps(value: SSAValue) -> tuple[int, ...]:
     owner = value.owner
     if isinstance(owner, spike.FlattenOp):
         return shape_of(owner.x.type)[-3:]
-    if isinstance(owner, spike.LifOp | spike.LiOp | spike.RepeatOp | spike.DropoutTrainOp):
+    if isinstance(owner, spike.LifOp | spike.LiOp | spike.RepeatOp | spike.DropoutTrainOp | spike.GateOp):
         return _maps(owner.x)
     if isinstance(owner, spike.AddOp):
         return _maps(owner.lhs)

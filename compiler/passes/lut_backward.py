@@ -42,7 +42,9 @@ def _readout(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, sgrad.ReadoutOp)
     dlogits = context.of(op.gradient)
     users = [use.operation for use in op.result.uses]
-    if not all(isinstance(user, sgrad.LifOp | sgrad.LiOp | sgrad.AddOp | spike.ScanOp) for user in users):
+    if not all(
+        isinstance(user, sgrad.LifOp | sgrad.LiOp | sgrad.AddOp | spike.GateOp | spike.ScanOp) for user in users
+    ):
         raise NoLoweringError("expected a neuron in front of the readout")
     if op.x is not None:
         spread = lut.SpreadOp(dlogits, context.of(op.x), op.location)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from xdsl.dialects import func
-from xdsl.dialects.builtin import LocationAttr
+from xdsl.dialects.builtin import LocationAttr, TensorType
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
@@ -24,6 +24,7 @@ from h2learn.dialects.lut.attributes import (
     StoreType,
     Update,
 )
+from h2learn.dialects.lut.gate import GateOp
 from h2learn.dialects.lut.normalisation import NormOp, NormStatsOp
 from h2learn.dialects.lut.scan import DelayOp
 from h2learn.dialects.sgrad import ops as sgrad
@@ -71,7 +72,7 @@ def _repeat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     assert isinstance(op, spike.RepeatOp)
     for user in _users(op.result):
         draws = isinstance(user, spike.DropoutTrainOp) and user.every_step is not None
-        if not draws and not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp | spike.ScanOp):
+        if not draws and not isinstance(user, spike.LifOp | spike.LiOp | spike.AddOp | spike.GateOp | spike.ScanOp):
             raise NoLoweringError(f"expected a neuron or a sum behind the repeated value, found {user.name}")
     return [context.values[op.x]]
 
@@ -164,6 +165,22 @@ def _add(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     context.emit(total)
     _wait(context, total.result, context.join_biases(context.biases.get(a), context.biases.get(b)))
     return [total.result]
+
+
+def _gate(context: LutContext, op: Operation) -> Sequence[SSAValue]:
+    """A current gets its bias first; what is the same at every step gets a step for each of the spikes."""
+    assert isinstance(op, spike.GateOp)
+    found, s = context.values[op.x], context.of(op.s)
+    x = context.biased(op.x) if found in context.biases else found
+    if not isinstance(s.type, SpikesType):
+        raise NoLoweringError("expected a gate of spikes, found stored numbers")
+    if "last" in (context.gs_time.get(found), context.gs_time.get(x)):
+        raise NoLoweringError("expected a layer between a gate and a readout of the last step")
+    formats = {SpikesType: SpikesType, TensorType: lut.tensor}
+    form = formats.get(type(x.type), lambda sizes: type(x.type)(sizes, context.dtype))
+    gate = GateOp(x, s, op.kind.data, form(shape(s)), op.location)
+    context.emit(gate)
+    return [gate.result]
 
 
 def _concat(context: LutContext, op: Operation) -> Sequence[SSAValue]:
@@ -455,6 +472,7 @@ FORWARD: dict[type[Operation], Lowering] = {
     spike.LinearOp: _linear,
     spike.PoolOp: _pool,
     spike.AddOp: _add,
+    spike.GateOp: _gate,
     spike.ConcatOp: _concat,
     spike.BatchNormOp: _batch_norm,
     spike.BatchNormTrainOp: _batch_norm_train,

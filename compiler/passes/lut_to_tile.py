@@ -270,6 +270,7 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.PoolOp: (FORWARD, vector_stages.lower_pool),
     lut.AddOp: (None, vector_stages.lower_elementwise),
     lut.ConvertOp: (None, vector_stages.lower_elementwise),
+    lut.GateOp: (None, vector_stages.lower_elementwise),
     lut.ConcatOp: (None, vector_stages.lower_channels),
     lut.SliceOp: (None, vector_stages.lower_channels),
     lut.EmbedOp: (None, vector_stages.lower_sparse_weights),

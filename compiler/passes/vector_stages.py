@@ -35,6 +35,7 @@ from h2learn.compiler.passes.tile_context import (
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import GradsType, SpikesType, shape_of
+from h2learn.dialects.lut.gate import GateOp
 from h2learn.dialects.lut.scan import DelayOp
 
 
@@ -240,21 +241,24 @@ def has_samples(
     return len(shape_of(op.result.type)) >= 4
 
 
-def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
-    """Lower a sum or a change of format; parameters and their gradients are rows of one image."""
-    operands = {"a": op.a, "b": op.b} if isinstance(op, lut.AddOp) else {"a": op.a}
+def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp | GateOp) -> None:
+    """Lower a sum, a gate or a change of format; parameters and their gradients are rows of one image."""
+    operands, kind = {"a": op.operands[0]}, "copy"
+    if not isinstance(op, lut.ConvertOp):
+        operands["b"] = op.operands[1]
+        kind = op.kind if isinstance(op, GateOp) else "add"
     shape = shape_of(op.result.type)
     steps, (batch, height, width, channels) = leading(shape), _as_image(shape)[-4:]
     b, label = ctx.builder, ctx.label(_elementwise_label(op), op)
     result = ctx.declare(op.result, f"{label}.result")
     forms = {role: ctx.form_of(value.type) for role, value in (*operands.items(), ("dst", op.result))}
     row = "b" in forms and len(forms["b"][1]) == 1 < len(shape)
-    once = "b" in forms and not row and len(forms["b"][1]) < len(shape)
+    once = "" if row else next((role for role, value in operands.items() if len(forms[role][1]) < len(shape)), "")
 
     def usage(t: Tile) -> Usage:
         used = dict.fromkeys(("A", "S", "U", "G"), 0)
         for role, (form, _, gblk) in forms.items():
-            rows = 1 if role == "b" and row else t.positions * (1 if role == "b" and once else t.steps)
+            rows = 1 if role == "b" and row else t.positions * (1 if role == once else t.steps)
             used[memory_of(form)] += SLOTS * rows * row_bytes(form, t.k, gblk)
         return Usage(**used)
 
@@ -264,7 +268,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
     params: dict[str, tile.Param] = {
         "n": t.positions if once else images(target, t) * t.rows * t.columns,
         "k": t.k,
-        "kind": "add" if "b" in operands else "copy",
+        "kind": kind,
         "dtype": ctx.dtype,
         "gblk": max(gblk for _, _, gblk in forms.values()),
         "b": "f32",
@@ -290,7 +294,7 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
                 b.load(tensors[role], buffer, *window)
                 return buffer
 
-            buffers = {**held, **({"b": load("b", Cut(0, 1))} if once else {})}
+            buffers = {**held, **({once: load(once, Cut(0, 1))} if once else {})}
             with b.loop("t", trips(steps, t.steps)) as it:
                 time = Cut(it * t.steps, t.steps)
                 buffers |= {role: load(role, time) for role in tensors if role not in buffers}
@@ -299,7 +303,10 @@ def lower_elementwise(ctx: TileContext, op: lut.AddOp | lut.ConvertOp) -> None:
                 out = b.alloc("dst", memory_of(form), form, tuple(window[1]), gblk)
                 if once:
                     with b.loop("step", t.steps) as step:
-                        places: dict[str, Place] = {"dst": (out, step), "a": (buffers["a"], step), "b": buffers["b"]}
+                        places: dict[str, Place] = {
+                            role: buffer if role == once else (buffer, step)
+                            for role, buffer in {"dst": out, **buffers}.items()
+                        }
                         b.job(tile.MapOp, places, params)
                 else:
                     b.job(tile.MapOp, {"dst": out, **buffers}, params)
@@ -334,17 +341,18 @@ def lower_delay(ctx: TileContext, op: DelayOp) -> None:
         b.store(result, moved, *activation_window(result, Cut(it * t.steps, t.steps), *area.cuts, cut))
 
 
-def _elementwise_label(op: lut.AddOp | lut.ConvertOp) -> str:
+def _elementwise_label(op: lut.AddOp | lut.ConvertOp | GateOp) -> str:
     if isinstance(op, lut.ConvertOp):
         return "convert"
-    return "gradient sum" if _is_gradient(op.a) or _is_gradient(op.b) else "sum"
+    kind = "gate" if isinstance(op, GateOp) else "sum"
+    return f"gradient {kind}" if any(map(_is_gradient, op.operands)) else kind
 
 
 def _is_gradient(value: SSAValue) -> bool:
     """Whether a value comes from the backward pass."""
     if isinstance(value.owner, lut.AddOp):
         return _is_gradient(value.owner.a) or _is_gradient(value.owner.b)
-    if isinstance(value.owner, lut.DropoutOp):
+    if isinstance(value.owner, lut.DropoutOp | GateOp):
         return _is_gradient(value.owner.x)
     return isinstance(
         value.owner,

@@ -409,11 +409,17 @@ def spread(job: Job) -> None:
 
 
 def elementwise(job: Job) -> None:
-    """A change of format, a sum of two values, a learned constant or its gradient."""
+    """A change of format, a sum of two values, a gate, a learned constant or its gradient."""
     shape, kind = job.size("n", "k"), job.word("kind")
     values = _values(job, "a", shape)
     if kind == "add":
         values = values + _values(job, "b", shape)
+    elif kind in ("keep", "drop", "negate"):
+        fires = _values(job, "b", shape) != 0
+        if kind == "drop":
+            values = np.where(fires, np.float32(0), values)
+        else:
+            values = np.where(fires, values if kind == "keep" else -values, np.float32(0))
     elif kind in ("sigmoid", "falling", "unit"):
         values = _learned(kind, values)
     elif kind in ("sigmoid_slope", "falling_slope"):
@@ -460,7 +466,9 @@ def tune(job: Job) -> None:
 def _write_values(job: Job, values: F32) -> None:
     """Write the result of element-wise work in the format that the descriptor gives it."""
     target, dtype = job.word("dst"), job.word("dtype")
-    if target == "slots":
+    if target == "bits":
+        write_bits(job["dst"], values != 0)
+    elif target == "slots":
         write_grads(job["dst"], round_to_storage(values, dtype), job.integer("gblk"), dtype)
     else:
         write_real(job["dst"], values, "f32" if target == "f32" else dtype)

@@ -20,6 +20,7 @@ from .attributes import (
     WinnersType,
     shape_of,
 )
+from .gate import GateOp
 from .normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .ops import (
     AddOp,
@@ -92,7 +93,7 @@ OPERATIONS: tuple[type[LutOp], ...] = (
 
 Lut = Dialect(
     "lut",
-    [*OPERATIONS, ScanOp, YieldOp],
+    [*OPERATIONS, GateOp, ScanOp, YieldOp],
     [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, PlanesAttr, NeuronAttr, UpdateAttr],
 )
 
@@ -113,6 +114,7 @@ __all__ = [
     "ExtractOp",
     "FeConvOp",
     "GeometryAttr",
+    "GateOp",
     "GradOp",
     "GradsType",
     "LiOp",

@@ -19,6 +19,7 @@ from h2learn.dialects.feedback import settle
 
 from . import convolution, statistics, vector
 from .attributes import GradsType, Neuron, SpikesType, StoreType, WinnersType, shape_of
+from .gate import GateOp
 from .normalisation import NormalisationOp, NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .ops import (
     AddOp,
@@ -228,6 +229,14 @@ def _add(op: AddOp, a: Real, b: Real) -> Sequence[Array]:
     return [_formatted(a.astype(np.float32) + b.astype(np.float32), op.result)]
 
 
+def _gate(op: GateOp, x: Real, s: Real) -> Sequence[Array]:
+    nothing = np.zeros((), x.dtype)
+    passed = {"keep": (x, nothing), "drop": (nothing, x)}
+    through, held = passed[op.kind] if op.kind in passed else (-x, nothing)
+    result = np.where(s, through, held)
+    return [vector.live(result) if isinstance(op.result.type, GradsType) else result]
+
+
 def _convert(op: ConvertOp, a: Real) -> Sequence[Array]:
     return [_formatted(a.astype(np.float32), op.result)]
 
@@ -325,6 +334,7 @@ _RULES: dict[type[Operation], Rule] = {
     GradOp: _grad,
     BeGradOp: _be_grad,
     AddOp: _add,
+    GateOp: _gate,
     ConvertOp: _convert,
     ConcatOp: _concat,
     SliceOp: _slice,

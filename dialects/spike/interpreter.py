@@ -12,7 +12,7 @@ from xdsl.dialects import builtin, func
 from xdsl.ir import Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.backends.reference import coding, neuron, normalisation, pooling, synapse, training
+from h2learn.backends.reference import coding, gate, neuron, normalisation, pooling, synapse, training
 
 from ..common import Array, get_io, source_of
 from ..feedback import settle
@@ -360,6 +360,10 @@ def _dropout_train(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -
     return [coding.dropout(x.astype(real, copy=False), what, training.RunScalars.from_array(scalars))]
 
 
+def _gate(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
+    return [gate.gate(inputs[0], inputs[1], choice(op.properties, "kind", gate.GATES))]
+
+
 def _geometry(op: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return int_values(op.properties, "stride", 2), int_values(op.properties, "padding", 2)
 
@@ -388,6 +392,7 @@ SEMANTICS: dict[type[Operation], Semantics] = {
     spike.PoolOp: _pool,
     spike.AddOp: _sum,
     spike.ConcatOp: _concat,
+    spike.GateOp: _gate,
     spike.LifOp: _lif,
     spike.NeuronRowOp: _neuron_row,
     spike.LiOp: _li,

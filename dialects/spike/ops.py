@@ -64,6 +64,7 @@ from .base import (
 )
 from .dropout import DropoutOp as DropoutOp
 from .dropout import DropoutTrainOp as DropoutTrainOp
+from .gate import GateOp as GateOp
 from .normalisation import BatchNormOp as BatchNormOp
 from .normalisation import BatchNormTrainOp as BatchNormTrainOp
 from .optimizers import AdamOp as AdamOp
@@ -579,6 +580,7 @@ Spike = Dialect(
         PoolOp,
         AddOp,
         ConcatOp,
+        GateOp,
         LifOp,
         NeuronRowOp,
         LiOp,

@@ -512,6 +512,9 @@ _ONE = np.float32(1)
 _MAPS: dict[str, Callable[[F32, F32], F32]] = {
     "copy": lambda a, b: a,
     "add": lambda a, b: a + b,
+    "keep": lambda a, b: np.where(b != 0, a, _ZERO),
+    "drop": lambda a, b: np.where(b != 0, _ZERO, a),
+    "negate": lambda a, b: np.where(b != 0, -a, _ZERO),
     "unit": lambda a, b: np.where(a < 0, _ZERO, np.where(a > 1, _ONE, a)),
     "sigmoid": lambda a, b: _sigmoid(a),
     "falling": lambda a, b: _sigmoid(-a),
@@ -539,7 +542,9 @@ def _tune(b: Buffers, p: Params, fresh: bool) -> None:
 
 def _put(b: Buffers, p: Params, result: F32) -> None:
     """Write the result of element-wise work in the format that the parameters name."""
-    if p["dst"] != "f32":
+    if p["dst"] == "bits":
+        result = result != 0
+    elif p["dst"] != "f32":
         result = numerics.round_to_storage(result, str(p["dtype"]))
     b["dst"][...] = np.where(result != 0, result, _ZERO) if p["dst"] == "slots" else result
 

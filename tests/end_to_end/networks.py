@@ -358,6 +358,13 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
         parts += [conv(x, "b", 3, 1)] if rng.random() < 0.4 else []
         return builder.concat(parts[:: int(rng.choice([1, -1]))], HERE)
     spikes = lif(conv(x, "a", channels, 3))
+    drawn = rng.spawn(1)[0]
+    if x.is_spikes and drawn.random() < 0.4:
+        gates = ("keep", "drop")
+        both = builder.gate(x, spikes, str(drawn.choice(gates)), HERE)
+        if drawn.random() < 0.5:
+            return both
+        return lif(builder.gate(conv(both, "b", channels, 1), spikes, str(drawn.choice(gates)), HERE))
     total = builder.add([spikes, x], HERE)
     if kind == "double":
         total = builder.add([lif(conv(total, "b", channels, 1)), total], HERE)

@@ -90,6 +90,11 @@ CASES += [("v.map", {"kind": kind, "a": "f32", "b": "f32", "dst": "f32"}) for ki
 CASES += [("v.tune", {"reset": reset, "drive": "plain"}) for reset in ("hard", "soft", "soft_delayed", "none")]
 CASES += [("v.drop", {"a": a, "dst": d}) for a, d in (("f32", "f32"), ("bits", "storage"), ("storage", "storage"))]
 CASES += [("v.drop", {"a": a, "dst": d}) for a, d in (("slots", "slots"), ("f32", "slots"))]
+CASES += [
+    ("v.map", {"kind": kind, "a": a, "b": "bits", "dst": d})
+    for kind in isa.GATE_MAPS
+    for a, d in (("bits", "bits"), ("f32", "f32"), ("storage", "storage"), ("slots", "slots"), ("f32", "bits"))
+]
 CASES += [("v.map", {"kind": "copy", "a": a, "dst": d}) for a, d in (("f32", "slots"), ("slots", "f32"))]
 CASES += [("v.map", {"kind": "add", "a": "f32", "b": b, "dst": "f32"}) for b in ("bits", "storage", "slots", "row")]
 

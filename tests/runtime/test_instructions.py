@@ -131,13 +131,13 @@ class Builder:
     def draw_v_drop(self) -> None:
         self.draw_vec()
         self.desc |= {"p0": self.pick(0, 2, 4) / 4, "share": self.pick(1, 4) / 2}
-        self.enum("a"), self.enum("dst")
+        self.enum("a"), self.enum("dst", "f32", "storage", "slots")
 
     def draw_v_reduce(self) -> None:
         self.draw_vec("rate", "count", "max", "mean", "last", "tsum", "bias")
 
     def draw_v_map(self) -> None:
-        self.draw_vec("copy", "add", *isa.LEARNED_MAPS)
+        self.draw_vec("copy", "add", *isa.LEARNED_MAPS, *isa.GATE_MAPS)
         for operand in ("a", "b", "dst"):
             self.enum(operand)
 

@@ -21,6 +21,7 @@ from .syntax import (
     Description,
     Dropout,
     Flatten,
+    Gate,
     Layer,
     Li,
     Lif,
@@ -83,6 +84,9 @@ def build(description: Description, batch: int) -> Network:
         if isinstance(layer, Add | Concat):
             join = builder.add if isinstance(layer, Add) else builder.concat
             signal = join([named[term] for term in layer.terms], layer.location, layer.name)
+        elif isinstance(layer, Gate):
+            first, second = (named[term] for term in layer.terms)
+            signal = builder.gate(first, second, layer.kind, layer.location, layer.name)
         else:
             signal = _ADD[type(layer)](builder, named[layer.source] if layer.source else signal, layer)
         named[layer.name] = signal

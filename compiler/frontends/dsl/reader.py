@@ -43,6 +43,7 @@ from .syntax import (
     Dropout,
     Encode,
     Flatten,
+    Gate,
     Init,
     Input,
     Layer,
@@ -371,6 +372,13 @@ class _Reader:
     def concat(self, node: Node, default: Neuron) -> Concat:
         return Concat(self.at(node), _name(_tokens(node)), tuple(map(str, _tokens(_children(node)[0]))))
 
+    def gate(self, node: Node, default: Neuron) -> Gate:
+        kind, *name = _tokens(node)
+        terms = tuple(map(str, _tokens(_children(node)[0])))
+        if len(terms) != 2:
+            self.fail(node, f"expected two layers, found {len(terms)}", f"write `{kind}: a, b`")
+        return Gate(self.at(node), _name(name), str(kind), terms)
+
     def pool(self, node: Node, default: Neuron) -> Pool:
         *name, kind = _tokens(node)
         window, *rest = _children(node)
@@ -514,6 +522,7 @@ _LAYERS: dict[str, Callable[[_Reader, Node, Neuron], Layer]] = {
     "linear": _Reader.linear,
     "add": _Reader.add,
     "concat": _Reader.concat,
+    "gate": _Reader.gate,
     "batchnorm": _Reader.batchnorm,
     "pool": _Reader.pool,
     "flatten": _Reader.flatten,

@@ -100,6 +100,15 @@ class Concat(LayerStatement):
 
 
 @dataclass(frozen=True)
+class Gate(LayerStatement):
+    """The first of two layers where the second one spikes (``keep``), or does not (``drop``)."""
+
+    name: str
+    kind: str
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Pool(LayerStatement):
     """``max``, ``avg`` or ``sum`` pooling; without ``kernel`` of the whole map."""
 
@@ -169,7 +178,7 @@ class Readout(LayerStatement):
 
 
 Layer: TypeAlias = (
-    Conv | Linear | BatchNorm | Add | Concat | Pool | Flatten | Dropout | Lif | Li | Recurrent | Delay | Readout
+    Conv | Linear | BatchNorm | Add | Concat | Gate | Pool | Flatten | Dropout | Lif | Li | Recurrent | Delay | Readout
 )
 
 

@@ -353,6 +353,22 @@ def _emit_add(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequenc
     return builder.add(inputs, plan.location(layer))
 
 
+def _prepare_gate(plan: Plan, layer: Layer) -> None:
+    kind, polynomial = layer.node.key
+    if not polynomial:
+        plan.notes.append(f"{layer.name}: {kind} of spikes; in training its gradients are those of sums and products")
+
+
+def _emit_gate(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
+    """An OR of spikes is the sum of ``a`` and what ``b`` has beside it."""
+    (a, b), place, kind = inputs, plan.location(layer), layer.node.key[0]
+    if kind in ("or", "xor"):
+        own = a if kind == "or" else builder.gate(a, b, "drop", place)
+        return builder.add([own, builder.gate(b, a, "drop", place)], place)
+    assert isinstance(kind, str)
+    return builder.gate(a, b, kind, place)
+
+
 def _prepare_concat(plan: Plan, layer: Layer) -> None:
     if layer.node.key != (1,):
         raise RefusalError("it joins other dimensions than channels")
@@ -403,6 +419,7 @@ _PREPARE: dict[str, Callable[[Plan, Layer], None]] = {
     "sumpool": _prepare_pool,
     "concat": _prepare_concat,
     "flatten": _prepare_flatten,
+    "gate": _prepare_gate,
     "neuron": _prepare_neuron,
     **dict.fromkeys(READOUTS, _prepare_readout),
 }
@@ -419,6 +436,7 @@ _EMIT: dict[str, Callable[[Plan, NetworkBuilder, Layer, Sequence[Signal]], Signa
     "delay": _emit_delay,
     "dropout": _emit_dropout,
     "flatten": _emit_flatten,
+    "gate": _emit_gate,
     **dict.fromkeys(READOUTS, _emit_readout),
 }
 _LACKING = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .forms import pointwise_order
-from .roll import Layer, Roller
+from .roll import REGROUPING, Layer, Roller, is_spikes
 from .steps import StepNode, Steps
 from .values import RefusalError
 
@@ -20,7 +20,6 @@ MAX_READINGS = 24
 FIRST_STEP_CANDIDATES = 4
 SAME_FORM_DEPTH = 4
 _COMMUTING = ("linear", "conv", "avgpool", "sumpool", "batchnorm", "flatten", "reshape", "pad")
-_REGROUPING = ("flatten", "reshape")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def _attempt(steps: Steps, roller: Roller, value: StepNode, reduction: Reduction
     if layer is None:
         return None
     kind, factor = reduction.kind, reduction.factor
-    if _is_spikes(layer):
+    if is_spikes(layer):
         if kind == "mean" and _same(factor, len(reduction.nodes)):
             kind = "sum"
         elif not _same(factor, 1.0):
@@ -92,14 +91,6 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
 
 
-def _is_spikes(layer: Layer) -> bool:
-    if layer.neuron is not None:
-        return layer.neuron.output == "spikes"
-    return layer.kind in ("maxpool", "concat", "delay", *_REGROUPING) and all(
-        _is_spikes(inner) for inner in layer.inputs
-    )
-
-
 def _scaled(steps: Steps, nodes: Sequence[StepNode], factor: float) -> tuple[StepNode, ...]:
     return tuple(_with_constant(steps, "mul", node, steps.scalar(factor, node.source)) for node in nodes)
 
@@ -123,7 +114,7 @@ def _reductions(steps: Steps, value: StepNode) -> Iterator[Reduction]:
 
 def _behind(steps: Steps, layer: StepNode, inner: Reduction) -> Iterator[Reduction]:
     """Yield what a layer makes of a reduction: the reduction of what it makes of every step."""
-    if inner.kind == "max" and layer.op not in _REGROUPING:
+    if inner.kind == "max" and layer.op not in REGROUPING:
         return
     has_bias = layer.op == "batchnorm" or (layer.synapse is not None and layer.synapse.bias is not None)
     if has_bias and not _same(inner.factor, 1.0):

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.reference.gate import GATES
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 
 from .forms import Feedback, pointwise_order
+from .gates import gates_of
 from .recognise import Recognised, factor_of, recognise
 from .steps import StepNode
 from .values import RefusalError
@@ -24,6 +26,7 @@ RANDOM = "random numbers inside the graph"
 RANDOM_HINT = "export the network without its encoder or its noise"
 
 Sequence_ = tuple[StepNode, ...]
+REGROUPING = ("flatten", "reshape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +178,15 @@ class Roller:
             shown = next((node for node in nodes if node.op != "const"), nodes[-1])
             back = None if fed is None else self._layer_of(fed[-1])
             return Layer("neuron", shown, (source,), found, back) if source is not None else None
+        if fed is None:
+            for gate in gates_of(nodes):
+                terms = [self.attempt(part) for part in (gate.first, gate.second)]
+                layers = tuple(term for term in terms if term is not None and is_spikes(term))
+                if len(layers) == 2:
+                    shown = StepNode(
+                        -1, "gate", nodes[:1], (gate.kind, gate.polynomial), nodes[0].shape, nodes[0].source
+                    )
+                    return Layer("gate", shown, layers)
         sums = _sums(nodes, groups)
         if sums is not None and sums != nodes:
             source = self.roll(sums if len(sums) == len(nodes) else sums * len(nodes))
@@ -193,6 +205,15 @@ class Roller:
         """Return the layer that feeds back; spikes and potentials of one neuron share it."""
         assert node is not None
         return self._feedback.setdefault(node.number, Layer(node.op, node))
+
+
+def is_spikes(layer: Layer) -> bool:
+    """Whether the values of a layer are 0 and 1, as spikes."""
+    if layer.neuron is not None:
+        return layer.neuron.output == "spikes"
+    if layer.kind == "gate" and layer.node.key[0] not in GATES:
+        return False
+    return layer.kind in ("maxpool", "concat", "delay", "gate", *REGROUPING) and all(map(is_spikes, layer.inputs))
 
 
 def _ignore(node: str, operator: str, reason: str, hint: str) -> None:
