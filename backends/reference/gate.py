@@ -15,4 +15,4 @@ def gate(x: Real | Spikes, s: Spikes, kind: str) -> Real | Spikes:
     nothing = np.zeros((), dtype=x.dtype)
     if kind == "drop":
         return np.where(s, nothing, x)
-    return np.where(s, x if kind == "keep" else -x, nothing)
+    return np.where(s, np.negative(x) if kind == "negate" else x, nothing)

@@ -396,8 +396,7 @@ class NetworkBuilder:
         return decay, threshold
 
     def li(self, x: Signal, membrane: Neuron | float, location: Location, name: str = "") -> Signal:
-        """Add leaky integrators and return their membrane potentials; a number is the decay of a plain one."""
-        _expect_currents(x, f"li {name}".rstrip(), location)
+        """Add leaky integrators of currents or spikes and return their potentials; a number is a plain decay."""
         neuron = membrane if isinstance(membrane, Neuron) else Neuron(alpha=(float(membrane),))
         return replace(self._add(spike.LiOp(x.value, neuron, location=_mark(location)), location, name), maps=x.maps)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from xdsl.dialects import func
-from xdsl.dialects.builtin import LocationAttr, TensorType
+from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
@@ -176,9 +176,10 @@ def _gate(context: LutContext, op: Operation) -> Sequence[SSAValue]:
         raise NoLoweringError("expected a gate of spikes, found stored numbers")
     if "last" in (context.gs_time.get(found), context.gs_time.get(x)):
         raise NoLoweringError("expected a layer between a gate and a readout of the last step")
-    formats = {SpikesType: SpikesType, TensorType: lut.tensor}
-    form = formats.get(type(x.type), lambda sizes: type(x.type)(sizes, context.dtype))
-    gate = GateOp(x, s, op.kind.data, form(shape(s)), op.location)
+    result: Attribute = lut.tensor(shape(s)) if is_tensor(x) else SpikesType(shape(s))
+    if isinstance(x.type, StoreType | GradsType):
+        result = type(x.type)(shape(s), x.type.dtype)
+    gate = GateOp(x, s, op.kind.data, result, op.location)
     context.emit(gate)
     return [gate.result]
 

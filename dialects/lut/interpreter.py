@@ -231,8 +231,7 @@ def _add(op: AddOp, a: Real, b: Real) -> Sequence[Array]:
 
 def _gate(op: GateOp, x: Real, s: Real) -> Sequence[Array]:
     nothing = np.zeros((), x.dtype)
-    passed = {"keep": (x, nothing), "drop": (nothing, x)}
-    through, held = passed[op.kind] if op.kind in passed else (-x, nothing)
+    through, held = (nothing, x) if op.kind == "drop" else (-x if op.kind == "negate" else x, nothing)
     result = np.where(s, through, held)
     return [vector.live(result) if isinstance(op.result.type, GradsType) else result]
 

@@ -211,7 +211,7 @@ def _neuron_row_gradient(op: Operation, inputs: Sequence[Data], real: np.dtype[A
 
 
 def _li(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:
-    return [neuron.li(inputs[0], integrator_of(op))]
+    return [neuron.li(inputs[0].astype(real, copy=False), integrator_of(op))]
 
 
 def _readout(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:

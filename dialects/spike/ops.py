@@ -437,7 +437,10 @@ class NeuronRowOp(InferredOp):
 
 @irdl_op_definition
 class LiOp(IntegratingOp):
-    """Leaky integrator that never spikes: the membrane of :class:`h2learn.backends.reference.neuron.Neuron`."""
+    """Leaky integrator that never spikes: the membrane of :class:`h2learn.backends.reference.neuron.Neuron`.
+
+    Of spikes it is what a synaptic filter makes of them: currents of 0 and 1.
+    """
 
     name = "spike.li"
 
@@ -452,10 +455,10 @@ class LiOp(IntegratingOp):
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Give potentials of the current's shape."""
-        expect_element("x", operands[0], f32)
+        expect_element("x", operands[0], f32, i1)
         shape = expect_rank("x", operands[0], 3, 5)
         check_neuron(integrator_of(properties), shape[-1])
-        return [operands[0]]
+        return [real(shape)]
 
 
 @irdl_op_definition

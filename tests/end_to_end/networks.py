@@ -238,7 +238,7 @@ def random_network(rng: np.random.Generator, batch: int, steps: int, *, dyadic: 
         x = _neurons(builder, x, "hidden_feedback", rng, dyadic=dyadic)
         if behind:
             x = builder.delay(x, _delays(x, behind, rng), HERE)
-    x = _dropped(builder, x, rng)
+    x = _dropped(builder, _filtered(builder, x, rng, dyadic=dyadic), rng)
     x = builder.linear(x, "last", CLASSES, HERE, bias=bool(rng.integers(2)))
     kind = str(rng.choice(["rate", "membrane_mean", "membrane_last"]))
     kind = "count" if kind == "rate" and rng.spawn(1)[0].random() < 0.5 else kind
@@ -369,6 +369,14 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
     if kind == "double":
         total = builder.add([lif(conv(total, "b", channels, 1)), total], HERE)
     return total
+
+
+def _filtered(builder: NetworkBuilder, x: Signal, rng: np.random.Generator, *, dyadic: bool) -> Signal:
+    """Put integrators behind the spikes of every sixth network."""
+    drawn = rng.spawn(1)[0]
+    if not x.is_spikes or drawn.random() > 1 / 6:
+        return x
+    return builder.li(x, random_neuron(drawn, dyadic=dyadic), HERE)
 
 
 def _dropped(builder: NetworkBuilder, x: Signal, rng: np.random.Generator) -> Signal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from .steps import StepNode
 MOST_SPIKES = 8
 """Comparisons that a value may depend on."""
 _COMPARISONS = frozenset({"gt", "ge", "eq", "ne"})
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., object]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -28,13 +28,20 @@ _FUNCTIONS = {
     "where": np.where,
 }
 _POLYNOMIAL = frozenset({"add", "sub", "mul", "neg"})
-_KINDS = {(0, 0, 0, 1): "keep", (0, 0, 1, 0): "drop", (0, 1, 1, 1): "or", (0, 1, 1, 0): "xor"}
+_KINDS: dict[tuple[float, ...], str] = {
+    (0, 0, 0, 1): "keep",
+    (0, 0, 1, 0): "drop",
+    (0, 1, 1, 1): "or",
+    (0, 1, 1, 0): "xor",
+}
 """Values for the spikes (0, 0), (0, 1), (1, 0), (1, 1) of two layers -> what combines them."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Two values of 0 and 1 per time step, and what combines them: ``keep`` (a b), ``drop`` (a (1 - b)), ``or``, ``xor``.
+    """Two values of 0 and 1 per time step, and what combines them.
+
+    ``keep``: a b; ``drop``: a (1 - b); ``or``, ``xor``.
 
     ``polynomial``: the file computes it by sums and products, which say what the gradients are.
     """
@@ -114,7 +121,7 @@ def _value(node: StepNode, known: Mapping[StepNode, float]) -> float:
         return node.scalar
     if node.op in _COMPARISONS or node.op not in _FUNCTIONS:
         return float("nan")
-    return float(_FUNCTIONS[node.op](*(_value(arg, known) for arg in node.args)))
+    return float(np.asarray(_FUNCTIONS[node.op](*(_value(arg, known) for arg in node.args))))
 
 
 def _is_binary(node: StepNode) -> bool:
