@@ -219,8 +219,9 @@ def _products(
     room = 64 << (longest // 64).bit_length()
     args.numbers(out_width, issue_width(op), unit_count(op), room)
     args.array(site.scratch("buckets", 4 * room, np.uint16)).array(site.scratch("marks", 4 * room // 64, np.uint64))
-    builder.call(calls.tally_call, args, len(BACKWARD_MODES), 40 * positions)
-    number = BACKWARD_MODES.index(mode)
+    number, every = BACKWARD_MODES.index(mode), op.mnemonic == "be.run"
+    start, modes = (0, len(BACKWARD_MODES)) if every else (number, 1)
+    builder.call(calls.tally_call, args, modes, 10 * modes * positions, first=start, extra=start)
     first = calls.MODES + 3 * number
     counts = {
         "live_inputs": (calls.LIVE_INPUTS, 1),
@@ -232,7 +233,7 @@ def _products(
         "issue_cycles": (first + 1, 1),
         "pe_cycles": (first + 2, 1),
     }
-    if op.mnemonic == "be.run":
+    if every:
         counts |= {f"pe_cycles_{name}": (calls.MODES + 3 * i + 2, 1) for i, name in enumerate(BACKWARD_MODES)}
     fixed = {"positions": positions, "dense_outputs": positions * out_width}
     fixed["dense_inputs"] = _existing_inputs(op.number("imgs"), maps) * in_width if out_width else 0

@@ -388,57 +388,78 @@ def tally(
     buckets: U16,
     marks: U64,
     mode: int,
-    totals: I64,
     work: I64,
 ) -> None:
-    """Count the work of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
+    """Count the cycles of positions with ``live`` of ``dense`` inputs and live ``outputs`` out of ``width``.
 
-    ``totals``: live inputs, live outputs, live products, dense products (in mode 0 only). ``work``: in ``mode`` (dense,
-    in, out, dual) products that are not skipped, cycles, and when the last of ``units`` is done if each row of
-    ``lanes`` outputs of a position goes to the one that is free first. ``buckets`` count the units that become free at
-    a time, modulo ``room``, a power of two above the cycles of a row; ``marks`` has a bit for every bucket that is not
-    empty. Both are all 0, before and after.
+    ``work``: in ``mode`` (dense, in, out, dual) products that are not skipped, cycles, and when the last of ``units``
+    is done if each row of ``lanes`` outputs of a position goes to the one that is free first. ``buckets`` count the
+    units that become free at a time, modulo ``room``, a power of two above the cycles of a row; ``marks`` has a bit
+    for every bucket that is not empty. Both are all 0, before and after.
     """
-    issue, whole, wrap = np.uint32(lanes), np.int64((width + lanes - 1) // lanes), np.uint64(room - 1)
+    issue, whole, wrap = np.uint32(lanes), np.uint64((width + lanes - 1) // lanes), np.uint64(room - 1)
     by_inputs, by_outputs = mode & 1 != 0, mode & 2 != 0
     now = last = np.uint64(0)
-    products = cycles = np.int64(0)
-    add_units(buckets, marks, now, units)
+    products = cycles = np.uint64(0)
+    add_units(buckets, marks, now, np.uint64(units))
     for position in range(np.uint64(live.size)):
-        ins, outs = np.int64(live[position]), np.int64(outputs[position])
-        if mode == 0:
-            totals[0] += ins
-            totals[1] += outs
-            totals[2] += ins * outs
-            totals[3] += np.int64(dense[position]) * width
-        ins = ins if by_inputs else np.int64(dense[position])
-        rows = np.int64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole
-        if ins == 0:
+        ins = np.uint64(live[position]) if by_inputs else np.uint64(dense[position])
+        rows = np.uint64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole
+        if ins == np.uint64(0):
             continue
-        products += ins * (outs if by_outputs else width)
+        products += ins * (np.uint64(outputs[position]) if by_outputs else np.uint64(width))
         cycles += ins * rows
-        for _ in range(rows):
-            now = take_unit(buckets, marks, now, wrap)
-            until = now + np.uint64(ins)
-            add_units(buckets, marks, until & wrap, 1)
-            last = max(last, until)
-    for _ in range(units):
-        now = take_unit(buckets, marks, now, wrap)
-    work[0] += products
-    work[1] += cycles
+        while rows:
+            now = first_free(marks, now, wrap)
+            taken = take_units(buckets, marks, now & wrap, rows)
+            add_units(buckets, marks, (now + ins) & wrap, taken)
+            last = max(last, now + ins)
+            rows -= taken
+    left = np.uint64(units)
+    while left:
+        now = first_free(marks, now, wrap)
+        left -= take_units(buckets, marks, now & wrap, left)
+    work[0] += np.int64(products)
+    work[1] += np.int64(cycles)
     work[2] += np.int64(last)
 
 
 @jit
-def add_units(buckets: U16, marks: U64, bucket: np.uint64, count: int) -> None:
+def count_products(live: U32, dense: U32, outputs: U32, width: int, totals: I64) -> None:
+    """``totals`` += (live inputs, live outputs, live products, dense products) of positions; see ``tally``."""
+    ins = outs = products = every = np.uint64(0)
+    for position in range(np.uint64(live.size)):
+        ins += np.uint64(live[position])
+        outs += np.uint64(outputs[position])
+        products += np.uint64(live[position]) * np.uint64(outputs[position])
+        every += np.uint64(dense[position])
+    totals[0] += np.int64(ins)
+    totals[1] += np.int64(outs)
+    totals[2] += np.int64(products)
+    totals[3] += np.int64(every) * width
+
+
+@jit
+def add_units(buckets: U16, marks: U64, bucket: np.uint64, count: np.uint64) -> None:
     """Put units into a bucket."""
     buckets[bucket] += np.uint16(count)
     marks[bucket >> np.uint64(6)] |= np.uint64(1) << (bucket & np.uint64(63))
 
 
 @jit
-def take_unit(buckets: U16, marks: U64, now: np.uint64, wrap: np.uint64) -> np.uint64:
-    """Take a unit out of the first bucket that is not empty from ``now`` on; returns its time."""
+def take_units(buckets: U16, marks: U64, bucket: np.uint64, most: np.uint64) -> np.uint64:
+    """Take up to ``most`` units out of a bucket that is not empty; returns how many."""
+    taken = min(most, np.uint64(buckets[bucket]))
+    left = buckets[bucket] - np.uint16(taken)
+    buckets[bucket] = left
+    if left == np.uint16(0):
+        marks[bucket >> np.uint64(6)] &= ~(np.uint64(1) << (bucket & np.uint64(63)))
+    return taken
+
+
+@jit
+def first_free(marks: U64, now: np.uint64, wrap: np.uint64) -> np.uint64:
+    """Return the first time from ``now`` on whose bucket is not empty."""
     bucket = now & wrap
     word = marks[bucket >> np.uint64(6)] >> (bucket & np.uint64(63))
     if word == np.uint64(0):
@@ -447,13 +468,7 @@ def take_unit(buckets: U16, marks: U64, now: np.uint64, wrap: np.uint64) -> np.u
         while word == np.uint64(0):
             now += np.uint64(64)
             word = marks[(now & wrap) >> np.uint64(6)]
-    now += lowest(word)
-    bucket = now & wrap
-    left = buckets[bucket] - np.uint16(1)
-    buckets[bucket] = left
-    if left == np.uint16(0):
-        marks[bucket >> np.uint64(6)] &= ~(np.uint64(1) << (bucket & np.uint64(63)))
-    return now
+    return now + lowest(word)
 
 
 @jit

@@ -13,6 +13,7 @@ from ..team import COUNTERS
 from .bits import I64, count_nonfinite, decode_lists, narrow, widen
 from .convolution import (
     Shape,
+    count_products,
     fill_tables,
     group_tables,
     lane_time,
@@ -210,26 +211,19 @@ def products_call(args: int, extra: int, low: int, high: int, counts: int) -> in
 
 @call(words=14)
 def tally_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Live and all inputs and live outputs per position, width, row, lanes, room, buckets, marks; a mode each."""
+    """Live and all inputs and live outputs per position, width, row, lanes, room, buckets, marks; a mode each.
+
+    ``extra``: the mode whose call counts the positions' totals too.
+    """
     a, found = words_at(args, 14), words_at(counts, COUNTERS)
     live, dense, outputs, room = u32_at(a, 0), u32_at(a, 2), u32_at(a, 4), a[9]
     buckets, marks = u16_at(a, 10), u64_at(a, 12)
     for mode in range(low, high):
+        if mode == extra:
+            count_products(live, dense, outputs, a[6], found[:MODES])
         own, words = buckets[mode * room : (mode + 1) * room], marks[mode * room // 64 : (mode + 1) * room // 64]
-        tally(
-            live,
-            dense,
-            outputs,
-            a[6],
-            a[7],
-            a[8],
-            room,
-            own,
-            words,
-            mode,
-            found[:MODES],
-            found[MODES + 3 * mode : MODES + 3 * mode + 3],
-        )
+        work = found[MODES + 3 * mode : MODES + 3 * mode + 3]
+        tally(live, dense, outputs, a[6], a[7], a[8], room, own, words, mode, work)
     return 1
 
 
