@@ -438,7 +438,10 @@ def _transfer(op: Operation, memories: Memories) -> Work:
 
 
 def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Join innermost dimensions that are contiguous on both sides and exist completely into the run."""
+    """Join innermost dimensions that are contiguous on both sides and exist completely into the run.
+
+    The innermost dimension is then one that has more than a row, if there is any.
+    """
     run, counts, source, target, rows, columns = layout
     whole = [True, True, rows == (0, counts[2]), columns == (0, counts[3])]
     counts = list(counts)
@@ -447,7 +450,10 @@ def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:
             break
         run, counts[d] = run * counts[d], 1
         rows, columns = ((0, 1) if d == 2 else rows), ((0, 1) if d == 3 else columns)
-    return tuple(counts), source, target, run, rows, columns
+    while counts[3] == 1 and columns == (0, 1) and max(counts) > 1:
+        counts, source, target = ([own[3], *own[:3]] for own in (counts, source, target))
+        rows, columns = (0, counts[2]), rows
+    return tuple(counts), tuple(source), tuple(target), run, rows, columns
 
 
 def _gradient_lists(op: Operation, slots: Bytes, positions: int, scale: int = 1) -> tuple[U32, F32, U32, int]:

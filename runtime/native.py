@@ -27,6 +27,7 @@ from .jit import jit
 I64 = npt.NDArray[np.int64]
 _WORD = ir.IntType(64)
 _SMALL = (1, 2, 4, 8, 16)  # bytes that are copied by one load and one store
+_BLOCKS = (64, 32, 16, 8, 4, 2, 1)
 _HAS_PAUSE = platform.machine() in ("x86_64", "AMD64")
 _CALL = "int64(int64, int64, int64, int64, int64)"
 
@@ -100,6 +101,54 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_rows(
+    typing_context: Any, target: Any, source: Any, rows: Any, run: Any, down: Any, across: Any, block: Any, ahead: Any
+) -> Any:
+    """Copy ``rows`` rows of ``run`` bytes, ``down`` bytes apart in the target and ``across`` in the source.
+
+    In blocks of ``block`` bytes, a power of two of at most 64 and ``run``; the last one of a row may overlap the one
+    before it. Memory ``ahead`` bytes behind what is read is fetched to the cache beforehand.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, source, rows, run, down, across, block, ahead = args
+        count, rest = builder.udiv(run, block), builder.urem(run, block)
+        single = builder.and_(builder.icmp_unsigned("==", count, _WORD(1)), builder.icmp_unsigned("==", rest, _WORD(0)))
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *[ir.IntType(32)] * 3])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+
+        def move(size: int, to: Any, origin: Any) -> None:
+            vector = ir.VectorType(ir.IntType(8), size).as_pointer()
+            value = builder.load(builder.inttoptr(origin, vector), align=1)
+            builder.store(value, builder.inttoptr(to, vector), align=1)
+
+        def row(size: int, to: Any, origin: Any) -> None:
+            with cgutils.for_range(builder, count, intp=_WORD) as loop:
+                at = builder.mul(loop.index, _WORD(size))
+                here = builder.add(origin, at)
+                if size == _BLOCKS[0]:
+                    there = builder.inttoptr(builder.add(here, ahead), cgutils.voidptr_t)
+                    builder.call(fetch, [there, *(ir.IntType(32)(hint) for hint in (0, 3, 1))])
+                move(size, builder.add(to, at), here)
+            with builder.if_then(builder.icmp_unsigned("!=", rest, _WORD(0))):
+                last = builder.sub(run, _WORD(size))
+                move(size, builder.add(to, last), builder.add(origin, last))
+
+        for size in _BLOCKS:
+            with (
+                builder.if_then(builder.icmp_unsigned("==", block, _WORD(size))),
+                builder.if_else(single) as (whole, several),
+            ):
+                for branch, body in ((whole, move), (several, row)):
+                    with branch, cgutils.for_range(builder, rows, intp=_WORD) as loop:
+                        to = builder.add(target, builder.mul(loop.index, down))
+                        body(size, to, builder.add(source, builder.mul(loop.index, across)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), codegen
 
 
 @intrinsic

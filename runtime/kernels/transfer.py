@@ -8,11 +8,16 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import jit
-from ..native import call, clear_bytes, copy_bytes, word_at, words_at
+from ..native import call, clear_bytes, copy_bytes, copy_rows, word_at, words_at
 from .bits import population
 
 Four = tuple[int, int, int, int]
 Range = tuple[int, int]
+
+
+_BLOCK = 64  # bytes that are copied at a time
+_LONG = 1 << 11  # bytes of a row that are left to the library
+_AHEAD = 1 << 11  # bytes that are fetched ahead of strided rows
 
 
 @call(words=22)
@@ -24,26 +29,32 @@ def copy_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
     values.
     """
     a = words_at(args, 22)
-    run, slot = a[14], a[20]
-    length = -(-run // extra) if slot == 0 else run
+    run = a[14]
+    length = -(-run // extra)
     row, part = low // extra, low % extra
     i0, i1 = row // (a[3] * a[4] * a[5]), row // (a[4] * a[5]) % a[3]
     i2, i3 = row // a[5] % a[4], row % a[5]
-    for _ in range(low, high):
+    left = high - low
+    while left > 0:
+        rows = min(left, a[5] - i3) if extra == 1 else 1
         first = part * length
         size = min(length, run - first)
         target = a[0] + i0 * a[10] + i1 * a[11] + i2 * a[12] + i3 * a[13] + first
-        if a[15] <= i2 < a[16] and a[17] <= i3 < a[18]:
-            source = a[1] + i0 * a[6] + i1 * a[7] + i2 * a[8] + i3 * a[9] + first
-            if slot:
-                copy_slots(target, source, size, slot, a[21])
-            else:
-                copy_bytes(target, source, size)
-        elif a[19]:
-            clear_bytes(target, size)
+        begin = end = 0
+        if a[15] <= i2 < a[16]:
+            begin = min(max(a[17] - i3, 0), rows)
+            end = min(max(a[18] - i3, begin), rows)
+            source = a[1] + i0 * a[6] + i1 * a[7] + i2 * a[8] + (i3 + begin) * a[9] + first
+            copy_line(target + begin * a[13], source, end - begin, size, a[13], a[9], a[20], a[21])
+        if a[19]:
+            for i in range(begin):
+                clear_bytes(target + i * a[13], size)
+            for i in range(end, rows):
+                clear_bytes(target + i * a[13], size)
+        left -= rows
         part += 1
         if part == extra:
-            part, i3 = 0, i3 + 1
+            part, i3 = 0, i3 + rows
             if i3 == a[5]:
                 i3, i2 = 0, i2 + 1
                 if i2 == a[4]:
@@ -54,12 +65,38 @@ def copy_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
 
 
 @jit
+def copy_line(target: int, source: int, rows: int, size: int, down: int, across: int, slot: int, item: int) -> None:
+    """Copy ``rows`` rows of ``size`` bytes, ``down`` bytes apart in the target and ``across`` in the source.
+
+    Of gradient slots (``slot`` bytes long) only the bitmaps and the live values of ``item`` bytes.
+    """
+    if slot:
+        for i in range(rows):
+            copy_slots(target + i * down, source + i * across, size, slot, item)
+    elif size > _LONG:
+        for i in range(rows):
+            copy_bytes(target + i * down, source + i * across, size)
+    elif size > 0:
+        ahead = across * max(1, _AHEAD // size) if across != size else 0
+        copy_rows(target, source, rows, size, down, across, block_for(size), ahead)
+
+
+@jit
+def block_for(size: int) -> int:
+    """Return the largest power of two that is no more than ``size`` and a block."""
+    block = _BLOCK
+    while block > size:
+        block >>= 1
+    return block
+
+
+@jit
 def copy_slots(target: int, source: int, size: int, slot: int, item: int) -> None:
     """Copy the bitmaps and live values of the gradient slots in ``size`` bytes."""
     for first in range(np.uint64(0), np.uint64(size), np.uint64(slot)):
-        bitmap = word_at(source + np.int64(first))
-        live = np.int64(8) + np.int64(population(bitmap)) * item
-        copy_bytes(target + np.int64(first), source + np.int64(first), min(live, slot))
+        at = np.int64(first)
+        live = min(np.int64(8) + np.int64(population(word_at(source + at))) * item, slot)
+        copy_rows(target + at, source + at, 1, live, 0, 0, block_for(live), 0)
 
 
 @jit

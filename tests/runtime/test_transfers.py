@@ -1,0 +1,56 @@
+"""Transfers of rows of every length on the compiled kernels, against the plain reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from h2learn.backends.h2learn import isa
+from h2learn.runtime import fast, reference
+from h2learn.runtime.operation import Memories, Operand, Operation
+
+DRAM_BASE = 4096
+FIELDS = next(d.fields for d in isa.DESCRIPTORS if d.name == "xfer")
+
+
+def transfer(mnemonic: str, desc: dict[str, int], y: int, x: int, start: int) -> Operation:
+    inside, outside = Operand("S", 3), Operand("DRAM", DRAM_BASE + start)
+    operands = dict(zip(("dst", "src"), (inside, outside) if mnemonic == "ld" else (outside, inside), strict=True))
+    operands |= {"y": Operand("S", y), "x": Operand("S", x)}
+    return Operation(0, mnemonic, operands, dict.fromkeys((f.name for f in FIELDS), 0) | desc, False, {})
+
+
+def results(op: Operation, room: int) -> list[dict[str, bytes]]:
+    """All bytes after the instruction, executed by either implementation on the same random ones."""
+    found = []
+    for execute in (fast.execute, reference.execute):
+        memories = Memories({"S": room, "DRAM": room}, dram_base=DRAM_BASE)
+        rng = np.random.default_rng(room)
+        for array in memories.arrays.values():
+            array[:] = rng.integers(0, 256, array.size, dtype=np.uint8)
+        execute(op, memories)
+        found.append({name: array.tobytes() for name, array in memories.arrays.items()})
+    return found
+
+
+@pytest.mark.parametrize("mnemonic", ["ld", "st"])
+@pytest.mark.parametrize("run", [1, 2, 3, 4, 7, 8, 12, 16, 24, 31, 32, 33, 64, 65, 128, 200, 1030, 2048, 2049, 40000])
+def test_rows_of_any_length(mnemonic: str, run: int) -> None:
+    counts = {"n0": 1, "n1": 2, "n2": 3, "n3": 4}
+    far, near = {"s3": run + 3, "s2": 4 * run + 17, "s1": 13 * run + 71}, {"s3": run, "s2": 4 * run, "s1": 12 * run}
+    source, target = (far, near) if mnemonic == "ld" else (near, far)
+    desc = counts | {f"s{name}": n for name, n in source.items()} | {f"d{name}": n for name, n in target.items()}
+    for y, x, limits in [(0, 0, (3, 4)), (-1, -2, (2, 3)), (1, -1, (3, 2)), (0, 4, (3, 4))]:
+        shown = desc | {"run": run, "ylim": limits[0], "xlim": limits[1]}
+        op = transfer(mnemonic, shown, y, x, start=20 * run)
+        ours, plain = results(op, 60 * run + 500)
+        assert ours == plain
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 5, 1), (1, 5, 1, 1), (5, 1, 1, 1), (2, 3, 1, 1), (2, 1, 3, 1), (1, 1, 1, 1)])
+def test_the_innermost_dimension_may_be_one(counts: tuple[int, ...]) -> None:
+    desc = {f"n{d}": count for d, count in enumerate(counts)} | {"run": 6, "ylim": 4, "xlim": 1}
+    desc |= {f"ss{d}": stride for d, stride in enumerate((211, 97, 13, 7))}
+    desc |= {f"ds{d}": stride for d, stride in enumerate((101, 31, 9, 6))}
+    ours, plain = results(transfer("ld", desc, 0, 0, start=5), 2000)
+    assert ours == plain
