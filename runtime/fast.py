@@ -17,7 +17,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn import isa, numerics
 
 from . import prepare_engines, prepare_vector, reference
-from .kernels import bits, planes, transfer, vector
+from .kernels import bits, loss, planes, transfer, vector
 from .kernels.bits import F32, U32
 from .kernels.rows import LANES
 from .operation import (
@@ -299,45 +299,30 @@ def _densify(op: Operation, slots: Bytes, positions: int, dense: F32) -> int:
 
 
 def v_loss(op: Operation, buffers: Buffers) -> Work:
-    """``v.loss``: loss summed over valid samples / N, and its gradient times p0; all samples at a time."""
+    """``v.loss``: loss summed over valid samples / N, and its gradient times p0."""
     n, k, first = op.number("n"), op.number("k"), op.operands["pos"].address
     valid = int(buffers["scal"].view(np.uint32)[1])
     live = min(max(valid - first, 0), n)
-    labels, grad = buffers["label"].view(np.int32)[:live], buffers["grad"].view(np.float32).reshape(n, k)
+    labels, grad = buffers["label"].view(np.int32)[:live], buffers["grad"].view(np.float32)
     wrong = np.flatnonzero((labels < 0) | (labels >= k))
     if wrong.size:
         sample = int(wrong[0])
         raise op.fault(f"label {labels[sample]} of sample {first + sample} is outside the classes 0 to {k - 1}")
-    logits = buffers["logits"].view(np.float32).reshape(n, k)[:live]
-    count, scale, hot = np.float32(max(valid, 1)), np.float32(op.desc["p0"]), labels[:, None] == np.arange(k)
+    logits = buffers["logits"].view(np.float32)
+    count, scale, losses = np.float32(max(valid, 1)), np.float32(op.desc["p0"]), np.empty(live, np.float32)
+    if op.choice("kind") == "cross_entropy":
+        loss.cross_entropy(logits, labels, k, count, scale, grad, losses)
+    else:
+        targets = np.float32(op.desc["hit"]), np.float32(op.desc["miss"])
+        loss.squared_error(logits, labels, k, targets, np.float32(op.desc["share"]), count, scale, grad, losses)
+    grad[live * k :] = 0
+    target = buffers["loss"].view(np.float32)
+    total = np.float32(0) if op.init else target[0]
     with np.errstate(all="ignore"):
-        if op.choice("kind") == "cross_entropy":
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            powers = numerics.exp(shifted)
-            total = _column_sum(powers)
-            losses = numerics.log(total) - shifted[np.arange(live), labels]
-            grad[:live] = ((powers / total[:, None] - hot.astype(np.float32)) / count) * scale
-        else:
-            away = logits - np.where(hot, np.float32(op.desc["hit"]), np.float32(op.desc["miss"]))
-            losses = _column_sum(away * away) / np.float32(k) * np.float32(op.desc["share"])
-            grad[:live] = ((away * np.float32(2)) / (count * np.float32(k))) * scale
-        grad[live:] = 0
-        target = buffers["loss"].view(np.float32)
-        loss = np.float32(0) if op.init else target[0]
-        for share in losses / count:
-            loss = loss + share
-    target[0] = loss
-    return Work(
-        {"elements": n * k, "nonfinite": int(not np.isfinite(loss)) + int(bits.count_nonfinite(grad.reshape(-1)))}
-    )
-
-
-def _column_sum(values: F32) -> F32:
-    """Return the sums of the rows, columns ascending from +0."""
-    total = np.zeros(len(values), np.float32)
-    for column in values.T:
-        total = total + column
-    return total
+        for share in losses:
+            total = total + share
+    target[0] = total
+    return Work({"elements": n * k, "nonfinite": int(not np.isfinite(total)) + int(bits.count_nonfinite(grad))})
 
 
 def v_opt(op: Operation, buffers: Buffers) -> Work:

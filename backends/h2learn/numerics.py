@@ -14,7 +14,7 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 
 EXP_C = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_LOG_C = (
+LOG_C = (
     7.0376836292e-2,
     -1.1514610310e-1,
     1.1676998740e-1,
@@ -73,8 +73,8 @@ def log(x: npt.ArrayLike) -> F32:
     e = (exponent - small.astype(np.int32)).astype(np.float32)
     r = np.where(small, mantissa + mantissa, mantissa) - np.float32(1)
     z = r * r
-    y = np.full_like(r, np.float32(_LOG_C[0]))
-    for c in _LOG_C[1:]:
+    y = np.full_like(r, np.float32(LOG_C[0]))
+    for c in LOG_C[1:]:
         y = y * r + np.float32(c)
     y = y * r * z
     y = y + e * np.float32(-2.12194440e-4)

@@ -10,7 +10,7 @@ import pytest
 
 from h2learn.backends.h2learn import isa, numerics
 from h2learn.runtime import reference
-from h2learn.runtime.kernels import vector
+from h2learn.runtime.kernels import loss, vector
 from h2learn.runtime.operation import Memories, Operand, Operation, Work, slot_bytes, spans
 
 torch = pytest.importorskip("torch")
@@ -290,6 +290,14 @@ def test_the_exponential_of_the_kernels_is_that_of_the_levels() -> None:
     values = np.concatenate([rng.uniform(-90, 90, 20000), rng.normal(0, 1, 20000), edges]).astype(np.float32)
     found = np.array([vector.exponential(value) for value in values], np.float32)
     np.testing.assert_array_equal(found, numerics.exp(values))
+
+
+def test_the_logarithm_of_the_kernels_is_that_of_the_levels() -> None:
+    rng = np.random.default_rng(10)
+    edges = [-np.inf, -1.0, -1e-40, -0.0, 0.0, 1e-40, 1.17549435e-38, 0.5, 1.0, 3e38, np.inf, np.nan]
+    values = np.concatenate([np.exp(rng.uniform(-80, 80, 20000)), rng.uniform(0, 10, 20000), edges]).astype(np.float32)
+    found = np.array([loss.logarithm(value) for value in values], np.float32)
+    np.testing.assert_array_equal(found, numerics.log(values))
 
 
 def test_reductions() -> None:
