@@ -36,6 +36,7 @@ from .bits import (
 from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append
 
 I32 = npt.NDArray[np.int32]
+_NIBBLES = np.uint64(0x1111111111111111)
 Shape = tuple[int, int, int, int, int, int]
 
 
@@ -72,37 +73,48 @@ def fill_tables(weights: F32, tables: F32, c: int, k: int, fan: int, half: bool,
 
 
 @jit
+def append_nibbles(word: np.uint64, first: np.uint64, k: np.uint64, rows: U32, at: np.uint64) -> np.uint64:
+    """Append the table rows of the patterns of 4 bits in a word that are not 0, from ``at`` on; returns the end.
+
+    ``first`` is the row of pattern 0 of the lowest four bits; a group has 16 rows of ``k`` elements.
+    """
+    live = (word | (word >> np.uint64(1)) | (word >> np.uint64(2)) | (word >> np.uint64(3))) & _NIBBLES
+    while live:
+        bit = lowest(live)
+        live &= live - np.uint64(1)
+        rows[at] = np.uint32(first + (bit << np.uint64(2)) + ((word >> bit) & np.uint64(15))) * np.uint32(k)
+        at += np.uint64(1)
+    return at
+
+
+@jit
 def list_nibbles(spikes: U8, c: int, k: int, rows: U32, counts: U32, spike_counts: U32, low: int, high: int) -> None:
-    """``list_patterns`` for a fan-in of 4: two patterns a byte, bytes without a spike passed over."""
-    inputs, width, low_half = np.uint64(c), np.uint32(k), np.uint32(15)
+    """``list_patterns`` for a fan-in of 4: 64 channels at a time, words without a spike passed over."""
+    inputs, width = np.uint64(c), np.uint64(k)
     groups, row_bytes = (inputs + np.uint64(3)) >> np.uint64(2), (inputs + np.uint64(7)) >> np.uint64(3)
-    whole = row_bytes - np.uint64(1)
-    last = last_byte_mask(inputs)
     for position in range(np.uint64(low), np.uint64(high)):
-        base, n = position * row_bytes, position * groups
-        start = n
+        n = start = position * groups
         found = np.uint64(0)
-        for byte in range(whole):
-            both = np.uint32(spikes[base + byte])
-            if both == np.uint32(0):
-                continue
-            first = np.uint32(byte) << np.uint32(5)
-            rows[n] = (first | (both & low_half)) * width
-            n += np.uint64((both & low_half) != np.uint32(0))
-            rows[n] = (first | np.uint32(16) | (both >> np.uint32(4))) * width
-            n += np.uint64(both > low_half)
-            found += population(np.uint64(both))
-        both = np.uint32(spikes[base + whole] & last)
-        first = np.uint32(whole) << np.uint32(5)
-        if both & low_half:
-            rows[n] = (first | (both & low_half)) * width
-            n += np.uint64(1)
-        if both > low_half:
-            rows[n] = (first | np.uint32(16) | (both >> np.uint32(4))) * width
-            n += np.uint64(1)
-        found += population(np.uint64(both))
+        for first in range(np.uint64(0), inputs, np.uint64(64)):
+            word = spike_word(spikes, position * row_bytes, first >> np.uint64(3), row_bytes)
+            word = live_bits(word, inputs - first)
+            if word:
+                n = append_nibbles(word, first << np.uint64(2), width, rows, n)
+                found += population(word)
         counts[position] = np.uint32(n - start)
         spike_counts[position] = np.uint32(found)
+
+
+@jit
+def spike_word(spikes: U8, row: np.uint64, byte: np.uint64, row_bytes: np.uint64) -> np.uint64:
+    """Return the eight bytes from ``byte`` on of the packed row that begins at ``row``; what is behind it is any."""
+    place = row + byte
+    if place + np.uint64(8) <= np.uint64(spikes.size):
+        return word_at(spikes.ctypes.data + np.int64(place))
+    word = np.uint64(0)
+    for i in range(min(np.uint64(8), row_bytes - byte)):
+        word |= np.uint64(spikes[place + i]) << (i << np.uint64(3))
+    return word
 
 
 @jit
@@ -561,11 +573,12 @@ def sum_groups(
             if spiked == np.uint64(0):
                 continue
             found += spiked
-            for bit in range(per_group):
-                transpose_words(planes[bit * np.uint64(64) : (bit + np.uint64(1)) * np.uint64(64)])
+            used = (groups + np.uint64(15)) >> np.uint64(4) if fan == 4 else per_group
+            for i in range(used):
+                transpose_words(planes[i * np.uint64(64) : (i + np.uint64(1)) * np.uint64(64)])
             for channel in range(channels):
                 at = channel * room + lengths[channel]
-                end = list_groups(planes, channel, per_group, base * size, size, width, offsets, at)
+                end = list_groups(planes, used, channel, per_group, base, size, width, offsets, at)
                 lengths[channel] += end - at
         for channel in range(channels):
             row = (np.uint64(tap) * inputs + word * np.uint64(64) + channel) * width
@@ -590,29 +603,21 @@ def read_planes(
     fan: int,
     planes: U64,
 ) -> np.uint64:
-    """``planes[i][group]`` = 64 channels' spikes at the i-th position of a group, 0 where there is none.
+    """Read 64 channels' spikes at the positions of up to 64 groups, 0 where there is none; returns how many.
 
-    Returns how many spikes there are.
+    ``planes[i][group]`` are those at the i-th position of a group; where a group has 4 positions, these follow each
+    other: ``planes[group][i]``.
     """
     row_bytes, per_group = (inputs + np.uint64(7)) >> np.uint64(3), np.uint64(fan)
-    first_byte = word * np.uint64(8)
-    used = live_bits(~np.uint64(0), inputs - word * np.uint64(64))
-    inside = np.uint64(spikes.size)
-    address = spikes.ctypes.data
+    to_group, to_next = (np.uint64(1), np.uint64(64)) if fan != 4 else (np.uint64(4), np.uint64(1))
     found = np.uint64(0)
-    for group in range(np.uint64(64)):
+    planes[:] = np.uint64(0)
+    for group in range(groups):
         at = (first_group + group) * per_group
-        for i in range(per_group):
-            value = np.uint64(0)
-            if group < groups and at + i < np.uint64(starts.size):
-                place = (starts[at + i] + shift) * row_bytes + first_byte
-                if place + np.uint64(8) <= inside:  # bits behind the row are masked out
-                    value = word_at(address + np.int64(place))
-                else:
-                    for byte in range(min(np.uint64(8), row_bytes - first_byte)):
-                        value |= np.uint64(spikes[place + byte]) << (byte << np.uint64(3))
-            value &= used
-            planes[i * np.uint64(64) + group] = value
+        for i in range(min(per_group, np.uint64(starts.size) - at)):
+            row = (starts[at + i] + shift) * row_bytes
+            value = live_bits(spike_word(spikes, row, word << np.uint64(3), row_bytes), inputs - (word << np.uint64(6)))
+            planes[group * to_group + i * to_next] = value
             found += population(value)
     return found
 
@@ -634,6 +639,7 @@ def transpose_words(x: U64) -> None:
 @jit
 def list_groups(
     planes: U64,
+    used: np.uint64,
     channel: np.uint64,
     fan: np.uint64,
     base: np.uint64,
@@ -644,23 +650,14 @@ def list_groups(
 ) -> np.uint64:
     """Append the table rows of a channel's non-zero patterns to ``offsets`` from ``at`` on; returns the end.
 
-    ``planes[i][channel]`` has a bit for every group.
+    ``planes[i][channel]``, ``i < used``, has a bit for every group; where a group has 4 positions, it has four for each
+    of 16 groups. ``base`` is the number of the first group.
     """
     lane = np.uint64(64)
     if fan == np.uint64(4):
-        p0, p1 = planes[channel], planes[lane + channel]
-        p2, p3 = planes[np.uint64(2) * lane + channel], planes[np.uint64(3) * lane + channel]
-        live = p0 | p1 | p2 | p3
-        one = np.uint64(1)
-        while live:
-            group = lowest(live)
-            live &= live - one
-            pattern = (p0 >> group) & one
-            pattern |= ((p1 >> group) & one) << one
-            pattern |= ((p2 >> group) & one) << np.uint64(2)
-            pattern |= ((p3 >> group) & one) << np.uint64(3)
-            offsets[at] = np.uint32((base + group * size + pattern) * width)
-            at += one
+        for i in range(used):
+            first = (base + (i << np.uint64(4))) << np.uint64(4)
+            at = append_nibbles(planes[i * lane + channel], first, width, offsets, at)
         return at
     live = np.uint64(0)
     for i in range(fan):
@@ -671,7 +668,7 @@ def list_groups(
         pattern = np.uint64(0)
         for i in range(fan):
             pattern |= ((planes[i * lane + channel] >> group) & np.uint64(1)) << i
-        offsets[at] = np.uint32((base + group * size + pattern) * width)
+        offsets[at] = np.uint32(((base + group) * size + pattern) * width)
         at += np.uint64(1)
     return at
 
