@@ -83,27 +83,27 @@ def test_the_last_potential_of_firing_neurons(tmp_path, kind):
     check(Net(last), spikes_over_time(), tmp_path / "net.onnx")
 
 
-def test_states_behind_the_last_step_are_left_out(tmp_path):
+def test_states_behind_the_last_step_are_outputs_or_left_out(tmp_path):
     def out(net, steps):
         v, found = torch.zeros(()), []
         for s in steps:
             y, v = lif(v, net.f2(s))
             found.append(y)
-        return torch.stack(found), v
+        return torch.stack(found), v, 0.5 * v
 
     net, x = Net(out), spikes_over_time()
-    model = h2learn.load_model(export(net, x, tmp_path / "net.onnx", names=("spikes", "state")))
-    assert list(model.outputs) == ["spikes"]
-    assert "output state is left out: a state behind the last time step" in model.notes
-    found = h2learn.compile(model).run({"input": x.numpy()}).outputs["spikes"]
-    np.testing.assert_array_equal(found, net(x)[0].numpy())
+    model = h2learn.load_model(export(net, x, tmp_path / "net.onnx", names=("spikes", "state", "decayed")))
+    assert list(model.outputs) == ["spikes", "state"]
+    assert "output decayed is left out: a state behind the last time step" in model.notes
+    found = h2learn.compile(model).run({"input": x.numpy()}).outputs
+    np.testing.assert_array_equal(found["spikes"], net(x)[0].numpy())
+    np.testing.assert_allclose(found["state"], net(x)[1].detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
         (lambda net, s: net.f2(torch.stack(s).sum(0)), "a bias behind a sum over time"),
-        (lambda net, s: torch.stack(s).mean(0) * 10, "spikes times 10 is no output"),
         (lambda net, s: torch.softmax(torch.stack(s).mean(0), -1), "the loss cross_entropy takes logits"),
         (lambda net, s: net.f2(s[2]), "the outputs need 3 of its 4 time steps"),
         (lambda net, s: torch.stack([net.f2(v).tanh() for v in s]).sum(0), "not piecewise linear"),

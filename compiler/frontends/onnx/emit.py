@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.frontends.builder import NetworkBuilder, Signal
 from h2learn.compiler.frontends.neuron_description import NeuronDescription, add_neuron, spike_neuron, summary
 from h2learn.compiler.model import Network
@@ -104,8 +105,21 @@ class Plan:
         if key not in known:
             known[key] = self._cell(builder, layer, x, form, f"neuron{len(known) + 1}")
         assert layer.neuron is not None
-        wants_potentials = form.fires and layer.neuron.output == "potentials"
-        return builder.potentials(known[key]) if wants_potentials else known[key]
+        if not form.fires or layer.neuron.output == "spikes":
+            return known[key]
+        potentials = builder.potentials(known[key])
+        return potentials if layer.neuron.output == "potentials" else self._rest(builder, layer, potentials, known[key])
+
+    def _rest(self, builder: NetworkBuilder, layer: Layer, potentials: Signal, spikes: Signal) -> Signal:
+        """Return the potentials after the reset: less what a spike takes off, or the level where there is one."""
+        form, place = self.neurons[layer], self.location(layer)
+        kept, level = potentials, tuple(-theta for theta in form.theta)
+        if form.reset == "hard":
+            kept, level = builder.gate(potentials, spikes, "drop", place), form.v_reset
+        if not any(level):
+            return builder.li(kept, 0.0, place)
+        taken = builder.li(spikes, Neuron(alpha=(0.0,), reset="none", gain=level), place)
+        return builder.li(builder.add([kept, taken], place), 0.0, place)
 
     def _cell(self, builder: NetworkBuilder, layer: Layer, x: Signal, form: NeuronDescription, name: str) -> Signal:
         def neurons(current: Signal) -> Signal:
@@ -282,9 +296,6 @@ def _with_surrogate(found: Recognised) -> NeuronDescription:
 def _prepare_readout(plan: Plan, layer: Layer) -> None:
     if len(layer.node.shape) != 2:
         raise RefusalError("a readout of maps is not supported", "flatten before it")
-    before = layer.inputs[0].neuron
-    if layer.kind == "time_last" and before is not None and before.output == "spikes":
-        raise RefusalError("the spikes of the last time step alone are no output", "average the spikes over time")
 
 
 def _prepare_flatten(plan: Plan, layer: Layer) -> None:
@@ -401,7 +412,7 @@ def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seq
 
 def _emit_readout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     x, place = inputs[0], plan.location(layer)
-    if not x.is_spikes and layer.inputs[0].kind != "neuron":
+    if layer.kind == "time_last" if x.is_spikes else layer.inputs[0].kind != "neuron":
         x = builder.li(x, 0.0, place)
     kind = READOUTS[layer.kind][0 if x.is_spikes else 1]
     if not kind:

@@ -72,6 +72,15 @@ class Closure:
         """The number of currents that forms are written in."""
         return len(self.leaves) if self.feedback is None else len(self.outputs)
 
+    def values(self, pattern: Sequence[int]) -> Mapping[int, Form]:
+        """Return all values, by the number of their node, for the outcomes ``pattern`` of the steps."""
+
+        def decide(node: StepNode, raw: Form) -> float:
+            step, sign = self._decide(node, self._by_step(raw))
+            return _outcome(node, pattern[step], sign)
+
+        return self._evaluate(decide)
+
     def run(self, pattern: Sequence[int]) -> tuple[list[Form], dict[int, Form]]:
         """Return the outputs, and what each step compares with 0, for the outcomes ``pattern`` of the steps.
 
@@ -123,11 +132,7 @@ class Closure:
     def _find_decisions(self) -> None:
         """Give the comparisons of silent neurons their steps."""
 
-        def decide(node: StepNode, raw: Form) -> float:
-            _, sign = self._decide(node, self._by_step(raw))
-            return _outcome(node, BELOW, sign)
-
-        self._evaluate(decide)
+        self.values((BELOW,) * len(self.outputs))
 
     def _decide(self, node: StepNode, form: Form) -> tuple[int, int]:
         """Return the step of a comparison, and the sign with which its newest current enters the left side.

@@ -66,14 +66,8 @@ def _attempt(steps: Steps, roller: Roller, value: StepNode, reduction: Reduction
         return None
     kind, factor = reduction.kind, reduction.factor
     if is_spikes(layer):
-        if kind == "mean" and _same(factor, len(reduction.nodes)):
-            kind = "sum"
-        elif not _same(factor, 1.0):
-            raise RefusalError(
-                f"the {kind} over time of spikes times {factor:g} is no output",
-                "leave the factor to what reads the output",
-            )
-    elif not _same(factor, 1.0):
+        kind = "sum" if kind == "mean" and _same(factor, len(reduction.nodes)) else kind
+    if kind != "sum" and not _same(factor, 1.0):
         layer = roller.attempt(_scaled(steps, reduction.nodes, factor))
         if layer is None:
             raise RefusalError(

@@ -26,7 +26,10 @@ NO_SYNAPSE = 1e-9
 
 @dataclass(frozen=True)
 class Recognised:
-    """A neuron layer: what it computes, and which of its values the outputs are (``spikes`` or ``potentials``)."""
+    """A neuron layer: what it computes, and which of its values the outputs are.
+
+    ``spikes``, ``potentials`` before the reset, or ``rest``: after it.
+    """
 
     neuron: NeuronDescription
     output: str
@@ -254,7 +257,7 @@ class _Recogniser:
 
     def _check(self, constants: _Constants, compare: str) -> str:
         """Compare all values with those of the neuron, for many patterns, and return which ones the outputs are."""
-        possible = ["spikes", "potentials"] if constants.fires else ["potentials"]
+        possible = ["spikes", "potentials", "rest"] if constants.fires else ["potentials"]
         for pattern in self._patterns(constants.fires):
             outputs, decisions = self.closure.run(pattern)
             potentials = self._predict(constants, pattern)
@@ -268,6 +271,7 @@ class _Recogniser:
                     )
             actual = {"spikes": [_spike(p, side) for p, side in zip(potentials, pattern, strict=True)]}
             actual["potentials"] = potentials
+            actual["rest"] = [_at_rest(p, side, constants) for p, side in zip(potentials, pattern, strict=True)]
             possible = [kind for kind in possible if _all_close(outputs, actual[kind])]
             if not possible:
                 raise RefusalError(self._strange_output(outputs, pattern, constants))
@@ -278,7 +282,7 @@ class _Recogniser:
             return "its spikes are not 0 and 1"
         if not np.any(constants.alpha) and constants.fires:
             return "an activation without state that is no spike (ReLU)"
-        return "its output is neither its spikes nor its potential before the reset"
+        return "its output is neither its spikes nor its potential before or after the reset"
 
     def _predict(self, c: _Constants, pattern: Sequence[int]) -> list[Form]:
         """Return the potentials of the neuron for a pattern of spikes."""
@@ -293,13 +297,8 @@ class _Recogniser:
             u[-1] += (1 - c.alpha) * c.v_leak - taken
             result.append(u)
             spike = bool(pattern) and pattern[step] == ABOVE
-            after, taken = u.copy(), np.zeros(channels)
-            if spike and c.reset == "hard":
-                after[:-1], after[-1] = 0.0, c.v_reset
-            elif spike and c.reset == "soft":
-                after[-1] -= c.theta
-            elif spike and c.reset == "soft_delayed":
-                taken = np.broadcast_to(c.theta, (channels,))
+            after = _at_rest(u, ABOVE if spike else BELOW, c)
+            taken = np.broadcast_to(c.theta, (channels,)) if spike and c.reset == "soft_delayed" else np.zeros(channels)
         return result
 
     def _patterns(self, fires: bool) -> Iterator[tuple[int, ...]]:
@@ -355,6 +354,16 @@ def _spike(like: Form, side: int) -> Form:
     form = np.zeros_like(like)
     form[-1] = float(side == ABOVE)
     return form
+
+
+def _at_rest(u: Form, side: int, c: _Constants) -> Form:
+    """Return the potential after the reset of the same step."""
+    after = u.copy()
+    if side == ABOVE and c.reset == "hard":
+        after[:-1], after[-1] = 0.0, c.v_reset
+    elif side == ABOVE and c.reset == "soft":
+        after[-1] -= c.theta
+    return after
 
 
 def _close(a: Form | Channels, b: Form | Channels, scale: Channels | float = 0.0) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from h2learn.backends.reference.gate import GATES
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 
+from .filters import spikes_within
 from .forms import Feedback, pointwise_order
 from .gates import gates_of
 from .recognise import Recognised, factor_of, recognise
@@ -170,7 +171,13 @@ class Roller:
             if factor is not None:
                 found = Recognised(NeuronDescription(alpha=(0.0,), gain=(factor,), fires=False), "potentials")
             else:
-                found = recognise(nodes, currents, feedback)
+                try:
+                    found = recognise(nodes, currents, feedback)
+                except RefusalError:
+                    filtered = self._filter(nodes, currents, feedback)
+                    if filtered is None:
+                        raise
+                    return filtered
             if feedback is not None and feedback.starts_late and any(found.neuron.initial):
                 raise RefusalError(
                     "the first time step lacks the bias of the feedback", "feed zeros back in the first step"
@@ -200,6 +207,19 @@ class Roller:
             if len(column) == len(nodes):
                 self.roll(column)
         raise RefusalError(*_why_not_one_current(nodes, groups))
+
+    def _filter(self, nodes: Sequence_, currents: Sequence_, feedback: Feedback | None) -> Layer | None:
+        """Return integrators (or a factor) of the spikes inside a computation, None where it is something else."""
+        inner = spikes_within(nodes, currents, feedback)
+        if inner is None or inner == nodes:
+            return None
+        try:
+            found = recognise(nodes, inner)
+        except RefusalError:
+            return None
+        source = self.attempt(inner)
+        shown = next((node for node in nodes if node.op != "const"), nodes[-1])
+        return None if source is None else Layer("neuron", shown, (source,), found)
 
     def _layer_of(self, node: StepNode | None) -> Layer:
         """Return the layer that feeds back; spikes and potentials of one neuron share it."""
