@@ -7,6 +7,7 @@ this checks is the training graph; the operations other than the neuron's are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ def reason_against(module: builtin.ModuleOp) -> str:
     for op in module.walk():
         if isinstance(op, spike.LifOp) and neuron_of(op).detach_reset and neuron_of(op).reset != "none":
             return "the reset is left out of the gradient (detach_reset)"
+        if isinstance(op, spike.LifOp) and (neuron_of(op).periodic or neuron_of(op).v_min is not None):
+            return "the surrogate is periodic, or potentials have a lower bound"
     return ""
 
 
@@ -63,7 +66,14 @@ def soft_spike(u: Reals, neuron: Neuron) -> Reals:
             return np.asarray(area * (np.arctan(z) + np.pi / 2))
         case "sigmoid":
             return np.asarray(4 * area / (1 + np.exp(-z)))
+        case "exponential":
+            return np.asarray(area * np.where(z < 0, np.exp(-np.abs(z)), 2 - np.exp(-np.abs(z))))
+        case "gaussian":
+            return np.asarray(area * math.sqrt(math.pi) / 2 * (1 + _ERF(z)))
     return np.asarray(area * np.where(z < 0, 1 / (1 + np.abs(z)), 2 - 1 / (1 + np.abs(z))))
+
+
+_ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _lif(op: Operation, inputs: Sequence[Data], real: np.dtype[Any]) -> Sequence[Data]:

@@ -143,9 +143,10 @@ _NEURON_OPERATIONS: dict[str, tuple[int, int, int, int]] = {
     "scaled": (1, 1, 0, 0),
     "synaptic": (1, 1, 0, 0),
     "curved": (8, 10, 0, 0),
+    "counted": (2, 5, 1, 1),
 }
 """What neurons need beside that: gain and offset, a synaptic current, a surrogate without a window (counted as an
-exponential and a quotient)."""
+exponential and a quotient), spikes as numbers (a quotient, its whole part, the thresholds taken off)."""
 """Per element (``elements`` as in the cycle formulas): fp32 adds, fp32 multiplies, compares, selects of the equations
 in ``docs/semantics.md`` (Philox: ten rounds of two multiplies and two exclusive-ors, counted as adds; exp: Cephes
 polynomial)."""

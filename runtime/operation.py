@@ -91,8 +91,8 @@ class Work:
       ``dense_products``, and for the mode of the instruction ``macs`` (products not skipped), ``issue_cycles``,
       ``pe_cycles``; be.run also ``pe_cycles_<mode>``
     * ``v.*``: ``elements``; v.lif ``spikes``, ``masked_in``; v.lif and v.grad where there are any ``scaled``,
-      ``synaptic`` and ``curved`` elements (gain and offset, synaptic currents, surrogates without a window); whatever
-      writes slots ``live_outputs``, whatever reads slots ``live_inputs``
+      ``synaptic``, ``curved`` and ``counted`` elements (gain and offset, synaptic currents, surrogates without a
+      window, spikes as numbers); whatever writes slots ``live_outputs``, whatever reads slots ``live_inputs``
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -306,7 +306,11 @@ def _v_lif(op: Operation) -> dict[str, int]:
     sizes = {"acc": n * k * 4, "par": parameter_rows(op) * k * 4, "us": real}
     if has_synapse(op):
         sizes["cs"] = real
-    if op.choice("spike") != "never":
+    if op.choice("counted") == "yes":
+        if op.choice("spike") != "ge":
+            raise op.fault("spikes are counted at u >= theta only")
+        sizes["so"] = real
+    elif op.choice("spike") != "never":
         sizes |= {"ss": bits, "so": bits}
     if op.choice("save_u") == "yes":
         sizes["uo"] = real
@@ -326,8 +330,8 @@ def _v_grad(op: Operation) -> dict[str, int]:
         return sizes
     if op.choice("seen") == "window":
         _check_window(op)
-        return sizes | {"u": n * _packed(k), "s": n * _packed(k)}
-    return sizes | {"u": real, "s": n * _packed(k)}
+    sizes["u"] = n * _packed(k) if op.choice("seen") == "window" else real
+    return sizes if op.choice("counted") == "yes" else sizes | {"s": n * _packed(k)}
 
 
 def _check_window(op: Operation) -> None:
@@ -336,6 +340,8 @@ def _check_window(op: Operation) -> None:
         raise op.fault(f"the window says too little about the surrogate {op.choice('surrogate')}")
     if op.choice("reset") == "hard" and op.choice("detach") == "no":
         raise op.fault("the gradient through a hard reset needs the potential, not its window alone")
+    if op.choice("bounded") == "yes" or (op.choice("counted") == "yes" and op.choice("reset") == "hard"):
+        raise op.fault("the gradient needs the potential, not its window alone, to know what the reset left of it")
 
 
 def _v_tune(op: Operation) -> dict[str, int]:
@@ -414,7 +420,7 @@ def _element_bytes(op: Operation, form: str, positions: int) -> int:
 def _v_reduce(op: Operation) -> dict[str, int]:
     require(op, k=_EXTENT)
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
-    if kind not in ("rate", "count", "mean", "last", "max", "tsum", "bias"):
+    if kind not in ("rate", "count", "mean", "sum", "last", "max", "tsum", "bias"):
         raise op.fault(f"v.reduce cannot compute {kind}")
     if kind == "bias":
         return {"dst": k * 4, "src": n * slot_row_bytes(op)}

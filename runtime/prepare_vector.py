@@ -43,15 +43,22 @@ def v_lif(op: Operation, site: Site) -> Prepared:
         args.numbers(op.choice("save_u") == "yes", op.choice("save_m") == "yes", windowed).reals(op.desc["width"])
         builder.call(calls.integrate_plain_call, args, n, n * k)
         return builder.prepared(neuron_counts(op), counts)
+    counted = op.choice("counted") == "yes"
     args = Arguments().memory(site.places["acc"], 4).memory(site.places["par"], 4)
     _either(args, op, site, "us")
-    args.memory(site.places.get("ss", _NOTHING), 1).memory(site.places.get("so", _NOTHING), 1)
+    args.memory(site.places.get("ss", _NOTHING), 1)
+    args.memory(_NOTHING if counted else site.places.get("so", _NOTHING), 1)
     _either(args, op, site, "uo")
     args.memory(site.places.get("mo", _NOTHING), 1)
     _either(args, op, site, "cs")
     args.numbers(k, op.init, is_half(op), reset == "hard", reset == "soft", reset == "soft_delayed", spike == "ge")
     args.numbers(spike == "never", op.choice("save_u") == "yes", op.choice("save_m") == "yes", windowed)
-    args.numbers(op.number("drive")).reals(op.desc["width"])
+    args.numbers(op.number("drive"), counted, op.choice("bounded") == "yes", op.choice("periodic") == "yes")
+    args.reals(op.desc["width"], op.number("most"), op.desc["lowest"])
+    if counted:
+        _either(args, op, site, "so")
+    else:
+        args.memory(_NOTHING, 4).memory(_NOTHING, 2)
     builder.call(calls.integrate_call, args, n, n * k)
     return builder.prepared(neuron_counts(op), counts)
 
@@ -84,7 +91,9 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     args.memory(site.places["go"], 8).numbers(slot_words(op), op.number("gblk"), k)
     args.numbers(op.init, is_half(op), reset == "hard", reset == "soft", reset == "soft_delayed")
     surrogate = WINDOW if windowed else op.number("surrogate")
-    args.numbers(never, detach, surrogate, op.number("drive")).reals(op.desc["width"], op.desc["height"])
+    args.numbers(never, detach, surrogate, op.number("drive"))
+    args.numbers(*(op.choice(name) == "yes" for name in ("counted", "bounded", "periodic")))
+    args.reals(op.desc["width"], op.desc["height"], op.number("most"), op.desc["lowest"])
     args.memory(site.places.get("u", _NOTHING) if windowed else _NOTHING, 1)
     builder.call(calls.differentiate_call, args, n, 4 * n * k)
     return builder.prepared(neuron_counts(op), counts)
@@ -202,7 +211,8 @@ def encode(builder: Builder, op: Operation, site: Site, values: np.ndarray, posi
 
 def _is_plain(op: Operation) -> bool:
     """Return whether the kernels of ``neuron.py`` do for a neuron instruction."""
-    resets = op.choice("reset") in ("none", "hard", "soft")
+    common = all(op.choice(name) == "no" for name in ("counted", "bounded", "periodic"))
+    resets = common and op.choice("reset") in ("none", "hard", "soft")
     return resets and op.choice("drive") == "plain" and not is_half(op) and op.number("k") % LANES == 0
 
 

@@ -264,6 +264,8 @@ class _Builder:
             for memory, count in _SAVED.items():
                 if item.mnemonic == "v.lif" and memory in item.bytes_written:
                     add_counts(work["v.lif"], {count: item.work["elements"]})
+            if item.mnemonic == "v.lif" and "counted" in item.work:
+                add_counts(work["v.lif"], {"spiking_elements": item.work["counted"]})
         _leave_out_halos(work, items, self.dense)
         first = min((item.first_cycle for item in items if item.first_cycle >= 0), default=-1)
         last = max((item.last_cycle for item in items), default=-1)
@@ -409,7 +411,7 @@ _DENSITIES = (
 )
 """Name, live count, count of all, instructions."""
 _SAVED = {"S": "spiking_elements", "M": "masked_elements"}
-"""Memory that ``v.lif`` writes when it fires or saves its mask -> what its elements then count as."""
+"""Memory that ``v.lif`` writes bits to when it fires or saves its mask -> what its elements then count as."""
 
 
 def _densities(work: Mapping[str, Mapping[str, int]]) -> dict[str, float]:

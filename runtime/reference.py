@@ -263,30 +263,62 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
     bias, alpha, theta, v_reset, *rows = _parameter_rows(op, buffers)
     never = op.choice("spike") == "never"
     x = _drive(op, buffers, rows, _load(buffers["acc"], "f32").reshape(n, k) + bias)
-    r, s = np.zeros((n, k), np.float32), np.zeros((n, k), np.bool_)
-    kind = op.choice("reset")
+    counted = op.choice("counted") == "yes"
+    r = np.zeros((n, k), np.float32)
+    s: F32 | Bool = np.zeros((n, k), np.bool_)
     if not op.init:
-        r = _load(buffers["us"], op.storage()).reshape(n, k)
-        s = s if never else _unpack(buffers["ss"], (n, k))
-        r = np.where(s, v_reset if kind == "hard" else r - theta if kind == "soft" else r, r)
+        before = _load(buffers["us"], op.storage()).reshape(n, k)
+        if counted:
+            s = _spike_count(op, before, theta)
+        elif not never:
+            s = _unpack(buffers["ss"], (n, k))
+        r = _after_reset(op, before, s, theta, v_reset)
+        if op.choice("bounded") == "yes":
+            lowest = np.float32(op.desc["lowest"])
+            r = np.where(r < lowest, lowest, r)
     elif rows:
         r = np.broadcast_to(rows[2], (n, k))
     decayed = alpha * r
-    if kind == "soft_delayed":
-        decayed = np.where(s, decayed - theta, decayed)
+    if op.choice("reset") == "soft_delayed":
+        decayed = np.where(s != 0, decayed - theta * s, decayed)
     u = _round(op, decayed + x)
     spikes = np.zeros((n, k), np.bool_) if never else (u > theta if op.choice("spike") == "gt" else u >= theta)
     open_ended = never or op.choice("surrogate") not in ("rectangular", "triangular")
-    mask = np.ones((n, k), np.bool_) if open_ended else np.abs(u - theta) < np.float32(op.desc["width"])
+    mask = np.ones((n, k), np.bool_) if open_ended else _distance(op, u, theta) < np.float32(op.desc["width"])
     for name in ("us", "uo"):
         if name in buffers:
             _save(buffers[name], u, op.storage())
+    if counted:
+        spikes = _spike_count(op, u, theta)
+        _save(buffers["so"], _round(op, spikes), op.storage())
     for name, bits in (("ss", spikes), ("so", spikes), ("mo", mask)):
-        if name in buffers:
+        if name in buffers and (name == "mo" or not counted):
             _pack(buffers[name], bits)
     masked_in = int(mask.sum()) if op.choice("save_m") == "yes" else 0
-    counts = {"spikes": int(spikes.sum()), "masked_in": masked_in, "nonfinite": nonfinite(u)}
+    counts = {"spikes": int(np.count_nonzero(spikes)), "masked_in": masked_in, "nonfinite": nonfinite(u)}
     return Work(neuron_counts(op) | counts)
+
+
+def _spike_count(op: Operation, u: F32, theta: F32) -> F32:
+    """Return how often the threshold goes into a potential, 0 where it does not, and the most there may be."""
+    ratio, most = u / theta, op.number("most")
+    count = np.where(ratio >= 1, np.floor(ratio), np.float32(0))
+    return np.where(count > most, np.float32(most), count) if most else count
+
+
+def _after_reset(op: Operation, u: F32, s: F32 | Bool, theta: F32, v_reset: F32) -> F32:
+    """Return a potential after the reset (not the delayed one), which no bound holds yet."""
+    kind = op.choice("reset")
+    return np.where(s != 0, v_reset if kind == "hard" else u - theta * s if kind == "soft" else u, u)
+
+
+def _distance(op: Operation, u: F32, theta: F32) -> F32:
+    """Return the distance that the surrogate falls with: from the threshold, or twice that from multiples above it."""
+    plain: F32 = np.abs(u - theta)
+    if op.choice("periodic") == "no":
+        return plain
+    turn = u / theta - np.float32(0.5)
+    return np.where(u < theta, plain, theta * np.abs((turn - np.floor(turn)) * np.float32(2) - np.float32(1)))
 
 
 def _parameter_rows(op: Operation, buffers: Buffers) -> F32:
@@ -317,18 +349,21 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
     else:
         window = op.choice("seen") == "window"
         u = np.zeros((n, k), np.float32) if window else _load(buffers["u"], op.storage()).reshape(n, k)
-        s = _unpack(buffers["s"], (n, k))
+        s = _spike_count(op, u, theta) if op.choice("counted") == "yes" else _unpack(buffers["s"], (n, k))
         reset = op.choice("reset")
         e: F32 = gs
         if op.choice("detach") == "no" and reset != "none":
             drop = {"hard": alpha * (u - v_reset), "soft": alpha * theta, "soft_delayed": theta}[reset]
             e = np.asarray(gs - drop * gn, np.float32)
-        p = np.where(s, np.float32(0), alpha * gn) if reset == "hard" else alpha * gn
+        p = np.where(s != 0, np.float32(0), alpha * gn) if reset == "hard" else alpha * gn
+        if op.choice("bounded") == "yes":
+            free = _after_reset(op, u, s, theta, v_reset) > np.float32(op.desc["lowest"])
+            p, e = np.where(free, p, np.float32(0)), e if reset == "soft_delayed" else np.where(free, e, gs)
         size = np.float32(op.desc["width"]), np.float32(op.desc["height"])
         if window:
             sg = np.where(_unpack(buffers["u"], (n, k)), size[1], np.float32(0))
         else:
-            sg = numerics.surrogate(op.choice("surrogate"), np.abs(u - theta), *size)
+            sg = numerics.surrogate(op.choice("surrogate"), _distance(op, u, theta), *size)
         gu = _round(op, np.where(sg != 0, sg * e + p, p))
     _save(buffers["gc"], gu, op.storage())
     gx = gu
@@ -466,11 +501,11 @@ def v_reduce(op: Operation, buffers: Buffers) -> Work:
         result = source[-1]
         if kind == "max":
             result, _ = _maximum(source)
-        if kind == "mean":
+        if kind in ("mean", "sum"):
             result = np.zeros((n, k), np.float32)
             for t in range(steps):
                 result = result + source[t]
-            result = result / np.float32(steps)
+            result = result / np.float32(steps) if kind == "mean" else result
     if kind != "tsum":
         _save(buffers["dst"], result, "f32")
     return Work(counts | {"nonfinite": nonfinite(result)})

@@ -27,12 +27,14 @@ SLOTS_MODE = _value("xfer", "mode", "slots")
 HARD, NO_RESET = _value("neuron", "reset", "hard"), _value("neuron", "reset", "none")
 NEVER = _value("neuron", "spike", "never")
 WINDOW = _value("neuron", "seen", "window")
+COUNTED, BOUNDED = _value("neuron", "counted", "yes"), _value("neuron", "bounded", "yes")
 PLAIN = _value("neuron", "drive", "plain")
 SYNAPTIC = (_value("neuron", "drive", "synapse"), _value("neuron", "drive", "delayed"))
 MAX_POOL = _value("pool", "kind", "max")
 FROM_BITS, FROM_SLOTS = _value("pool", "src", "bits"), _value("pool", "src", "slots")
 TO_BITS, TO_F32 = _value("pool", "dst", "bits"), _value("pool", "dst", "f32")
 TO_STORAGE, TO_SLOTS = _value("pool", "dst", "storage"), _value("pool", "dst", "slots")
+SUM = _value("vec", "kind", "sum")
 RATE, MEAN, LAST = _value("vec", "kind", "rate"), _value("vec", "kind", "mean"), _value("vec", "kind", "last")
 COUNT, MAXIMUM = _value("vec", "kind", "count"), _value("vec", "kind", "max")
 TIME_SUM = _value("vec", "kind", "tsum")
@@ -256,13 +258,15 @@ def _parameters(desc: Desc) -> Access:
 
 def _v_lif(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     n, k = int(desc["n"]), int(desc["k"])
-    spiking, resets = desc["spike"] != NEVER, desc["reset"] != NO_RESET
+    counted = desc["counted"] == COUNTED
+    spiking, resets = desc["spike"] != NEVER and not counted, desc["reset"] != NO_RESET
     membrane, bits = n * k * item_bytes(desc), n * _spikes(k)
     found = [_read("acc", n * k * 4), _parameters(desc), _write("us", membrane)]
     found += _update("cs", membrane, init) if desc["drive"] in SYNAPTIC else []
     found += [_read("us", membrane)] if not init else []
     found += [_read("ss", bits)] if not init and spiking and resets else []
     found += [_write("ss", bits), _write("so", bits)] if spiking else []
+    found += [_write("so", membrane)] if counted else []
     found += [_write("uo", membrane)] if desc["save_u"] else []
     found += [_write("mo", bits)] if desc["save_m"] else []
     return found
@@ -275,7 +279,8 @@ def _v_grad(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     found = [_read("gs", n * k * 4), _parameters(desc), *_update("gc", membrane, init)]
     found += _update("gi", membrane, init) if desc["drive"] in SYNAPTIC else []
     found += [_read("u", n * _spikes(k) if desc["seen"] == WINDOW else membrane)] if spiking else []
-    found += [_read("s", n * _spikes(k))] if spiking and desc["reset"] == HARD else []
+    fired = desc["reset"] == HARD or desc["bounded"] == BOUNDED
+    found += [_read("s", n * _spikes(k))] if spiking and fired and desc["counted"] != COUNTED else []
     return [*found, _write("go", _slots(n, desc))]
 
 
@@ -331,7 +336,7 @@ def _v_reduce(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]
     if kind in (RATE, COUNT):
         return [_read("src", steps * n * _spikes(k)), _write("dst", n * k * 4)]
     membrane = n * k * item_bytes(desc)
-    if kind in (MEAN, MAXIMUM):
+    if kind in (MEAN, SUM, MAXIMUM):
         return [_read("src", steps * membrane), _write("dst", n * k * 4)]
     if kind == LAST:
         return [_read("src", membrane, max(0, steps - 1) * membrane), _write("dst", n * k * 4)]

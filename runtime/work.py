@@ -140,6 +140,8 @@ def neuron_counts(op: Operation) -> dict[str, int]:
         counts["scaled"] = elements
     if has_synapse(op):
         counts["synaptic"] = elements
+    if op.choice("counted") == "yes":
+        counts["counted"] = elements
     curved = op.choice("surrogate") not in ("rectangular", "triangular") and op.choice("spike") != "never"
     if op.mnemonic == "v.grad" and curved:
         counts["curved"] = elements

@@ -29,6 +29,12 @@ PARAMETER_ROWS: tuple[str, ...] = ("bias", "alpha", "theta", "v_reset", "gain", 
 PLAIN_PARAMETER_ROWS = 4
 """How many of them there are when ``drive`` is plain."""
 
+SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid", "exponential", "gaussian")
+"""Derivatives of a spike; the first two are 0 from their width on."""
+
+MOST_SPIKES = 1 << 24
+"""Spikes of a neuron and step that binary32 can count."""
+
 LEARNED_MAPS: tuple[str, ...] = ("unit", "sigmoid", "falling", "unit_slope", "sigmoid_slope", "falling_slope")
 """What ``v.map`` computes for learned constants; a slope has a second operand."""
 GATE_MAPS: tuple[str, ...] = ("keep", "drop", "negate")
@@ -238,7 +244,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _GBLK,
             _e("reset", ("hard", "soft", "none", "soft_delayed"), "reset of the membrane after a spike"),
             _e("spike", ("gt", "ge", "never"), "spike when u > theta, u >= theta, or never (leaky integrator)"),
-            _e("surrogate", ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid"), "surrogate derivative"),
+            _e("surrogate", SURROGATES, "surrogate derivative"),
             _f("width", "width of the surrogate, in units of u; half width of a window"),
             _f("height", "height of the surrogate at the threshold"),
             _e("detach", ("no", "yes"), "leave the reset path out of the gradient"),
@@ -254,6 +260,11 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
                 ("plain", "scaled", "synapse", "delayed"),
                 "the current as it is; times gain plus offset; through a synapse; through one that acts a step later",
             ),
+            _e("counted", ("no", "yes"), "spikes are bits, or numbers in storage type: how often theta goes into u"),
+            _u("most", 25, "most spikes of a neuron where they are counted; 0: any number", high=MOST_SPIKES),
+            _e("bounded", ("no", "yes"), "potentials do not stay below `lowest` after the reset"),
+            _f("lowest", "lowest potential after the reset"),
+            _e("periodic", ("no", "yes"), "the surrogate repeats at every multiple of theta"),
         ),
         "neuron tile: equation and surrogate",
     ),
@@ -296,7 +307,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
                 "kind",
                 ("rate", "mean", "last", "tsum", "bias", "cross_entropy", "mse", "copy", "add", "count", "max")
                 + LEARNED_MAPS
-                + GATE_MAPS,
+                + (*GATE_MAPS, "sum"),
                 "what v.reduce, v.loss and v.map compute",
                 bits=8,
             ),
@@ -571,7 +582,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
             _a("par", "parameter rows"),
             _a("us", "membrane state"),
             _a("ss", "spike state"),
-            _a("so", "spikes"),
+            _a("so", "spikes, as bits or counted"),
             _a("uo", "membrane, saved"),
             _a("mo", "surrogate mask, saved"),
             _a("cs", "synaptic current state"),
@@ -699,7 +710,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
         (_a("dst", "result"), _a("src", "source"), _d("vec"), _INIT),
         ("src", "dst"),
         ("dst",),
-        "dst = rate, count, mean, last, maximum, time sum or position sum of src",
+        "dst = rate, count, mean, sum, last, maximum, time sum or position sum of src",
         "ceil(steps*n*k/lanes)",
         "Reductions over time or positions.",
     ),

@@ -101,7 +101,7 @@ def complement_power(share: np.float32, exponent: int) -> np.float32:
 
 
 def surrogate(kind: str, distance: F32, width: np.float32, height: np.float32) -> F32:
-    """Return the surrogate derivative of a spike, elementwise, where ``|u - theta|`` is ``distance``.
+    """Return the surrogate derivative of a spike, elementwise, where the potential is ``distance`` from the threshold.
 
     ``z = distance / width`` (the name in brackets is the usual parameter):
 
@@ -110,6 +110,8 @@ def surrogate(kind: str, distance: F32, width: np.float32, height: np.float32) -
     * atan: ``height / (1 + z*z)`` (alpha: width 2/(pi alpha), height alpha/2)
     * sigmoid: ``e = exp(-z)``, ``q = 1 + e``, ``(4*height) * (e / (q*q))`` (slope: width 1/slope, height slope/4)
     * fast_sigmoid: ``q = 1 + z``, ``height / (q*q)`` (slope: width 1/slope, height 1)
+    * exponential: ``height * exp(-z)``
+    * gaussian: ``height * exp(-(z*z))``
     """
     zero, one = np.float32(0), np.float32(1)
     if kind == "rectangular":
@@ -123,6 +125,8 @@ def surrogate(kind: str, distance: F32, width: np.float32, height: np.float32) -
         e = exp(-z)
         q = one + e
         return np.asarray((np.float32(4) * height) * (e / (q * q)), dtype=np.float32)
+    if kind in ("exponential", "gaussian"):
+        return np.asarray(height * exp(-(z * z) if kind == "gaussian" else -z), dtype=np.float32)
     q = one + z
     return np.asarray(height / (q * q), dtype=np.float32)
 

@@ -11,10 +11,12 @@ from .arrays import Real, Spikes
 
 RESETS = ("hard", "soft", "soft_delayed", "none")
 COMPARES = ("gt", "ge")
-SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")
+SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid", "exponential", "gaussian")
 COMPACT_SURROGATES = ("rectangular", "triangular")
 """Those that are exactly 0 at and beyond ``width``; the others are 0 nowhere."""
 SYNAPSES = ("none", "immediate", "delayed")
+MOST_SPIKES = 1 << 24
+"""Spikes per step that float32 can count."""
 LEARNED_ROWS = ("plain", "unit", "sigmoid", "falling")
 """How a parameter gives a constant of neurons; see :func:`learned_row`."""
 
@@ -32,13 +34,20 @@ class Neuron:
         r[t] = u[t] - theta * s[t]               (reset "soft")
         r[t] = u[t]                              (reset "none")
 
-    Reset "soft_delayed" takes the threshold off one step later and not decayed: ``u[t] -= theta * s[t-1]``.
+    Reset "soft_delayed" takes the threshold off one step later and not decayed: ``u[t] -= theta * s[t-1]``. With a
+    ``v_min`` r[t] is at least that. With ``max_spikes`` other than 1 a step has several spikes (compare "ge")::
+
+        s[t] = max(0, floor(u[t] / theta))       (at most max_spikes of them; 0: any number)
+
+    and "hard" resets where there is any. Then ``periodic`` repeats the surrogate at every multiple of the threshold:
+    above it z is ``2 * |u - n * theta| / width``, n * theta the nearest multiple.
 
     With ``z = |u - theta| / width`` the surrogate of ds/du is ``height`` where ``z < 1`` (rectangular),
     ``height * (1 - z)`` there (triangular), ``height / (1 + z**2)`` (atan), ``4 * height * sigmoid(z) *
-    (1 - sigmoid(z))`` (sigmoid) or ``height / (1 + z)**2`` (fast_sigmoid); the first two are 0 elsewhere.
-    ``detach_reset`` leaves the dependence of the reset on the spike out of the gradient. ``alpha``, ``theta``,
-    ``v_reset``, ``gain``, ``v_leak``, ``initial`` and ``beta`` hold one number, or one per channel (last axis).
+    (1 - sigmoid(z))`` (sigmoid), ``height / (1 + z)**2`` (fast_sigmoid), ``height * exp(-z)`` (exponential) or
+    ``height * exp(-z**2)`` (gaussian); the first two are 0 elsewhere. ``detach_reset`` leaves the dependence of the
+    reset on the spike out of the gradient. ``alpha``, ``theta``, ``v_reset``, ``gain``, ``v_leak``, ``initial`` and
+    ``beta`` hold one number, or one per channel (last axis).
     """
 
     alpha: tuple[float, ...] = (0.5,)
@@ -55,6 +64,33 @@ class Neuron:
     initial: tuple[float, ...] = (0.0,)
     synapse: str = "none"
     beta: tuple[float, ...] = (0.0,)
+    max_spikes: int = 1
+    v_min: float | None = None
+    periodic: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether a step may have several spikes: s are numbers, not bits."""
+        return self.max_spikes != 1
+
+    @property
+    def may_learn(self) -> bool:
+        """Whether the gradients of decay and threshold are known."""
+        return not self.counts and self.v_min is None
+
+    def reason_against(self) -> str:
+        """Return what does not go together, or an empty string."""
+        if not 0 <= self.max_spikes <= MOST_SPIKES:
+            return f"expected at most {MOST_SPIKES} spikes per step (0: any number), found {self.max_spikes}"
+        if self.counts and self.compare != "ge":
+            return "expected spikes at u >= threshold of neurons with several spikes per step, found >"
+        if self.counts and min(self.theta) <= 0:
+            return f"expected a threshold above 0 of neurons with several spikes per step, found {min(self.theta):g}"
+        if self.counts and self.reset == "hard" and not self.detach_reset:
+            return "expected a detached reset of neurons with several spikes per step and a hard reset"
+        if self.periodic and not self.counts:
+            return "expected neurons with several spikes per step under a periodic surrogate, found one spike"
+        return ""
 
     @property
     def offset(self) -> tuple[float, ...]:
@@ -67,33 +103,57 @@ class Neuron:
         return (self.gain, self.offset, self.initial, self.synapse) == ((1.0,), (0.0,), (0.0,), "none")
 
 
-def lif(x: Real, neuron: Neuron) -> tuple[Spikes, Real]:
-    """Return spikes and membrane potentials of currents ``x`` ``[T,N,...,K]``, in the type of ``x``."""
+def lif(x: Real, neuron: Neuron) -> tuple[Real | Spikes, Real]:
+    """Return spikes and membrane potentials of currents ``x`` ``[T,N,...,K]``, in the type of ``x``.
+
+    Spikes are bits, or numbers in the type of ``x`` where a step may have several.
+    """
     alpha, theta, v_reset = (np.asarray(v, dtype=x.dtype) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
-    u, s = np.empty_like(x), np.empty(x.shape, dtype=np.bool_)
+    u, s = np.empty_like(x), np.empty(x.shape, dtype=x.dtype if neuron.counts else np.bool_)
     rest, taken = initial_potential(x, neuron), np.zeros((), dtype=x.dtype)
     for t, current in enumerate(drive(x, neuron)):
         u[t] = alpha * rest + current - taken
-        s[t] = u[t] > theta if neuron.compare == "gt" else u[t] >= theta
-        rest = _after_reset(u[t], s[t], theta, v_reset, neuron.reset)
+        if neuron.counts:
+            s[t] = spike_count(u[t], theta, neuron.max_spikes)
+        else:
+            s[t] = u[t] > theta if neuron.compare == "gt" else u[t] >= theta
+        rest = _rest(u[t], s[t], theta, v_reset, neuron)
         if neuron.reset == "soft_delayed":
-            taken = np.where(s[t], theta, np.zeros_like(theta))
+            taken = theta * s[t]
     return s, u
 
 
-def lif_gradient(gradient: Real, u: Real, s: Spikes, neuron: Neuron) -> Real:
-    """Return the gradient of the currents from that of the spikes, all ``[T,N,...,K]``."""
+def spike_count(u: Real, theta: Real, most: int) -> Real:
+    """Return how often the threshold goes into the potentials ``u``, at most ``most`` times (0: any number)."""
+    ratio = u / theta
+    count = np.where(ratio >= 1, np.floor(ratio), u.dtype.type(0))
+    return np.minimum(count, u.dtype.type(most)) if most else count
+
+
+def after_reset(u: Real, s: Real | Spikes, theta: Real, v_reset: Real, reset: str) -> Real:
+    """Return what a reset leaves of potentials ``u`` with spikes ``s``; a delayed one comes later, and bounds."""
+    if reset == "hard":
+        return np.where(s != 0, v_reset, u)
+    return u - theta * s if reset == "soft" else u
+
+
+def lif_gradient(gradient: Real, u: Real, s: Real | Spikes, neuron: Neuron) -> Real:
+    """Return the gradient of the currents from that of the spikes, all ``[T,N,...,K]``.
+
+    Nothing flows through a potential that ``v_min`` holds up.
+    """
     alpha, theta, v_reset = (np.asarray(v, dtype=u.dtype) for v in (neuron.alpha, neuron.theta, neuron.v_reset))
     result = np.empty_like(gradient)
     later = np.zeros_like(gradient[0])
     for t in range(len(gradient) - 1, -1, -1):
-        through_spike = gradient[t]
+        through_spike, passes = gradient[t], _passes(u[t], s[t], theta, v_reset, neuron)
         if neuron.reset != "none" and not neuron.detach_reset:
             drops = {"hard": alpha * (u[t] - v_reset), "soft": alpha * theta, "soft_delayed": theta}
-            through_spike = through_spike - drops[neuron.reset] * later
-        carried = alpha * later
+            lost = drops[neuron.reset] * later
+            through_spike = through_spike - (lost if neuron.reset == "soft_delayed" else lost * passes)
+        carried = alpha * later * passes
         if neuron.reset == "hard":
-            carried = np.where(s[t], u.dtype.type(0), carried)
+            carried = np.where(s[t] != 0, u.dtype.type(0), carried)
         later = surrogate(u[t], neuron) * through_spike + carried
         result[t] = later
     return drive_gradient(result, neuron)
@@ -143,7 +203,7 @@ def learned_row_gradient(gradient: Real, w: Real, kind: str) -> Real:
 def surrogate(u: Real, neuron: Neuron) -> Real:
     """Return the surrogate derivative ds/du at membrane potentials ``u`` ``[...,K]``."""
     width, height = u.dtype.type(neuron.width), u.dtype.type(neuron.height)
-    distance = np.abs(u - np.asarray(neuron.theta, dtype=u.dtype))
+    distance = threshold_distance(u, np.asarray(neuron.theta, dtype=u.dtype), periodic=neuron.periodic)
     z = distance / width
     match neuron.surrogate:
         case "atan":
@@ -152,8 +212,21 @@ def surrogate(u: Real, neuron: Neuron) -> Real:
             return np.asarray(4 * height * np.exp(-z) / (1 + np.exp(-z)) ** 2)
         case "fast_sigmoid":
             return np.asarray(height / ((1 + z) * (1 + z)))
+        case "exponential":
+            return np.asarray(height * np.exp(-z))
+        case "gaussian":
+            return np.asarray(height * np.exp(-(z * z)))
     inside = height * (1 - z) if neuron.surrogate == "triangular" else height
     return np.where(distance < width, inside, u.dtype.type(0))
+
+
+def threshold_distance(u: Real, theta: Real, *, periodic: bool) -> Real:
+    """Return ``|u - theta|``; where it is ``periodic``, above theta twice the distance from the nearest multiple."""
+    distance = np.abs(u - theta)
+    if not periodic:
+        return distance
+    phase = u / theta - u.dtype.type(0.5)
+    return np.where(u < theta, distance, theta * np.abs(2 * (phase - np.floor(phase)) - 1))
 
 
 def drive(x: Real, neuron: Neuron) -> Real:
@@ -213,9 +286,14 @@ def _short(values: Real) -> tuple[float, ...]:
     return numbers[:1] if len(set(numbers)) == 1 else numbers
 
 
-def _after_reset(u: Real, s: Spikes, theta: Real, v_reset: Real, reset: str) -> Real:
-    if reset == "hard":
-        return np.where(s, v_reset, u)
-    if reset == "soft":
-        return np.where(s, u - theta, u)
-    return u
+def _rest(u: Real, s: Real | Spikes, theta: Real, v_reset: Real, neuron: Neuron) -> Real:
+    after = after_reset(u, s, theta, v_reset, neuron.reset)
+    return after if neuron.v_min is None else np.maximum(after, u.dtype.type(neuron.v_min))
+
+
+def _passes(u: Real, s: Real | Spikes, theta: Real, v_reset: Real, neuron: Neuron) -> Real:
+    """Return 1 where the potential after the reset is above ``v_min``, else 0."""
+    if neuron.v_min is None:
+        return np.ones((), dtype=u.dtype)
+    after = after_reset(u, s, theta, v_reset, neuron.reset)
+    return np.asarray(after > u.dtype.type(neuron.v_min), dtype=u.dtype)

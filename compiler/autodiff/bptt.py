@@ -140,6 +140,7 @@ def _set_surrogates(block: Block, spec: Train) -> None:
             neuron = neuron_of(op)
             chosen = spec.surrogate.apply(neuron) if spec.surrogate else neuron
             detached = replace(chosen, detach_reset=neuron.detach_reset or spec.detach_reset)
+            op.properties.pop("periodic", None)
             op.properties.update(neuron_properties(detached))
 
 

@@ -88,12 +88,15 @@ OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adam
 class Surrogate:
     """A derivative of the spike by ``x = u - theta`` that is ``height`` at the threshold and falls beside it.
 
+    ``periodic``: where neurons have several spikes per step, it does so at every multiple of the threshold: above theta
+    x is ``2 * (u - n*theta)``, n*theta the nearest multiple.
     Raises H2LearnError unless ``half_width`` and ``height`` are positive and finite.
     """
 
     kind: ClassVar[str]
     half_width: float = 0.5
     height: float = 1.0
+    periodic: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, value in (("half_width", self.half_width), ("height", self.height)):
@@ -102,7 +105,8 @@ class Surrogate:
 
     def apply(self, neuron: Neuron) -> Neuron:
         """Return ``neuron`` with this surrogate."""
-        return replace(neuron, surrogate=self.kind, width=self.half_width, height=self.height)
+        periodic = self.periodic and neuron.counts
+        return replace(neuron, surrogate=self.kind, width=self.half_width, height=self.height, periodic=periodic)
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,29 @@ class FastSigmoid(Surrogate):
         return cls(1 / _positive("slope", slope))
 
 
+@dataclass(frozen=True)
+class Exponential(Surrogate):
+    """``height * exp(-|x| / half_width)``, 0 nowhere (Shrestha and Orchard, NeurIPS 2018).
+
+    Sinabs' ``SingleExponential(w, c)`` for the threshold θ has half_width θ w and height c / (θ w); its
+    ``PeriodicExponential(w, c)`` is periodic, with half_width w and height c.
+    """
+
+    kind = "exponential"
+
+
+@dataclass(frozen=True)
+class Gaussian(Surrogate):
+    """``height * exp(-(x / half_width)**2)``, 0 nowhere.
+
+    Sinabs' ``Gaussian(sigma=s)`` has half_width √2 s and height 1 / (√(2π) s).
+    """
+
+    kind = "gaussian"
+
+
 SURROGATES: dict[str, type[Surrogate]] = {
-    cls.kind: cls for cls in (Rectangular, Triangular, ATan, Sigmoid, FastSigmoid)
+    cls.kind: cls for cls in (Rectangular, Triangular, ATan, Sigmoid, FastSigmoid, Exponential, Gaussian)
 }
 """The surrogates by their names in files and options."""
 

@@ -43,8 +43,17 @@ class Signal:
 
     @property
     def is_spikes(self) -> bool:
-        """Whether the elements are spikes."""
+        """Whether the elements are spikes, at most one per step."""
         return tensor_type(self.value.type).element_type == builtin.i1
+
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether the elements are the spikes of neurons that may have several per step."""
+        owner, value = self.value.owner, self.value
+        while isinstance(owner, spike.FlattenOp | spike.DelayOp | spike.ScanOp):
+            value = owner.yielded[owner.outputs.index(value)] if isinstance(owner, spike.ScanOp) else owner.operands[0]
+            owner = value.owner
+        return isinstance(owner, spike.LifOp) and value is owner.s
 
     def describe(self) -> str:
         """Return one sample's shape as the user writes it."""
@@ -358,12 +367,18 @@ class NetworkBuilder:
     def lif(
         self, x: Signal, neuron: Neuron, location: Location, name: str = "", learned: Learned | None = None
     ) -> Signal:
-        """Add spiking neurons and return their spikes.
+        """Add spiking neurons and return their spikes, as reals where a step may have several.
 
+        A hard reset of such neurons is detached: the gradient of a number of spikes does not go through it.
         What is ``learned`` becomes the parameters ``name.decay`` and ``name.threshold`` ``[1]``, or ``[K]`` per
         channel, which a fresh model has as the neuron says.
         """
         _expect_currents(x, f"lif {name}".rstrip(), location)
+        if neuron.counts and neuron.reset == "hard":
+            neuron = replace(neuron, detach_reset=True)
+        reason = neuron.reason_against()
+        if reason:
+            raise H2LearnError(f"{reason}{f' of {name}' * bool(name)}", location=location)
         rows = self._learned_rows(x, neuron, name, learned, location) if learned else (None, None)
         op = spike.LifOp(x.value, neuron, *rows, location=_mark(location))
         return replace(self._add(op, location, name), maps=x.maps)
@@ -376,6 +391,11 @@ class NetworkBuilder:
         if not neuron.is_driven_plainly:
             raise H2LearnError(
                 f"expected no gain, leak, initial potential or synapse of {name}, whose constants are learned",
+                location=location,
+            )
+        if not neuron.may_learn:
+            raise H2LearnError(
+                f"expected one spike per step and no lower bound of {name}, whose constants are learned",
                 location=location,
             )
         channels, found = x.shape[-1], list[SSAValue | None]()
@@ -410,11 +430,13 @@ class NetworkBuilder:
         bias: bool = False,
         names: tuple[str, str] | None = None,
         inputs_first: bool = False,
+        counted: bool = False,
     ) -> Signal:
         """Add neurons that also read their own spikes of the step before, all of them through weights.
 
-        ``neurons`` adds them to the current ``x[t] + V s[t-1]`` and returns their spikes. Parameters are those of
-        :meth:`linear` with as many inputs as outputs: ``name.weight`` ``[K,K]`` and, with ``bias``, ``name.bias``.
+        ``neurons`` adds them to the current ``x[t] + V s[t-1]`` and returns their spikes, bits or ``counted`` ones.
+        Parameters are those of :meth:`linear` with as many inputs as outputs: ``name.weight`` ``[K,K]`` and, with
+        ``bias``, ``name.bias``.
         """
         _expect_features(x, f"recurrent {name}", location)
         _expect_currents(x, f"recurrent {name}", location)
@@ -427,7 +449,7 @@ class NetworkBuilder:
         outer, mark = self._block, _mark(location)
         body = Block()
         current = body.insert_arg(x.value.type, 0, mark)
-        before = body.insert_arg(spikes(x.shape), 1, mark)
+        before = body.insert_arg(real(x.shape) if counted else spikes(x.shape), 1, mark)
         self._block = body
         try:
             fed = self.linear(
@@ -453,8 +475,8 @@ class NetworkBuilder:
     def readout(self, x: Signal, kind: str, location: Location) -> Signal:
         """Reduce features over time to logits ``[N,K]``."""
         _expect_features(x, "readout", location)
-        of_spikes = kind in SPIKE_READOUTS
-        if x.is_spikes != of_spikes:
+        of_spikes, counted = kind in SPIKE_READOUTS, x.counts_spikes
+        if (x.is_spikes or counted) != of_spikes:
             wanted = "spikes" if of_spikes else "membrane potentials"
             hint = "use `readout membrane mean`" if of_spikes else "use `readout rate`, or `li` as last layer"
             raise H2LearnError(

@@ -1,6 +1,7 @@
 """Numbers of which it is known that they are multiples of a power of two between bounds.
 
-Only such numbers have bit-planes: spikes and what sums and averages over a power of two make of them.
+Only such numbers have bit-planes: spikes (several per step up to a number), and what sums and averages over a power of
+two make of them.
 """
 
 from __future__ import annotations

@@ -246,10 +246,19 @@ def _fits(wanted: int, size: int) -> bool:
 
 @dataclass(frozen=True)
 class NeuronKind:
-    """What a stage keeps for the neurons in it: real states per neuron, and rows of parameters."""
+    """What a stage keeps for its neurons: real states per neuron, rows of parameters, whether spikes are numbers."""
 
     states: int = 1
     rows: int = 4
+    counts: bool = False
+
+    def membrane_bytes(self, outs: int, positions: int, channels: int, item: int, held: int = SLOTS) -> int:
+        """Return the bytes in U of ``outs`` potentials (and counted spikes) and of the states of ``positions``."""
+        return ((held + SLOTS * self.counts) * outs + self.states * positions) * channels * item
+
+    def spike_bytes(self, outs: int, positions: int, channels: int) -> int:
+        """Return the bytes in S of ``outs`` spikes and of those of the step before."""
+        return 0 if self.counts else (SLOTS * outs + positions) * row_bytes("bits", channels)
 
     def parameter_bytes(self, channels: int) -> int:
         """Return the bytes of the parameter rows of ``channels`` channels, all slots."""
@@ -361,13 +370,14 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> U
     weights = shape.taps * t.c * t.k * shape.item
     tables = 0 if not shape.looked_up else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
     bits = row_bytes("bits", t.k)
-    starts = 2 * outs if shape.onto == "bits" else outs
     return Usage(
         W=SLOTS * weights,
         S=SLOTS * inputs * (shape.planes if shape.real else 1) * row_bytes("bits", t.c)
-        + (SLOTS * starts + t.positions) * bits,
+        + SLOTS * outs * bits * (shape.onto == "bits")
+        + neuron.spike_bytes(outs, t.positions, t.k),
         U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
-        + ((t.held + SLOTS * (shape.onto == "f16")) * outs + neuron.states * t.positions) * t.k * shape.item,
+        + SLOTS * outs * t.k * shape.item * (shape.onto == "f16")
+        + neuron.membrane_bytes(outs, t.positions, t.k, shape.item, t.held),
         M=SLOTS * outs * bits,
         A=t.held * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
         L=SLOTS * tables,

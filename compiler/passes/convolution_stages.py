@@ -119,7 +119,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             state = stage.state(area, t.k) if stage is not None else None
-            before = state["ss"] if fed_back and state is not None and whole else None
+            before = state.get("ss") if fed_back and state is not None and whole else None
             if before is not None:
                 b.load(source, before, *activation_window(source, Cut(-1, 1), *area.cuts, Cut(0, t.k)))
 
@@ -351,7 +351,7 @@ class NeuronStep:
         """Allocate what a tile carries from step to step."""
         b = self.ctx.builder
         state = {"us": b.alloc("u state", "U", self.ctx.dtype, (*area.dims, k), slots=1)}
-        if self.spikes is not None:
+        if self.spikes is not None and not self.neuron.counts:
             state["ss"] = b.alloc("s state", "S", "bits", (*area.dims, k), slots=1)
         if self.neuron.has_synapse:
             state["cs"] = b.alloc("i state", "U", self.ctx.dtype, (*area.dims, k), slots=1)
@@ -373,8 +373,9 @@ class NeuronStep:
         """Run the steps of one time block on ``acc`` and store what is kept; ``held``: slots of the potentials."""
         b = self.ctx.builder
         dims = (steps, *area.dims, k)
+        memory, form = ("U", self.ctx.dtype) if self.neuron.counts else ("S", "bits")
         kept = [
-            ("so", self.spikes, b.alloc("s", "S", "bits", dims) if self.spikes is not None else None),
+            ("so", self.spikes, b.alloc("s", memory, form, dims) if self.spikes is not None else None),
             (
                 "uo",
                 self.membrane,
@@ -450,7 +451,7 @@ class GradientStep:
         loaded: dict[str, SSAValue] = {}
         masked = self.op.u is not None and isinstance(self.op.u.type, MaskType)
         for role, memory, value in (("u", "M" if masked else "U", self.op.u), ("s", "S", self.op.s)):
-            if value is None:
+            if value is None or (role == "s" and self.op.neuron.counts):
                 continue
             if value in here:
                 loaded[role] = here[value]

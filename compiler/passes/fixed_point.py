@@ -7,7 +7,7 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping.fixed_point import SPIKES, FixedPoint
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import int_values, tensor_type
+from h2learn.dialects.spike.base import int_values, neuron_of, tensor_type
 
 SAME = (spike.FlattenOp, spike.RepeatOp, spike.DelayOp)
 """Ops that move numbers, or put 0 in between."""
@@ -28,6 +28,9 @@ def _derived(value: SSAValue, known: Known) -> FixedPoint | None:
     op = value.owner
     if not isinstance(op, Operation):
         return None
+    if isinstance(op, spike.LifOp) and value is op.s:
+        most = neuron_of(op).max_spikes
+        return FixedPoint(0, most, 0) if most else None
     if isinstance(op, SAME):
         return fixed_point_of(op.operands[0], known)
     if isinstance(op, spike.AddOp | spike.ConcatOp):

@@ -22,7 +22,10 @@ def _same(*names: str) -> tuple[tuple[str, str], ...]:
 
 _GEOMETRY = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "c", "k", "dtype")
 _GRADIENT = _same("gh", "gw", "py", "px")
-_NEURON = _same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
+_NEURON = (
+    *_same("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive"),
+    *_same("counted", "most", "bounded", "lowest", "periodic"),
+)
 _POOL = _same("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
 _LOSS = _same("n", "k", "kind", "hit", "miss", "share")
 _PLANES = _same("planes", "frac", "signed")

@@ -220,6 +220,9 @@ def neuron_constants(neuron: Neuron, *, fires: bool) -> lut_types.Neuron:
         neuron.width,
         neuron.height,
         neuron.detach_reset,
+        most=neuron.max_spikes if neuron.counts else None,
+        lowest=neuron.v_min,
+        periodic=neuron.periodic,
         **driven,
     )
 

@@ -8,7 +8,7 @@ from xdsl.dialects import builtin
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.dialects import lut
-from h2learn.dialects.lut.attributes import GradsType, SpikesType
+from h2learn.dialects.lut.attributes import GradsType, SpikesType, StoreType
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import tensor_type
@@ -23,7 +23,7 @@ def lower_scan(context: LutContext, op: Operation, layers: Mapping[type[Operatio
     for argument, value in zip(op.arguments, op.inputs, strict=True):
         _enter(context, body, argument, value)
     for argument in op.fed_back:
-        context.values[argument] = _argument(body, _fed_type(argument, context.dtype), argument)
+        context.values[argument] = _argument(body, _fed_type(op, argument, context.dtype), argument)
     context.block, context.looped = body, True
     try:
         for inner in list(op.body.block.ops)[:-1]:
@@ -65,10 +65,13 @@ def _argument(body: Block, kind: Attribute, argument: SSAValue) -> SSAValue:
     return inner
 
 
-def _fed_type(argument: SSAValue, dtype: str) -> Attribute:
+def _fed_type(op: spike.ScanOp, argument: SSAValue, dtype: str) -> Attribute:
+    """Return the format of what is fed back: gradients backwards, spikes as bits or numbers forwards."""
     kind = tensor_type(argument.type)
     shape = lifted(kind.get_shape())
-    return SpikesType(shape) if kind.element_type == builtin.i1 else GradsType(shape, dtype)
+    if op.reverse is not None:
+        return GradsType(shape, dtype)
+    return SpikesType(shape) if kind.element_type == builtin.i1 else StoreType(shape, dtype)
 
 
 def _lower_inner(context: LutContext, op: Operation, layers: Mapping[type[Operation], Lowering]) -> None:

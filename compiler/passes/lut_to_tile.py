@@ -81,7 +81,7 @@ def _scan(ctx: TileContext, op: lut.ScanOp) -> None:
     for argument, value in zip(op.arguments, op.inputs, strict=True):
         ctx.values[argument] = ctx.values[value]
     match list(op.body.block.ops)[:-1]:
-        case [lut.FeConvOp() as layer, lut.LifOp()] if layer.s is op.fed_back[0]:
+        case [lut.FeConvOp() | lut.BeConvOp() as layer, lut.LifOp()] if layer.operands[0] is op.fed_back[0]:
             convolution_stages.lower_forward(ctx, layer, fed_back=True)
         case [lut.BeGradOp() as layer, lut.GradOp()] if layer.gu is op.fed_back[0]:
             convolution_stages.lower_backward(ctx, layer, fed_back=True)

@@ -123,12 +123,17 @@ class TileContext:
             "width": float(neuron.width),
             "height": float(neuron.height),
             "drive": neuron.drive,
+            "counted": "yes" if neuron.counts else "no",
+            "most": neuron.most or 0,
+            "bounded": "no" if neuron.lowest is None else "yes",
+            "lowest": float(neuron.lowest or 0.0),
+            "periodic": "yes" if neuron.periodic else "no",
         }
 
 
 def neuron_kind(neuron: Neuron) -> NeuronKind:
     """Return what the mapper needs to know of a neuron."""
-    return NeuronKind(states=2 if neuron.has_synapse else 1, rows=1 + len(neuron.rows))
+    return NeuronKind(states=2 if neuron.has_synapse else 1, rows=1 + len(neuron.rows), counts=neuron.counts)
 
 
 @dataclass(frozen=True)

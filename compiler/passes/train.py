@@ -37,6 +37,7 @@ class TrainPass(ModulePass):
     surrogate: str | None = None
     half_width: float = 0.5
     height: float = 1.0
+    periodic: bool = False
     detach_reset: bool = False
     keep_gradients: bool = True
     loss_scale: float = 0.0
@@ -55,6 +56,7 @@ class TrainPass(ModulePass):
             surrogate=None if surrogate is None else surrogate.kind,
             half_width=0.5 if surrogate is None else surrogate.half_width,
             height=1.0 if surrogate is None else surrogate.height,
+            periodic=surrogate is not None and surrogate.periodic,
             detach_reset=spec.detach_reset,
             keep_gradients=spec.keep_gradients,
             loss_scale=spec.loss_scale or 0.0,
@@ -67,7 +69,9 @@ class TrainPass(ModulePass):
         """Return the options as a training recipe; raises H2LearnError for a choice that does not exist."""
         if self.surrogate is not None and self.surrogate not in SURROGATES:
             raise H2LearnError(f"there is no surrogate {self.surrogate!r}", hint=f"known: {', '.join(SURROGATES)}")
-        surrogate = SURROGATES[self.surrogate](self.half_width, self.height) if self.surrogate else None
+        surrogate = None
+        if self.surrogate:
+            surrogate = SURROGATES[self.surrogate](self.half_width, self.height, periodic=self.periodic)
         return Train(
             method=self.method,
             loss=MSECount(self.correct, self.incorrect) if self.loss == "mse_count" else self.loss,

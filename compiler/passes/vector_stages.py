@@ -48,8 +48,8 @@ def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
     def usage(t: Tile) -> Usage:
         outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
         return Usage(
-            S=SLOTS * outs * bits + t.positions * bits,
-            U=(SLOTS * outs + kind.states * t.positions) * t.k * item,
+            S=kind.spike_bytes(outs, t.positions, t.k),
+            U=kind.membrane_bytes(outs, t.positions, t.k, item),
             M=SLOTS * outs * bits,
             A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )
@@ -638,7 +638,7 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
         "n": t.samples,
         "k": classes,
         "steps": steps,
-        "kind": op.kind.removeprefix("membrane_"),
+        "kind": op.kind.removeprefix("membrane_") if bits else _OF_NUMBERS[op.kind],
         "dtype": ctx.dtype,
         "gblk": 0,
     }
@@ -649,6 +649,13 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
         logits = b.alloc("logits", "A", "f32", (t.samples, 1, 1, classes))
         b.job(tile.ReduceOp, {"dst": logits, "src": inputs}, params)
         b.store(result, logits, [n * t.samples, 0, 0, 0], (t.samples, 1, 1, classes))
+
+
+_OF_NUMBERS = {
+    **{"rate": "mean", "count": "sum"},
+    **{"membrane_mean": "mean", "membrane_last": "last", "membrane_max": "max"},
+}
+"""Readout of stored numbers -> what ``v.reduce`` calls it."""
 
 
 def lower_spread(ctx: TileContext, op: lut.SpreadOp) -> None:

@@ -227,22 +227,29 @@ def lif(job: Job) -> None:
     par = _parameters(job)
     theta = par["theta"]
     x = _driven(job, par, read_real(job["acc"], shape, "f32") + par["bias"])
-    spiked: Bits = np.zeros(shape, dtype=np.bool_)
+    counted = job.word("counted") == "yes"
+    spiked: Bits | F32 = np.zeros(shape, dtype=np.bool_)
     rest = np.broadcast_to(par.get("initial", np.zeros(shape[1], dtype=np.float32)), shape)
     if not job.init:
         rest = read_real(job["us"], shape, dtype)
-        if spike != "never" and reset != "none":
+        if counted:
+            spiked = _spikes_in(job, rest, theta)
+        elif spike != "never" and reset != "none":
             spiked = read_bits(job["ss"], shape)
-    if reset == "hard":
-        rest = np.where(spiked, par["v_reset"], rest)
-    elif reset == "soft":
-        rest = np.where(spiked, rest - theta, rest)
+        rest = _rest(job, par, rest, spiked)
+        if job.word("bounded") == "yes":
+            lowest = job.real("lowest")
+            rest = np.where(rest < lowest, lowest, rest)
     decayed = par["alpha"] * rest
     if reset == "soft_delayed":
-        decayed = np.where(spiked, decayed - theta, decayed)
+        decayed = np.where(spiked != 0, decayed - theta * spiked, decayed)
     u = round_to_storage(decayed + x, dtype)
     write_real(job["us"], u, dtype)
-    if spike != "never":
+    if counted:
+        if spike != "ge":
+            raise H2LearnError("spikes are counted at u >= theta only")
+        write_real(job["so"], _spikes_in(job, u, theta), dtype)
+    elif spike != "never":
         spikes = u > theta if spike == "gt" else u >= theta
         write_bits(job["ss"], spikes)
         write_bits(job["so"], spikes)
@@ -251,8 +258,32 @@ def lif(job: Job) -> None:
     if job.word("save_m") == "yes":
         inside: Bits = np.ones(shape, dtype=np.bool_)
         if spike != "never" and job.word("surrogate") in ("rectangular", "triangular"):
-            inside = np.abs(u - theta) < job.real("width")
+            inside = _from_threshold(job, u, theta) < job.real("width")
         write_bits(job["mo"], inside)
+
+
+def _spikes_in(job: Job, u: F32, theta: F32) -> F32:
+    """Return how often the threshold goes into potentials, up to the most spikes there may be."""
+    ratio, most = u / theta, job.integer("most")
+    count = np.where(ratio >= 1, np.floor(ratio), _ZERO)
+    return np.minimum(count, np.float32(most)) if most else count
+
+
+def _rest(job: Job, par: dict[str, F32], u: F32, spiked: Bits | F32) -> F32:
+    """Return the potentials after a reset that is not delayed; bounds come later."""
+    reset = job.word("reset")
+    if reset not in ("hard", "soft"):
+        return u
+    return np.where(spiked != 0, par["v_reset"] if reset == "hard" else u - par["theta"] * spiked, u)
+
+
+def _from_threshold(job: Job, u: F32, theta: F32) -> F32:
+    """Return the distance of potentials that the surrogate is a function of."""
+    apart: F32 = np.abs(u - theta)
+    if job.word("periodic") == "yes":
+        cycle = u / theta - np.float32(0.5)
+        apart = np.where(u < theta, apart, theta * np.abs(2 * (cycle - np.floor(cycle)) - 1))
+    return apart
 
 
 def _parameters(job: Job) -> dict[str, F32]:
@@ -288,12 +319,16 @@ def gradient(job: Job) -> None:
     else:
         reset = job.word("reset")
         if job.word("seen") == "window":
-            if job.word("surrogate") != "rectangular" or (reset == "hard" and job.word("detach") == "no"):
+            seen_spikes = job.word("counted") == "yes" and reset == "hard"
+            through_reset = reset == "hard" and job.word("detach") == "no"
+            bounded = job.word("bounded") == "yes"
+            if job.word("surrogate") != "rectangular" or seen_spikes or through_reset or bounded:
                 raise H2LearnError("this gradient needs more of the potential than its window")
             u, slope = np.zeros(shape, dtype=np.float32), read_bits(job["u"], shape) * job.real("height")
         else:
             u = read_real(job["u"], shape, dtype)
-            slope = surrogate(job.word("surrogate"), np.abs(u - theta), job.real("width"), job.real("height"))
+            apart = _from_threshold(job, u, theta)
+            slope = surrogate(job.word("surrogate"), apart, job.real("width"), job.real("height"))
         e = gs
         if job.word("detach") == "no":
             if reset == "hard":
@@ -301,8 +336,16 @@ def gradient(job: Job) -> None:
             elif reset in ("soft", "soft_delayed"):
                 e = gs - (alpha * theta if reset == "soft" else theta) * later
         carry = alpha * later
-        if reset == "hard":
-            carry = np.where(read_bits(job["s"], shape), _ZERO, carry)
+        bounded = job.word("bounded") == "yes"
+        if reset == "hard" or bounded:
+            counted = job.word("counted") == "yes"
+            spiked = _spikes_in(job, u, theta) if counted else read_bits(job["s"], shape)
+            if reset == "hard":
+                carry = np.where(spiked != 0, _ZERO, carry)
+            if bounded:
+                free = _rest(job, par, u, spiked) > job.real("lowest")
+                carry = np.where(free, carry, _ZERO)
+                e = e if reset == "soft_delayed" else np.where(free, e, gs)
         gu = np.where(slope != 0, slope * e + carry, carry)
     gu = round_to_storage(gu, dtype)
     write_real(job["gc"], gu, dtype)
@@ -521,12 +564,13 @@ def reduce(job: Job) -> None:
     elif kind == "max":
         values = read_real(job["src"], (steps, n, k), dtype)
         write_real(job["dst"], np.take_along_axis(values, _first_maximum(values)[None], axis=0)[0], "f32")
-    elif kind in ("mean", "last"):
+    elif kind in ("mean", "sum", "last"):
         values = read_real(job["src"], (steps, n, k), dtype)
         total = np.zeros((n, k), dtype=np.float32)
         for step in range(steps):
             total = total + values[step]
-        write_real(job["dst"], values[-1] if kind == "last" else total / np.float32(steps), "f32")
+        total = total / np.float32(steps) if kind == "mean" else total
+        write_real(job["dst"], values[-1] if kind == "last" else total, "f32")
     elif kind == "tsum":
         live, values = read_grads(job["src"], (steps, n, k), gblk, dtype)
         total = np.zeros((n, k), dtype=np.float32)

@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 STORAGE_TYPES = ("f32", "f16")
 RESETS = ("hard", "soft", "none", "soft_delayed")
 COMPARISONS = ("gt", "ge", "never")
-SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")
+SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid", "exponential", "gaussian")
 WINDOWS = ("rectangular", "triangular")
 """Surrogates that are 0 from ``width`` on."""
 DRIVES = ("plain", "scaled", "synapse", "delayed")
@@ -75,7 +75,9 @@ class Neuron:
     ``r = reset(u[t-1], s[t-1])``, ``u[t] = alpha * r + x[t]``, ``s[t] = u[t] > theta`` (``gt``), ``>=`` (``ge``) or 0
     (``never``, the leaky integrator). The current c[t] arrives as ``x = c`` (drive ``plain``), ``x = gain * c +
     offset`` (``scaled``), or through ``i[t] = beta * i[t-1] + c[t]`` as ``x = gain * i[t] + offset`` (``synapse``) or
-    ``x = gain * i[t-1] + offset`` (``delayed``); but for ``plain`` the potential starts at ``initial``, else at 0.
+    ``x = gain * i[t-1] + offset`` (``delayed``); but for ``plain`` the potential starts at ``initial``, else at 0. With
+    ``most`` a step has ``floor(u[t] / theta)`` spikes, at most that many (0: any number); r is not below ``lowest``.
+    ``periodic``: the surrogate repeats at every multiple of theta.
     """
 
     alpha: tuple[float, ...]
@@ -92,6 +94,14 @@ class Neuron:
     offset: tuple[float, ...] = (0.0,)
     initial: tuple[float, ...] = (0.0,)
     beta: tuple[float, ...] = (0.0,)
+    most: int | None = None
+    lowest: float | None = None
+    periodic: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether spikes are numbers in storage type."""
+        return self.most is not None
 
     @property
     def fires(self) -> bool:
@@ -101,7 +111,8 @@ class Neuron:
     @property
     def needs_window_only(self) -> bool:
         """Whether the gradient needs of a potential only whether it lies in the surrogate's window."""
-        return self.surrogate == "rectangular" and (self.detach_reset or self.reset != "hard")
+        rests = self.lowest is not None or (self.counts and self.reset == "hard")
+        return self.surrogate == "rectangular" and (self.detach_reset or self.reset != "hard") and not rests
 
     @property
     def has_synapse(self) -> bool:
@@ -314,7 +325,7 @@ class PlanesAttr(Data[Planes]):
 class NeuronAttr(Data[Neuron]):
     """``#lut.neuron<alpha [0.5] theta [1.0] v_reset [0.0] reset hard ...>``, the fields of :class:`Neuron` in order.
 
-    What follows ``detach_reset`` is left out when the drive is ``plain``.
+    Of what follows ``detach_reset``, the drive is left out when it is ``plain``, and words that say nothing.
     """
 
     name = "lut.neuron"
@@ -350,11 +361,15 @@ class NeuronAttr(Data[Neuron]):
                 real("height"),
                 identifier("detach_reset") == "true",
             )
-            if parser.parse_optional_keyword("drive") is None:
-                return plain
-            drive = parser.parse_identifier()
-            gain, offset, initial, beta = (rows(word) for word in _DRIVE_ROWS)
-            return replace(plain, drive=drive, gain=gain, offset=offset, initial=initial, beta=beta)
+            if parser.parse_optional_keyword("drive") is not None:
+                drive = parser.parse_identifier()
+                gain, offset, initial, beta = (rows(word) for word in _DRIVE_ROWS)
+                plain = replace(plain, drive=drive, gain=gain, offset=offset, initial=initial, beta=beta)
+            if parser.parse_optional_keyword("most") is not None:
+                plain = replace(plain, most=parser.parse_integer(allow_boolean=False, allow_negative=False))
+            if parser.parse_optional_keyword("lowest") is not None:
+                plain = replace(plain, lowest=_parse_real(parser))
+            return replace(plain, periodic=parser.parse_optional_keyword("periodic") is not None)
 
     def print_parameter(self, printer: Printer) -> None:
         """Print all fields in order."""
@@ -364,11 +379,14 @@ class NeuronAttr(Data[Neuron]):
             lists = ((word, getattr(n, word)) for word in words)
             return " ".join(f"{word} [{', '.join(map(_real_text, values))}]" for word, values in lists)
 
-        drive = "" if n.drive == "plain" else f" drive {n.drive} {rows(*_DRIVE_ROWS)}"
+        more = "" if n.drive == "plain" else f" drive {n.drive} {rows(*_DRIVE_ROWS)}"
+        more += "" if n.most is None else f" most {n.most}"
+        more += "" if n.lowest is None else f" lowest {_real_text(n.lowest)}"
+        more += " periodic" if n.periodic else ""
         printer.print_string(
             f"<{rows('alpha', 'theta', 'v_reset')} reset {n.reset} compare {n.compare} surrogate {n.surrogate} "
             f"width {_real_text(n.width)} height {_real_text(n.height)} "
-            f"detach_reset {str(n.detach_reset).lower()}{drive}>"
+            f"detach_reset {str(n.detach_reset).lower()}{more}>"
         )
 
     def verify(self) -> None:
@@ -381,10 +399,16 @@ class NeuronAttr(Data[Neuron]):
         rows = replace(n, drive="scaled").rows
         if not all(rows):
             raise VerifyException("expected at least one value of every neuron constant")
-        if not all(math.isfinite(v) for v in (*chain.from_iterable(rows), n.width, n.height)):
+        if not all(math.isfinite(v) for v in (*chain.from_iterable(rows), n.width, n.height, n.lowest or 0.0)):
             raise VerifyException("expected finite neuron constants")
         if not n.fires and n.reset != "none":
             raise VerifyException(f"a neuron that never fires cannot have the reset {n.reset!r}")
+        if n.counts and (n.compare != "ge" or (n.reset == "hard" and not n.detach_reset)):
+            raise VerifyException("counted spikes need the comparison ge, and a hard reset that is detached")
+        if n.periodic and not n.counts:
+            raise VerifyException("a surrogate repeats only where spikes are counted")
+        if not n.fires and n.lowest is not None:
+            raise VerifyException("a neuron that never fires cannot have a lowest potential")
 
 
 @irdl_attr_definition

@@ -253,6 +253,7 @@ class BeConvOp(ForwardConvolutionOp):
 class LifOp(LutOp):
     """Leaky integrate-and-fire neurons over all time steps, the bias of the layer below added to the current.
 
+    Spikes are bits, or numbers in storage type where the neuron counts them.
     ``decay`` and ``threshold`` ``[K]``, where they are given, stand for those of the neuron. Current ``[T,..,K]`` or,
     the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type) and the mask of the surrogate
     window (all ones for a surrogate without window), all ``[T,N,H,W,K]``.
@@ -264,7 +265,7 @@ class LifOp(LutOp):
     bias = opt_operand_def(TensorType)
     decay = opt_operand_def(TensorType)
     threshold = opt_operand_def(TensorType)
-    s = result_def(SpikesType)
+    s = result_def()
     u = result_def(StoreType)
     m = result_def(MaskType)
     neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
@@ -288,7 +289,7 @@ class LifOp(LutOp):
         shape = (time_steps, *shape_of(current.type)[-4:])
         self.construct(
             [current, _optional(bias), *map(_optional, learned)],
-            [SpikesType(shape), StoreType(shape, dtype), MaskType(shape)],
+            [fired(neuron, shape, dtype), StoreType(shape, dtype), MaskType(shape)],
             {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps)},
             location,
         )
@@ -308,6 +309,7 @@ class LifOp(LutOp):
         shape = _steps_of_current(self.current.type, self.time_steps)
         for what, value in (("spikes", self.s), ("membrane potentials", self.u), ("mask", self.m)):
             _expect_shape(what, value.type, shape)
+        _verify_spikes(self.s, self.neuron)
         _verify_bias(self.bias, shape[-1])
         _verify_neuron(self.neuron, shape[-1], fires=True)
         _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
@@ -574,7 +576,7 @@ class CastOp(LutOp):
 
 @irdl_op_definition
 class ReadoutOp(LutOp):
-    """Logits ``[N,1,1,K]`` from ``[T,N,1,1,K]``: spike rate, mean or last membrane potential."""
+    """Logits ``[N,1,1,K]`` from ``[T,N,1,1,K]``: rate or count of spikes (bits or numbers), membrane potentials."""
 
     name = "lut.readout"
     ENGINE: ClassVar[str] = "VEC"
@@ -594,9 +596,8 @@ class ReadoutOp(LutOp):
     def verify_(self) -> None:
         """Check the format and shapes."""
         _verify_word("readout", self.kind, READOUT_KINDS)
-        expected: type[Attribute] = SpikesType if self.kind in SPIKE_READOUTS else StoreType
-        if not isinstance(self.x.type, expected):
-            raise VerifyException(f"expected {expected.name} for the readout {self.kind}, found {self.x.type}")
+        if not isinstance(self.x.type, StoreType | SpikesType if self.kind in SPIKE_READOUTS else StoreType):
+            raise VerifyException(f"expected a format of the readout {self.kind}, found {self.x.type}")
         shape = shape_of(self.x.type)
         _expect("rank of the readout's input", len(shape), 5)
         _expect_shape("logits", self.logits.type, shape[1:])
@@ -699,7 +700,7 @@ class GradOp(LutOp):
     ENGINE: ClassVar[str] = "VEC"
     gs = operand_def(TensorType)
     u = opt_operand_def()
-    s = opt_operand_def(SpikesType)
+    s = opt_operand_def()
     decay = opt_operand_def(TensorType)
     threshold = opt_operand_def(TensorType)
     gu = result_def(GradsType)
@@ -765,6 +766,8 @@ class GradOp(LutOp):
                 raise VerifyException(f"expected {what} as operand for a neuron that fires, and only there")
             if value is not None:
                 _expect_shape(what, value.type, shape)
+        if self.s is not None:
+            _verify_spikes(self.s, self.neuron)
         if self.u is None or isinstance(self.u.type, StoreType):
             return
         if not isinstance(self.u.type, MaskType):
@@ -832,6 +835,7 @@ class LifConstantsOp(LutOp):
             _expect_shape(what, value.type, shape)
         _verify_neuron(self.neuron, shape[-1], fires=True)
         _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
+        _verify_spikes(self.s, self.neuron)
         for result in self.results:
             _expect_shape("gradient of a constant", result.type, shape[-1:])
 
@@ -1339,6 +1343,11 @@ class OptOp(LutOp):
             raise VerifyException(f"expected {self.update.states} buffers as operands and results")
 
 
+def fired(neuron: Neuron, shape: Shape, dtype: str) -> SpikesType | StoreType:
+    """Return the type of a neuron's spikes: bits, or numbers in storage type where they are counted."""
+    return StoreType(shape, dtype) if neuron.counts else SpikesType(shape)
+
+
 def convolved(shape: Sequence[int], geometry: ConvGeometry, k: int) -> Shape:
     """Return the output shape for an input ``[(T,)N,H,W,C]`` and ``k`` output channels."""
     return (*shape[:-3], *geometry.extent(shape[-3], shape[-2]), k)
@@ -1418,6 +1427,12 @@ def _verify_neuron(neuron: Neuron, channels: int, *, fires: bool) -> None:
             raise VerifyException(f"expected 1 or {channels} values of {name}, found {count}")
 
 
+def _verify_spikes(spikes: SSAValue, neuron: Neuron) -> None:
+    if not isinstance(spikes.type, StoreType if neuron.counts else SpikesType):
+        form = "stored numbers" if neuron.counts else "bits"
+        raise VerifyException(f"expected spikes as {form}, found {spikes.type}")
+
+
 def _verify_word(what: str, word: str, known: tuple[str, ...]) -> None:
     if word not in known:
         raise VerifyException(f"expected a {what} of {', '.join(known)}, found {word!r}")
@@ -1436,8 +1451,12 @@ def _verify_learned(rows: LearnedRows, neuron: Neuron, channels: int) -> None:
     for row in rows:
         if row is not None:
             _expect_shape("learned constant", row.type, (channels,))
-    if any(row is not None for row in rows) and not (neuron.fires and neuron.drive == "plain"):
+    if all(row is None for row in rows):
+        return
+    if not (neuron.fires and neuron.drive == "plain"):
         raise VerifyException("expected plainly driven neurons that fire where constants are learned")
+    if neuron.counts or neuron.lowest is not None:
+        raise VerifyException("expected one spike per step and no lowest potential where constants are learned")
 
 
 def _verify_reals(type_: Attribute) -> None:

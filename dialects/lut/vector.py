@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,20 +28,51 @@ ZERO = np.float32(0)
 NO_BIAS = np.zeros(1, dtype=np.float32)
 
 
-def lif(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> tuple[Bits, F32, Bits]:
-    """Return spikes, potentials and surrogate mask, all ``[T,..,K]``, of a current ``[T,..,K]`` or ``[..,K]``."""
-    theta = _row(neuron.theta)
+def lif(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> tuple[F32 | Bits, F32, Bits]:
+    """Return spikes, potentials and surrogate mask, all ``[T,..,K]``, of a current ``[T,..,K]`` or ``[..,K]``.
+
+    Counted spikes are reals rounded to the storage type.
+    """
     membrane = _Membrane(neuron, current.shape[-4:], dtype)
-    spikes, potentials, masks = [], [], []
+    spikes: list[npt.NDArray[Any]] = []
+    potentials, masks = [], []
     for t in range(steps):
         u = membrane.step((current[t] if current.ndim == 5 else current) + bias)
-        s = u > theta if neuron.compare == "gt" else u >= theta
+        s = _fired(u, neuron)
         membrane.reset(s)
         potentials.append(u)
-        spikes.append(s)
-        inside: Bits = np.abs(u - theta) < np.float32(neuron.width)
+        spikes.append(round_to_storage(s, dtype) if neuron.counts else s)
+        inside: Bits = _distance(u, neuron) < np.float32(neuron.width)
         masks.append(inside if neuron.surrogate in WINDOWS else np.ones(u.shape, dtype=np.bool_))
     return np.stack(spikes), np.stack(potentials), np.stack(masks)
+
+
+def _fired(u: F32, neuron: Neuron) -> F32 | Bits:
+    """Return which neurons spike, or how often."""
+    theta = _row(neuron.theta)
+    if not neuron.counts:
+        return u > theta if neuron.compare == "gt" else u >= theta
+    ratio = u / theta
+    count = np.where(ratio >= np.float32(1), np.floor(ratio), ZERO)
+    return np.minimum(count, np.float32(neuron.most)) if neuron.most else count
+
+
+def _distance(u: F32, neuron: Neuron) -> F32:
+    """Return the distance of potentials from the threshold, or above it twice that from its nearest multiple."""
+    theta = _row(neuron.theta)
+    distance: F32 = np.abs(u - theta)
+    if not neuron.periodic:
+        return distance
+    phase = u / theta - np.float32(0.5)
+    inside = np.abs(np.float32(2) * (phase - np.floor(phase)) - np.float32(1))
+    return np.where(u < theta, distance, theta * inside)
+
+
+def _after_reset(u: F32, s: F32 | Bits, neuron: Neuron) -> F32:
+    """Return what a reset that is not delayed leaves of potentials, bounds apart."""
+    if neuron.reset == "hard":
+        return np.where(s != 0, _row(neuron.v_reset), u)
+    return np.where(s != 0, u - _row(neuron.theta) * s, u) if neuron.reset == "soft" else u
 
 
 def li(current: F32, bias: F32, neuron: Neuron, steps: int, dtype: str) -> F32:
@@ -66,15 +98,14 @@ class _Membrane:
         self.carried = self.alpha * self.u
         return self.u
 
-    def reset(self, s: Bits) -> None:
+    def reset(self, s: F32 | Bits) -> None:
         """Take the spikes of the step into account."""
-        n = self.neuron
-        if n.reset == "hard":
-            self.carried = self.alpha * np.where(s, _row(n.v_reset), self.u)
-        elif n.reset == "soft":
-            self.carried = self.alpha * np.where(s, self.u - _row(n.theta), self.u)
-        elif n.reset == "soft_delayed":
-            self.carried = np.where(s, self.carried - _row(n.theta), self.carried)
+        n, rest = self.neuron, _after_reset(self.u, s, self.neuron)
+        if n.lowest is not None:
+            rest = np.where(rest < np.float32(n.lowest), np.float32(n.lowest), rest)
+        self.carried = self.alpha * rest
+        if n.reset == "soft_delayed":
+            self.carried = np.where(s != 0, self.carried - _row(n.theta) * s, self.carried)
 
     def _drive(self, x: F32) -> F32:
         n = self.neuron
@@ -88,7 +119,9 @@ class _Membrane:
         return np.asarray(_row(n.gain) * arriving + _row(n.offset))
 
 
-def grad(gs: F32, u: F32 | Bits | None, s: Bits | None, neuron: Neuron, gs_time: str, steps: int, dtype: str) -> F32:
+def grad(
+    gs: F32, u: F32 | Bits | None, s: F32 | Bits | None, neuron: Neuron, gs_time: str, steps: int, dtype: str
+) -> F32:
     """Return the gradient of the currents ``[T,..,K]``, the last time step first."""
     alpha = _row(neuron.alpha)
     gradients: list[F32] = []
@@ -224,7 +257,7 @@ def dropout(x: F32 | Bits, scalars: Ints, what: Dropout, steps: int) -> F32:
 def readout(x: F32 | Bits, kind: str) -> F32:
     """Return the spike rate or count, mean, last or largest membrane potential of ``[T,..]`` as ``[..]``."""
     steps = np.float32(len(x))
-    if kind in ("rate", "count"):
+    if kind in ("rate", "count") and x.dtype == np.bool_:
         count = np.asarray(np.count_nonzero(x, axis=0), dtype=np.float32)
         return count if kind == "count" else count / steps
     if kind == "membrane_last":
@@ -235,7 +268,7 @@ def readout(x: F32 | Bits, kind: str) -> F32:
     total = np.zeros(x.shape[1:], dtype=np.float32)
     for u in x:
         total = total + u
-    return total / steps
+    return total if kind == "count" else total / steps
 
 
 def spread(g: F32, x: F32) -> F32:
@@ -331,7 +364,7 @@ def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
     return gs if gs_time == "broadcast" or t == steps - 1 else np.zeros_like(gs)
 
 
-def _through_spike(gs: F32, u: F32 | Bits, s: Bits, later: F32, neuron: Neuron) -> F32:
+def _through_spike(gs: F32, u: F32 | Bits, s: F32 | Bits, later: F32, neuron: Neuron) -> F32:
     """Return the gradient of potentials ``u``, or of those of which ``u`` says whether they lie in the window."""
     alpha, theta = _row(neuron.alpha), _row(neuron.theta)
     decayed: F32 = alpha * later
@@ -344,12 +377,16 @@ def _through_spike(gs: F32, u: F32 | Bits, s: Bits, later: F32, neuron: Neuron) 
         }
         e = gs - drops[neuron.reset] * later
     if neuron.reset == "hard":
-        p = np.where(s, ZERO, decayed)
+        p = np.where(s != 0, ZERO, decayed)
+    if neuron.lowest is not None:
+        passes = _after_reset(np.asarray(u, dtype=np.float32), s, neuron) > np.float32(neuron.lowest)
+        e, p = e if neuron.reset == "soft_delayed" else np.where(passes, e, gs), np.where(passes, p, ZERO)
     width, height = np.float32(neuron.width), np.float32(neuron.height)
     if u.dtype == np.bool_:
         slope = np.where(u, height, ZERO)
     else:
-        slope = numerics.surrogate(neuron.surrogate, np.abs(u - theta), width, height)
+        distance = _distance(np.asarray(u, dtype=np.float32), neuron)
+        slope = numerics.surrogate(neuron.surrogate, distance, width, height)
     return np.where(slope != 0, slope * e + p, p)
 
 

@@ -56,12 +56,11 @@ from ..spike.base import (
     neuron_properties,
     number,
     real,
-    spikes,
     tensor_type,
 )
 from ..spike.normalisation import BatchNormTrainOp
 from ..spike.ops import ReadoutOp as ReadoutForwardOp
-from ..spike.ops import check_learned, check_loss, check_neuron, pool_properties, pooled_shape
+from ..spike.ops import check_learned, check_loss, check_neuron, fired, pool_properties, pooled_shape
 from ..spike.scan import check_delay
 
 
@@ -206,8 +205,9 @@ class LifGradientOp(FiringOp, abc.ABC):
         shape = expect_rank("gradient", gradient, 3, 5)
         expect_element("gradient", gradient, f32)
         expect_type("u", u, real(shape))
-        expect_type("s", s, spikes(shape))
-        check_neuron(neuron_of(properties), shape[-1])
+        neuron = neuron_of(properties)
+        expect_type("s", s, fired(neuron, shape))
+        check_neuron(neuron, shape[-1])
         check_learned(rows, properties, shape[-1])
         return shape[-1]
 
@@ -223,8 +223,10 @@ class LifOp(LifGradientOp):
         soft_delayed: gu[t] = sg[t] * (gs[t] - theta * gn)                    + alpha * gn
         none:         gu[t] = sg[t] * gs[t]                                   + alpha * gn
 
-    ``detach_reset`` leaves the term with gn in the bracket out. The gradient of the current is ``gain * gu[t]``; with a
-    synapse ``gi[t] = gain * gu[t] + beta * gi[t+1]`` (delayed: ``gain * gu[t+1] + beta * gi[t+1]``).
+    ``detach_reset`` leaves the term with gn in the bracket out. Where ``v_min`` holds the potential after the reset, no
+    term with gn is there but that of soft_delayed in the bracket. Where s is a number, hard takes 1 for all above 0.
+    The gradient of the current is ``gain * gu[t]``; with a synapse ``gi[t] = gain * gu[t] + beta * gi[t+1]`` (delayed:
+    ``gain * gu[t+1] + beta * gi[t+1]``).
     """
 
     name = "sgrad.lif"

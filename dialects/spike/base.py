@@ -18,6 +18,7 @@ from xdsl.dialects.builtin import (
     LocationAttr,
     StringAttr,
     TensorType,
+    UnitAttr,
     f32,
     f64,
     i1,
@@ -25,7 +26,7 @@ from xdsl.dialects.builtin import (
     i64,
 )
 from xdsl.ir import Attribute, Operation, SSAValue
-from xdsl.irdl import IRDLOperation, IRDLOption, ParsePropInAttrDict, prop_def, traits_def
+from xdsl.irdl import IRDLOperation, IRDLOption, ParsePropInAttrDict, opt_prop_def, prop_def, traits_def
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
@@ -197,6 +198,9 @@ class FiringOp(IntegratingOp, abc.ABC):
     width = prop_def(FloatAttr)
     height = prop_def(FloatAttr)
     detach_reset = prop_def(BoolAttr)
+    max_spikes = prop_def(IntegerAttr, default_value=IntegerAttr(1, i64))
+    v_min = opt_prop_def(FloatAttr)
+    periodic = opt_prop_def(UnitAttr)
 
 
 def loss_of(op: Operation | Properties) -> Loss:
@@ -217,7 +221,7 @@ def loss_properties(loss: Loss) -> dict[str, Attribute]:
 def neuron_of(op: Operation | Properties) -> Neuron:
     """Return the neuron that an op (or its properties) describes; raises VerifyException when it is not a neuron."""
     p = op.properties if isinstance(op, Operation) else op
-    detach = p.get("detach_reset")
+    detach, default = p.get("detach_reset"), Neuron()
     neuron = replace(
         integrator_of(p),
         theta=float_values(p, "theta"),
@@ -228,6 +232,9 @@ def neuron_of(op: Operation | Properties) -> Neuron:
         width=float_value(p, "width"),
         height=float_value(p, "height"),
         detach_reset=isinstance(detach, IntegerAttr) and bool(detach.value.data),
+        max_spikes=int_value(p, "max_spikes", 0) if "max_spikes" in p else default.max_spikes,
+        v_min=float_value(p, "v_min") if "v_min" in p else None,
+        periodic="periodic" in p,
     )
     if neuron.width <= 0:
         raise VerifyException(f"expected a positive width, found {neuron.width}")
@@ -268,6 +275,9 @@ def neuron_properties(neuron: Neuron) -> dict[str, Attribute]:
         "width": number(neuron.width),
         "height": number(neuron.height),
         "detach_reset": BoolAttr.from_bool(neuron.detach_reset),
+        "max_spikes": integer(neuron.max_spikes),
+        **({} if neuron.v_min is None else {"v_min": number(neuron.v_min)}),
+        **({"periodic": UnitAttr()} if neuron.periodic else {}),
     }
 
 

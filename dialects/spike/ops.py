@@ -365,8 +365,9 @@ class ConcatOp(InferredOp):
 class LifOp(FiringOp):
     """Leaky integrate-and-fire neurons over time: currents ``[T,N,...,K]`` to spikes and membrane potentials.
 
-    The equation and the surrogate are those of :class:`h2learn.backends.reference.neuron.Neuron`. ``decay`` and
-    ``threshold`` ``[K]`` stand for ``alpha`` and ``theta`` where these are learned; see :class:`NeuronRowOp`.
+    The equation and the surrogate are those of :class:`h2learn.backends.reference.neuron.Neuron`; spikes are f32
+    numbers where a step may have several. ``decay`` and ``threshold`` ``[K]`` stand for ``alpha`` and ``theta`` where
+    these are learned; see :class:`NeuronRowOp`.
     """
 
     name = "spike.lif"
@@ -399,9 +400,10 @@ class LifOp(FiringOp):
         """Give spikes and potentials of the current's shape."""
         expect_element("x", operands[0], f32)
         shape = expect_rank("x", operands[0], 3, 5)
-        check_neuron(neuron_of(properties), shape[-1])
+        neuron = neuron_of(properties)
+        check_neuron(neuron, shape[-1])
         check_learned(operands[1:], properties, shape[-1])
-        return [spikes(shape), real(shape)]
+        return [fired(neuron, shape), real(shape)]
 
 
 @irdl_op_definition
@@ -463,7 +465,7 @@ class LiOp(IntegratingOp):
 
 @irdl_op_definition
 class ReadoutOp(InferredOp):
-    """Reduce ``[T,N,K]`` over time to logits ``[N,K]``: spike rate, mean or last membrane potential."""
+    """Reduce ``[T,N,K]`` over time to logits ``[N,K]``: rate or count of spikes (bits or numbers), or potentials."""
 
     name = "spike.readout"
 
@@ -479,7 +481,8 @@ class ReadoutOp(InferredOp):
     @classmethod
     def infer(cls, operands: Sequence[Tensor], properties: Properties) -> list[Tensor]:
         """Drop the time dimension."""
-        expect_element("x", operands[0], i1 if choice(properties, "kind", READOUT_KINDS) in SPIKE_READOUTS else f32)
+        counted = choice(properties, "kind", READOUT_KINDS) in SPIKE_READOUTS
+        expect_element("x", operands[0], f32, *((i1,) if counted else ()))
         return [real(expect_rank("x", operands[0], 3)[1:])]
 
 
@@ -535,17 +538,30 @@ def pooled_shape(name: str, x: Tensor, properties: Properties) -> tuple[int, ...
 
 
 def check_neuron(neuron: Neuron, channels: int) -> None:
-    """Raise VerifyException unless every constant of the neuron is one number or one per channel."""
+    """Raise VerifyException unless constants are one number or one per channel each, and go together."""
     for name in ("alpha", "theta", "v_reset", "gain", "v_leak", "initial", "beta"):
         check_channels(name, getattr(neuron, name), channels)
+    reason = neuron.reason_against()
+    if reason:
+        raise VerifyException(reason)
+
+
+def fired(neuron: Neuron, shape: Sequence[int]) -> Tensor:
+    """Return the type of a neuron's spikes: bits, or numbers where a step may have several."""
+    return real(shape) if neuron.counts else spikes(shape)
 
 
 def check_learned(rows: Sequence[Tensor], properties: Properties, channels: int) -> None:
     """Raise VerifyException unless learned constants have one number per channel and the neuron is driven plainly."""
     for row in rows:
         expect_type("learned constant", row, real((channels,)))
-    if rows and not neuron_of(properties).is_driven_plainly:
+    if not rows:
+        return
+    neuron = neuron_of(properties)
+    if not neuron.is_driven_plainly:
         raise VerifyException("expected no gain, leak, initial potential or synapse of neurons with learned constants")
+    if not neuron.may_learn:
+        raise VerifyException("expected one spike per step and no lower bound of neurons with learned constants")
 
 
 def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:

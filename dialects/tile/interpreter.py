@@ -25,6 +25,7 @@ Buffers = dict[str, Values]
 Params = dict[str, tile.Param]
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
+_NONE = np.zeros((), np.bool_)
 
 
 def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Array]:
@@ -320,25 +321,50 @@ def _lif(b: Buffers, p: Params, fresh: bool) -> None:
     if fresh:
         carried: F32 = alpha * (np.zeros_like(current) if p["drive"] == "plain" else drive[2])
     else:
-        membrane = b["us"].astype(np.float32)
-        if p["reset"] == "hard":
-            membrane = np.where(b["ss"], v_reset, membrane)
-        elif p["reset"] == "soft":
-            membrane = np.where(b["ss"], membrane - theta, membrane)
+        before = b["us"].astype(np.float32)
+        fired = _spike_count(before, theta, p) if p["counted"] == "yes" else b.get("ss", _NONE)
+        membrane = _reset(before, fired, theta, v_reset, p)
+        if p["bounded"] == "yes":
+            membrane = np.where(membrane < _f32(p, "lowest"), _f32(p, "lowest"), membrane)
         carried = alpha * membrane
         if p["reset"] == "soft_delayed":
-            carried = np.where(b["ss"], carried - theta, carried)
+            carried = np.where(fired, carried - theta * fired, carried)
     u = numerics.round_to_storage(carried + current, str(p["dtype"]))
     b["us"][...] = u
     if p["save_u"] == "yes":
         b["uo"][...] = u
-    if p["spike"] != "never":
+    if p["counted"] == "yes":
+        b["so"][...] = numerics.round_to_storage(_spike_count(u, theta, p), str(p["dtype"]))
+    elif p["spike"] != "never":
         spikes = u > theta if p["spike"] == "gt" else u >= theta
         b["ss"][...] = spikes
         b["so"][...] = spikes
     if p["save_m"] == "yes":
         windowed = p["spike"] != "never" and p["surrogate"] in ("rectangular", "triangular")
-        b["mo"][...] = np.abs(u - theta) < _f32(p, "width") if windowed else True
+        b["mo"][...] = _distance(u, theta, p) < _f32(p, "width") if windowed else True
+
+
+def _spike_count(u: F32, theta: F32, p: Params) -> F32:
+    times = u / theta
+    count = np.where(times >= 1, np.floor(times), _ZERO)
+    return np.where(count > _f32(p, "most"), _f32(p, "most"), count) if p["most"] else count
+
+
+def _reset(u: F32, fired: F32 | npt.NDArray[np.bool_], theta: F32, v_reset: F32, p: Params) -> F32:
+    """Return potentials after a reset that is not delayed, before any bound."""
+    if p["reset"] == "hard":
+        return np.where(fired, v_reset, u)
+    return np.where(fired, u - theta * fired, u) if p["reset"] == "soft" else u
+
+
+def _distance(u: F32, theta: F32, p: Params) -> F32:
+    """Return how far potentials are from their threshold, for the surrogate."""
+    near: F32 = np.abs(u - theta)
+    if p["periodic"] == "no":
+        return near
+    turns = u / theta - np.float32(0.5)
+    turns = turns - np.floor(turns)
+    return np.where(u < theta, near, theta * np.abs(turns * np.float32(2) - np.float32(1)))
 
 
 def _drive(b: Buffers, p: Params, current: F32, rows: Sequence[F32], fresh: bool) -> F32:
@@ -360,11 +386,13 @@ def _grad(b: Buffers, p: Params, fresh: bool) -> None:
     if p["spike"] == "never":
         gu = gs + alpha * later
     else:
-        u, spikes = b["u"], b["s"]
-        if p["seen"] == "window":
-            slope = np.where(u, _f32(p, "height"), _ZERO)
+        u, known = b["u"], p["seen"] != "window"
+        if known:
+            distance = _distance(u, theta, p)
+            slope = numerics.surrogate(str(p["surrogate"]), distance, _f32(p, "width"), _f32(p, "height"))
         else:
-            slope = numerics.surrogate(str(p["surrogate"]), np.abs(u - theta), _f32(p, "width"), _f32(p, "height"))
+            slope = np.where(u, _f32(p, "height"), _ZERO)
+        arriving = gs
         if p["detach"] == "no" and p["reset"] == "hard":
             gs = gs - alpha * (u - v_reset) * later
         elif p["detach"] == "no" and p["reset"] == "soft":
@@ -372,8 +400,14 @@ def _grad(b: Buffers, p: Params, fresh: bool) -> None:
         elif p["detach"] == "no" and p["reset"] == "soft_delayed":
             gs = gs - theta * later
         passed = alpha * later
-        if p["reset"] == "hard":
-            passed = np.where(spikes, _ZERO, passed)
+        if p["reset"] == "hard" or p["bounded"] == "yes":
+            fired = _spike_count(u, theta, p) if p["counted"] == "yes" else b["s"]
+            if p["reset"] == "hard":
+                passed = np.where(fired, _ZERO, passed)
+            if p["bounded"] == "yes":
+                free = _reset(u, fired, theta, v_reset, p) > _f32(p, "lowest")
+                passed = np.where(free, passed, _ZERO)
+                gs = gs if p["reset"] == "soft_delayed" else np.where(free, gs, arriving)
         gu = np.where(slope != 0, slope * gs + passed, passed)
     gu = numerics.round_to_storage(gu, str(p["dtype"]))
     b["gc"][...] = gu
@@ -484,11 +518,11 @@ def _reduce(b: Buffers, p: Params, fresh: bool) -> None:
         result = _running_maximum(source)[0]
     else:
         result = np.zeros((n, k), np.float32)
-        for step in source if p["kind"] == "mean" else source[::-1]:
+        for step in source[::-1] if p["kind"] == "tsum" else source:
             result = np.where(step != 0, result + step, result) if p["kind"] == "tsum" else result + step
         if p["kind"] == "mean":
             result = result / np.float32(steps)
-        else:
+        elif p["kind"] == "tsum":
             result = numerics.round_to_storage(result, str(p["dtype"]))
     b["dst"][...] = result.reshape(b["dst"].shape)
 

@@ -519,7 +519,10 @@ class JobFacts:
 
 _GEOMETRY = ("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "c", "k", "dtype")
 _GRADIENT = ("gh", "gw", "py", "px")
-_NEURON = ("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive")
+_NEURON = (
+    *("n", "k", "dtype", "reset", "spike", "surrogate", "width", "height", "drive"),
+    *("counted", "most", "bounded", "lowest", "periodic"),
+)
 _WITHOUT_SYNAPSE = ("plain", "scaled")
 _POOL = ("imgs", "oh", "ow", "kh", "kw", "sh", "sw", "k", "kind", "dtype", "gblk", "src", "dst")
 _PLANES = ("planes", "frac", "signed")
@@ -831,7 +834,8 @@ class WuRunOp(JobOp):
 class LifOp(JobOp):
     """One time step of a neuron tile.
 
-    No role ``uo``, ``mo`` when not saved, no ``ss``, ``so`` without spikes, no ``cs`` without a synapse.
+    No role ``uo``, ``mo`` when not saved, no ``ss``, ``so`` without spikes, no ``cs`` without a synapse; counted spikes
+    are in storage type and have no role ``ss``.
     """
 
     name = "tile.lif"
@@ -839,7 +843,10 @@ class LifOp(JobOp):
 
 @irdl_op_definition
 class GradOp(JobOp):
-    """One time step, backwards, of a neuron tile; no roles ``u``, ``s`` without spikes, no ``gi`` without a synapse."""
+    """One time step, backwards, of a neuron tile; no roles ``u``, ``s`` without spikes, no ``gi`` without a synapse.
+
+    Counted spikes have no role ``s``: the potentials say where there are any.
+    """
 
     name = "tile.grad"
 
@@ -1085,10 +1092,10 @@ def _unused_roles(name: str, p: dict[str, Param]) -> frozenset[str]:
     if name == "tile.lif":
         unused |= {"uo"} if p["save_u"] == "no" else set()
         unused |= {"mo"} if p["save_m"] == "no" else set()
-        unused |= {"ss", "so"} if p["spike"] == "never" else set()
+        unused |= {"ss", "so"} if p["spike"] == "never" else {"ss"} if p["counted"] == "yes" else set()
         unused |= {"cs"} if p["drive"] in _WITHOUT_SYNAPSE else set()
     elif name == "tile.grad":
-        unused |= {"u", "s"} if p["spike"] == "never" else set()
+        unused |= {"u", "s"} if p["spike"] == "never" else {"s"} if p["counted"] == "yes" else set()
         unused |= {"gi"} if p["drive"] in _WITHOUT_SYNAPSE else set()
     elif name == "tile.be_run":
         unused |= {"m"} if p["masked"] == "no" else set()

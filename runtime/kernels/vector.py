@@ -42,7 +42,7 @@ from .convolution import I32, Shape
 BLOCK = 1024
 PLAIN, SCALED, SYNAPSE, DELAYED = range(4)
 """How a current acts on the potential."""
-RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID, WINDOW = range(6)
+RECTANGULAR, TRIANGULAR, ATAN, SIGMOID, FAST_SIGMOID, EXPONENTIAL, GAUSSIAN, WINDOW = range(8)
 EXP_0, EXP_1, EXP_2, EXP_3, EXP_4, EXP_5 = (np.float32(c) for c in EXP_C)
 Pair = tuple[int, int]
 Triple = tuple[int, int, int]
@@ -200,6 +200,37 @@ def power_of_two(n: np.float32) -> np.float32:
 
 
 @jit
+def spikes_in(u: np.float32, theta: np.float32, most: np.float32) -> np.float32:
+    """Return how often the threshold goes into a potential, at most ``most`` times (0: any number)."""
+    ratio = u / theta
+    count = np.float32(0)
+    if ratio >= np.float32(1):
+        count = np.float32(np.floor(ratio))
+    if (most != np.float32(0)) & (count > most):
+        count = most
+    return count
+
+
+@jit
+def count_block(u: F32, theta: F32, most: np.float32, size: np.uint64, count: F32) -> None:
+    """``count[i]`` = spikes of potential ``u[i]``."""
+    for i in range(size):
+        count[i] = spikes_in(u[i], theta[i], most)
+
+
+@jit
+def distance_block(u: F32, theta: F32, periodic: bool, size: np.uint64, distance: F32) -> None:
+    """``distance[i]`` = how far ``u[i]`` is from its threshold, or twice that from the multiples above it."""
+    for i in range(size):
+        distance[i] = abs(u[i] - theta[i])
+    if periodic:
+        for i in range(size):
+            turn = u[i] / theta[i] - np.float32(0.5)
+            inside = abs((turn - np.float32(np.floor(turn))) * np.float32(2) - np.float32(1))
+            distance[i] = distance[i] if u[i] < theta[i] else theta[i] * inside
+
+
+@jit
 def integrate(
     acc: F32,
     par: F32,
@@ -207,24 +238,29 @@ def integrate(
     us_half: U16,
     ss: U8,
     so: U8,
+    numbers: F32,
+    numbers_half: U16,
     uo: F32,
     uo_half: U16,
     mo: U8,
     cs: F32,
     cs_half: U16,
     k: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool, bool, bool, int],
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool, bool, bool, int, bool, bool, bool],
     width: np.float32,
+    most: np.float32,
+    lowest: np.float32,
     work: I64,
     low: int,
     high: int,
 ) -> None:
     """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
 
-    ``flags``: init, half, hard, soft, soft-delayed, greater-or-equal, never, save_u, save_m, windowed, and the drive
-    (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`).
+    ``flags``: init, half, hard, soft, soft-delayed, greater-or-equal, never, save_u, save_m, windowed, the drive
+    (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`), counted, bounded and periodic. Counted spikes, at
+    most ``most``, go to ``numbers`` instead of ``so``; bounded potentials are not below ``lowest`` after the reset.
     """
-    init, half, hard, soft, late, inclusive, never, save_u, save_m, windowed, drive = flags
+    init, half, hard, soft, late, inclusive, never, save_u, save_m, windowed, drive, counted, bounded, periodic = flags
     rows = min(block_rows(k), max(1, high - low))
     bias, alpha = tile_row(par, 0, k, rows), tile_row(par, 1, k, rows)
     theta, v_reset = tile_row(par, 2, k, rows), tile_row(par, 3, k, rows)
@@ -233,6 +269,8 @@ def integrate(
     x, initial = np.empty(extra * k, np.float32), tile_row(par, 6, k, extra)
     spikes, mask = lanes_for(rows, k), lanes_for(rows, k)
     resets = not never and not init and (hard or soft or late)
+    count = np.zeros(rows * k if counted else 0, np.float32)
+    distance = np.zeros(rows * k if periodic and save_m else 0, np.float32)
     fired = passed = broken = np.uint32(0)
     for first in range(low, high, rows):
         here = np.uint64(min(rows, high - first))
@@ -243,19 +281,33 @@ def integrate(
             u[:] = initial
         else:
             load_block(us, us_half, half, start, size, u)
-        if resets:
+        if resets and counted:
+            count_block(u, theta, most, size, count)
+            for i in range(size):
+                spikes[i] = np.uint8(count[i] != np.float32(0))
+            if not late:
+                for i in range(size):
+                    after = v_reset[i] if hard else u[i] - theta[i] * count[i]
+                    u[i] = after if spikes[i] else u[i]
+        elif resets:
             unpack(ss, np.uint64(first), here, np.uint64(k), spikes)
-        if resets and not late:
+        if resets and not late and not counted:
             for i in range(size):
                 after = v_reset[i] if hard else u[i] - theta[i]
                 u[i] = after if spikes[i] else u[i]
+        if bounded and not init:
+            for i in range(size):
+                u[i] = lowest if u[i] < lowest else u[i]
         if drive == PLAIN and not (resets and late):
             for i in range(size):
                 u[i] = alpha[i] * u[i] + (acc[start + i] + bias[i])
         else:
             for i in range(size):
                 u[i] = alpha[i] * u[i]
-            if resets and late:
+            if resets and late and counted:
+                for i in range(size):
+                    u[i] = u[i] - theta[i] * count[i] if spikes[i] else u[i]
+            elif resets and late:
                 for i in range(size):
                     u[i] = u[i] - theta[i] if spikes[i] else u[i]
             if drive == PLAIN:
@@ -277,12 +329,22 @@ def integrate(
             if save_m:
                 mask[:] = np.uint8(1)
         else:
-            for i in range(size):
-                spikes[i] = np.uint8((u[i] > theta[i]) | (inclusive & (u[i] == theta[i])))
-                fired += np.uint32(spikes[i])
-            pack(spikes, ss, np.uint64(first), here, np.uint64(k))
-            pack(spikes, so, np.uint64(first), here, np.uint64(k))
-            if save_m and windowed:
+            if counted:
+                count_block(u, theta, most, size, count)
+                for i in range(size):
+                    fired += np.uint32(count[i] != np.float32(0))
+                store_block(count, start, size, half, numbers, numbers_half)
+            else:
+                for i in range(size):
+                    spikes[i] = np.uint8((u[i] > theta[i]) | (inclusive & (u[i] == theta[i])))
+                    fired += np.uint32(spikes[i])
+                pack(spikes, ss, np.uint64(first), here, np.uint64(k))
+                pack(spikes, so, np.uint64(first), here, np.uint64(k))
+            if save_m and windowed and periodic:
+                distance_block(u, theta, periodic, size, distance)
+                for i in range(size):
+                    mask[i] = np.uint8(distance[i] < width)
+            elif save_m and windowed:
                 for i in range(size):
                     mask[i] = np.uint8(abs(u[i] - theta[i]) < width)
             elif save_m:
@@ -312,23 +374,27 @@ def differentiate(
     slot_words: int,
     gblk: int,
     k: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool, bool, int, int],
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool, int, int, bool, bool, bool],
     width: np.float32,
     height: np.float32,
+    most: np.float32,
+    lowest: np.float32,
     work: I64,
     low: int,
     high: int,
 ) -> None:
     """One neuron step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
 
-    ``flags``: init, half, hard, soft, soft-delayed, never, detach, the surrogate (:data:`RECTANGULAR` and on) and the
-    drive (:data:`PLAIN` and on). With the surrogate :data:`WINDOW` bits stand in ``window`` instead of potentials.
+    ``flags``: init, half, hard, soft, soft-delayed, never, detach, the surrogate (:data:`RECTANGULAR` and on), the
+    drive (:data:`PLAIN` and on), counted, bounded and periodic, as in :func:`integrate`. With the surrogate
+    :data:`WINDOW` bits stand in ``window`` instead of potentials.
     """
-    init, half, hard, soft, late, never, detach, surrogate, drive = flags
+    init, half, hard, soft, late, never, detach, surrogate, drive, counted, bounded, periodic = flags
     rows = min(block_rows(k), max(1, high - low))
     alpha, theta, v_reset = tile_row(par, 1, k, rows), tile_row(par, 2, k, rows), tile_row(par, 3, k, rows)
     gn, u, gu = np.zeros(rows * k, np.float32), np.zeros(rows * k, np.float32), np.zeros(rows * k, np.float32)
     later = np.zeros(rows * k if drive == DELAYED else 0, np.float32)
+    distance = np.zeros(rows * k, np.float32)
     spikes = lanes_for(rows, k)
     broken = np.uint32(0)
     live = 0
@@ -346,6 +412,7 @@ def differentiate(
         else:
             if surrogate != WINDOW:
                 load_block(us, us_half, half, start, size, u)
+                distance_block(u, theta, periodic, size, distance)
             if detach or not (hard or soft or late):
                 for i in range(size):
                     gu[i] = gs[start + i]
@@ -360,31 +427,52 @@ def differentiate(
                     gu[i] = gs[start + i] - (alpha[i] * theta[i]) * gn[i]
             for i in range(size):
                 gn[i] = alpha[i] * gn[i]
-            if hard:
+            if (hard or bounded) and not counted:
                 unpack(ss, np.uint64(first), here, np.uint64(k), spikes)
+            elif hard or bounded:
+                for i in range(size):
+                    spikes[i] = np.uint8(spikes_in(u[i], theta[i], most) != zero)
+            if hard:
                 for i in range(size):
                     gn[i] = zero if spikes[i] else gn[i]
+            if bounded:
+                for i in range(size):
+                    after = u[i]
+                    if hard:
+                        after = v_reset[i] if spikes[i] else after
+                    elif soft and counted:
+                        after = after - theta[i] * spikes_in(u[i], theta[i], most) if spikes[i] else after
+                    elif soft:
+                        after = after - theta[i] if spikes[i] else after
+                    free = after > lowest
+                    gn[i] = gn[i] if free else zero
+                    gu[i] = gu[i] if free | late else gs[start + i]
             if surrogate == TRIANGULAR:
                 for i in range(size):
-                    d = abs(u[i] - theta[i])
-                    slope = height * (one - d / width) if d < width else zero
+                    slope = height * (one - distance[i] / width) if distance[i] < width else zero
                     gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
             elif surrogate == ATAN:
                 for i in range(size):
-                    z = abs(u[i] - theta[i]) / width
+                    z = distance[i] / width
                     slope = height / (one + z * z)
                     gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
             elif surrogate == SIGMOID:
                 peak = np.float32(4) * height
                 for i in range(size):
-                    e = exponential(-(abs(u[i] - theta[i]) / width))
+                    e = exponential(-(distance[i] / width))
                     q = one + e
                     slope = peak * (e / (q * q))
                     gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
             elif surrogate == FAST_SIGMOID:
                 for i in range(size):
-                    q = one + abs(u[i] - theta[i]) / width
+                    q = one + distance[i] / width
                     slope = height / (q * q)
+                    gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
+            elif (surrogate == EXPONENTIAL) | (surrogate == GAUSSIAN):
+                squared = surrogate == GAUSSIAN
+                for i in range(size):
+                    z = distance[i] / width
+                    slope = height * exponential(-(z * z) if squared else -z)
                     gu[i] = slope * gu[i] + gn[i] if slope != zero else gn[i]
             elif surrogate == WINDOW:
                 flat = height != zero
@@ -394,7 +482,7 @@ def differentiate(
             else:
                 flat = height != zero
                 for i in range(size):
-                    inside = (abs(u[i] - theta[i]) < width) & flat
+                    inside = (distance[i] < width) & flat
                     gu[i] = height * gu[i] + gn[i] if inside else gn[i]
         if half:
             for i in range(size):

@@ -30,13 +30,14 @@ LIVE_OUT, LIVE_IN, BROKEN = range(3)
 """Counters of the others."""
 
 
-@call(words=35)
+@call(words=44)
 def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Acc, par, us twice, ss, so, uo twice, mo, cs twice (as float32 and half), k, eleven flags, width."""
-    a = words_at(args, 35)
+    """Acc, par, us twice, ss, so, uo twice, mo, cs twice (float32, half), k, fourteen flags, three reals, so twice."""
+    a = words_at(args, 44)
     flags = (
         *(a[23] != 0, a[24] != 0, a[25] != 0, a[26] != 0, a[27] != 0),
         *(a[28] != 0, a[29] != 0, a[30] != 0, a[31] != 0, a[32] != 0, a[33]),
+        *(a[34] != 0, a[35] != 0, a[36] != 0),
     )
     integrate(
         f32_at(a, 0),
@@ -45,6 +46,8 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
         u16_at(a, 6),
         u8_at(a, 8),
         u8_at(a, 10),
+        f32_at(a, 40),
+        u16_at(a, 42),
         f32_at(a, 12),
         u16_at(a, 14),
         u8_at(a, 16),
@@ -52,7 +55,9 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
         u16_at(a, 20),
         a[22],
         flags,
-        real(a, 34),
+        real(a, 37),
+        real(a, 38),
+        real(a, 39),
         words_at(counts, COUNTERS),
         low,
         high,
@@ -115,20 +120,20 @@ def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts:
     return 1
 
 
-@call(words=36)
+@call(words=41)
 def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Gs, u twice, s, par, gc twice, gi twice, slots, words of a slot, gblk, k, nine flags, width, height, window."""
-    a, found = words_at(args, 36), words_at(counts, COUNTERS)
+    """Gs, u twice, s, par, gc twice, gi twice, slots, words of a slot, gblk, k, twelve flags, four reals, window."""
+    a, found = words_at(args, 41), words_at(counts, COUNTERS)
     flags = (
         *(a[23] != 0, a[24] != 0, a[25] != 0, a[26] != 0, a[27] != 0, a[28] != 0, a[29] != 0),
-        *(a[30], a[31]),
+        *(a[30], a[31], a[32] != 0, a[33] != 0, a[34] != 0),
     )
     work = np.zeros(2, np.int64)
     differentiate(
         f32_at(a, 0),
         f32_at(a, 2),
         u16_at(a, 4),
-        u8_at(a, 34),
+        u8_at(a, 39),
         u8_at(a, 6),
         f32_at(a, 8),
         f32_at(a, 10),
@@ -140,8 +145,10 @@ def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) 
         a[21],
         a[22],
         flags,
-        real(a, 32),
-        real(a, 33),
+        real(a, 35),
+        real(a, 36),
+        real(a, 37),
+        real(a, 38),
         work,
         low,
         high,

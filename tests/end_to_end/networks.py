@@ -13,7 +13,15 @@ from xdsl.ir import SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
 from h2learn.backends.h2learn.object_file import ObjectFile
-from h2learn.backends.reference.neuron import COMPACT_SURROGATES, SURROGATES, SYNAPSES, Neuron
+from h2learn.backends.reference.neuron import (
+    COMPACT_SURROGATES,
+    SURROGATES,
+    SYNAPSES,
+    Neuron,
+    after_reset,
+    spike_count,
+    threshold_distance,
+)
 from h2learn.backends.reference.training import RunScalars
 from h2learn.compiler.autodiff.spec import SGD, Adam, AdamW, MSECount, Optimizer, Train
 from h2learn.compiler.driver import Recipe, emit_program
@@ -258,13 +266,13 @@ def _delays(x: Signal, steps: int, rng: np.random.Generator) -> list[int]:
 
 
 def random_neuron(rng: np.random.Generator, *, dyadic: bool) -> Neuron:
-    """Return neurons with any reset, surrogate and drive."""
+    """Return neurons with any reset, surrogate and drive; see also :func:`_with_variants`."""
 
     def constant(powers_of_two: Sequence[float], low: float, high: float) -> tuple[float, ...]:
         return (float(rng.choice(powers_of_two)) if dyadic else float(rng.uniform(low, high)),)
 
     driven = rng.random() < 0.5
-    return Neuron(
+    neuron = Neuron(
         alpha=constant([0.5, 1.0], 0.3, 1.0),
         theta=constant([0.5, 1.0], 0.3, 0.8),
         v_reset=constant([0.0, 0.25], -0.2, 0.2),
@@ -280,6 +288,17 @@ def random_neuron(rng: np.random.Generator, *, dyadic: bool) -> Neuron:
         synapse=str(rng.choice(SYNAPSES)) if driven else "none",
         beta=constant([0.5, 0.25], 0.2, 0.9),
     )
+    numbers = (neuron.alpha, neuron.theta, neuron.v_reset, (neuron.width, neuron.height))
+    return _with_variants(neuron, np.random.default_rng([int(256 * abs(v)) for values in numbers for v in values]))
+
+
+def _with_variants(neuron: Neuron, rng: np.random.Generator) -> Neuron:
+    """Return every fourth neuron with several spikes per step, every fifth with a lowest potential."""
+    if rng.random() < 0.25:
+        detach, periodic = neuron.detach_reset or neuron.reset == "hard", bool(rng.integers(2))
+        most = int(rng.choice([0, 2, 5]))
+        neuron = replace(neuron, compare="ge", max_spikes=most, periodic=periodic, detach_reset=detach)
+    return replace(neuron, v_min=float(rng.choice([-0.25, 0.125]))) if rng.random() < 0.2 else neuron
 
 
 def _neurons(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
@@ -287,7 +306,8 @@ def _neurons(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gener
     neuron = random_neuron(rng, dyadic=dyadic)
     if rng.random() > 0.35:
         return _lif(builder, x, neuron, name.removesuffix("_feedback"), rng)
-    return builder.recurrent(x, name, lambda c: builder.lif(c, neuron, HERE), HERE, bias=bool(rng.integers(2)))
+    bias = bool(rng.integers(2))
+    return builder.recurrent(x, name, lambda c: builder.lif(c, neuron, HERE), HERE, bias=bias, counted=neuron.counts)
 
 
 def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Generator, *, dyadic: bool) -> Signal:
@@ -322,7 +342,7 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
 def _lif(builder: NetworkBuilder, x: Signal, neuron: Neuron, name: str, rng: np.random.Generator) -> Signal:
     """Add neurons, of which every third plain ones learn decay or threshold."""
     drawn = rng.spawn(1)[0]
-    if not neuron.is_driven_plainly or x.maps or drawn.random() > 1 / 3:
+    if not (neuron.is_driven_plainly and neuron.may_learn) or x.maps or drawn.random() > 1 / 3:
         return builder.lif(x, neuron, HERE)
     rows = (str(drawn.choice(["", "unit", "falling", "sigmoid"])), str(drawn.choice(["", "plain"])))
     per_channel = frozenset(name for name in ("decay", "threshold") if drawn.random() < 0.5)
@@ -486,9 +506,15 @@ def _distance(
 ) -> float:
     if isinstance(op, spike.LifOp):
         neuron = neuron_of(op)
-        away = np.abs(value - (neuron.theta if op.threshold is None else thresholds[op.threshold]))
-        edges = np.abs(away - neuron.width) if neuron.surrogate in COMPACT_SURROGATES else away
-        return float(min(away.min(), edges.min()))
+        theta = np.asarray(neuron.theta if op.threshold is None else thresholds[op.threshold])
+        away = np.abs(value - theta * (np.maximum(np.round(value / theta), 1) if neuron.counts else 1))
+        near = threshold_distance(value, theta, periodic=neuron.periodic)
+        edges = np.abs(near - neuron.width) if neuron.surrogate in COMPACT_SURROGATES else away
+        if neuron.v_min is None:
+            return float(min(away.min(), edges.min()))
+        fired = spike_count(value, theta, neuron.max_spikes)
+        rest = np.abs(after_reset(value, fired, theta, np.asarray(neuron.v_reset), neuron.reset) - neuron.v_min)
+        return float(min(away.min(), edges.min(), rest.min()))
     if value.dtype == np.bool_:
         return np.inf
     if isinstance(op, spike.ReadoutOp):

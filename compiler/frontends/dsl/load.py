@@ -163,7 +163,8 @@ def _recurrent(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:
     def neurons(current: Signal) -> Signal:
         return builder.lif(current, layer.neuron, layer.location, layer.name)
 
-    return builder.recurrent(x, layer.name, neurons, layer.location, bias=layer.bias)
+    counted = layer.neuron.counts
+    return builder.recurrent(x, layer.name, neurons, layer.location, bias=layer.bias, counted=counted)
 
 
 def _delay(builder: NetworkBuilder, x: Signal, layer: Layer) -> Signal:

@@ -16,7 +16,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from lark.lark import PostLex
 
 from h2learn.backends.h2learn.errors import H2LearnError, Location
-from h2learn.backends.reference.neuron import Neuron
+from h2learn.backends.reference.neuron import MOST_SPIKES, Neuron
 from h2learn.compiler.autodiff.spec import (
     LOSSES,
     METHODS,
@@ -313,9 +313,15 @@ class _Reader:
         if key == "compare":
             return {"compare": "ge" if _tokens(node)[0] == ">=" else "gt"}
         if key == "surrogate":
-            surrogate = self.surrogate(node)
-            changed = surrogate.apply(Neuron())
-            return {"surrogate": changed.surrogate, "width": changed.width, "height": changed.height}
+            chosen = self.surrogate(node)
+            sizes = {"width": chosen.half_width, "height": chosen.height}
+            return {"surrogate": chosen.kind, "periodic": chosen.periodic, **sizes}
+        if key == "max_spikes":
+            most = _tokens(node)[0]
+            limited = most.type == "NUMBER"
+            return {"max_spikes": self.integer(most, "number of spikes", 1, MOST_SPIKES) if limited else 0}
+        if key == "v_min":
+            return {"v_min": self.number(_tokens(node)[0], "lowest potential", -math.inf)}
         if key == "detach_reset":
             return {"detach_reset": True}
         if key in ("gain", "leak", "initial"):
@@ -502,10 +508,10 @@ class _Reader:
         arguments = self.call(call, ("half_width", "height", *([parameter] if parameter else [])))
         values = {name: self.number(token, name, 0.0, open_low=True) for name, token in arguments.items()}
         if make is None or parameter not in values:
-            return SURROGATES[kind](**values)
+            return SURROGATES[kind](**values, periodic=bool(_tokens(node)))
         if len(values) > 1:
             self.fail(arguments[parameter], f"expected {parameter} alone, found half_width or height beside it")
-        return make(values[parameter])
+        return replace(make(values[parameter]), periodic=bool(_tokens(node)))
 
     def init(self, node: Node) -> Init:
         options = self.options(_children(node))
