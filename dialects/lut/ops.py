@@ -596,8 +596,10 @@ class ReadoutOp(LutOp):
     def verify_(self) -> None:
         """Check the format and shapes."""
         _verify_word("readout", self.kind, READOUT_KINDS)
-        if not isinstance(self.x.type, StoreType | SpikesType if self.kind in SPIKE_READOUTS else StoreType):
-            raise VerifyException(f"expected a format of the readout {self.kind}, found {self.x.type}")
+        expected = (SpikesType, StoreType) if self.kind in SPIKE_READOUTS else (StoreType,)
+        if not isinstance(self.x.type, expected):
+            names = " or ".join(kind.name for kind in expected)
+            raise VerifyException(f"expected {names} for the readout {self.kind}, found {self.x.type}")
         shape = shape_of(self.x.type)
         _expect("rank of the readout's input", len(shape), 5)
         _expect_shape("logits", self.logits.type, shape[1:])

@@ -15,7 +15,9 @@ from h2learn.compiler.autodiff import (
     Adam,
     AdamW,
     ATan,
+    Exponential,
     FastSigmoid,
+    Gaussian,
     MSECount,
     Rectangular,
     Sigmoid,
@@ -43,6 +45,8 @@ class Spike(torch.autograd.Function):
     def forward(ctx, u, neuron):
         ctx.save_for_backward(u)
         ctx.neuron = neuron
+        if neuron.counts:
+            return torch.clamp(torch.floor(u / neuron.theta[0]), 0, neuron.max_spikes or None)
         return (u >= neuron.theta[0] if neuron.compare == "ge" else u > neuron.theta[0]).to(u.dtype)
 
     @staticmethod
@@ -50,6 +54,9 @@ class Spike(torch.autograd.Function):
         (u,) = ctx.saved_tensors
         n = ctx.neuron
         distance = (u - n.theta[0]).abs()
+        if n.periodic:
+            nearest = torch.round(u / n.theta[0]) * n.theta[0]
+            distance = torch.where(u < n.theta[0], distance, 2 * (u - nearest).abs())
         z, inside = distance / n.width, (distance < n.width).to(u.dtype)
         slope = {
             "rectangular": lambda: inside,
@@ -57,6 +64,8 @@ class Spike(torch.autograd.Function):
             "atan": lambda: 1 / (1 + z**2),
             "sigmoid": lambda: 4 * torch.sigmoid(z) * (1 - torch.sigmoid(z)),
             "fast_sigmoid": lambda: 1 / (1 + z) ** 2,
+            "exponential": lambda: torch.exp(-z),
+            "gaussian": lambda: torch.exp(-(z**2)),
         }[n.surrogate]()
         return gradient * n.height * slope, None
 
@@ -75,9 +84,11 @@ def torch_lif(x, n, feedback=torch.zeros_like):
         held = s.detach() if n.detach_reset else s
         rest = u
         if t and n.reset == "hard":
-            rest = u * (1 - held) + n.v_reset[0] * held
+            rest = torch.where(held > 0, n.v_reset[0], u) if n.counts else u * (1 - held) + n.v_reset[0] * held
         elif t and n.reset == "soft":
             rest = u - n.theta[0] * held
+        if t and n.v_min is not None:
+            rest = F.relu(rest - n.v_min) + n.v_min
         u = n.v_leak[0] + n.alpha[0] * (rest - n.v_leak[0]) + drive
         if n.reset == "soft_delayed":
             u = u - n.theta[0] * held
@@ -205,6 +216,8 @@ def random_model(rng):
     pick = lambda *choices: choices[rng.integers(len(choices))]  # noqa: E731
     reset = pick("hard", "hard to -0.2", "soft", "soft delayed", "none")
     fire = f"spike at u {pick('>', '>=')} threshold"
+    fire = pick(fire, fire, "spikes per step up to 3", "spikes per step any number")
+    fire += pick("", "", "", ", potential at least -0.3")
     drive = pick("", "gain 1.5, leak to 0.1", "synapse decay 0.6, initial 0.2", "delayed synapse decay 0.4, gain 0.8")
     lif = f"decay {pick(0.3, 0.5, 0.9)}, threshold {pick(0.4, 0.7)}, reset {reset}, {fire}"
     lif, integrator = (f"{part}, {drive}" if drive else part for part in (lif, "decay 0.6"))
@@ -242,6 +255,7 @@ def random_model(rng):
 
 def random_recipe(rng):
     known = [Rectangular(0.6, 0.8), Triangular(1.1, 1.3), ATan(), Sigmoid.with_slope(3.0), FastSigmoid(0.4), None]
+    known += [Exponential(0.4, 1.2), Gaussian(0.6, 0.8), Triangular(0.7, 1.1, periodic=True)]
     surrogate = known[rng.integers(len(known))]
     return Train(
         loss=["cross_entropy", "mse_rate"][rng.integers(2)],

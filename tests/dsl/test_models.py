@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xdsl.dialects import builtin
 
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
@@ -158,6 +159,18 @@ def test_rows_have_windows_of_one_size():
     found = h2learn.compile(first, batch=2).run({"x": x}).outputs["output"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert program.run({"x": x}).outputs["output"].shape == (4, 2, 2, 1)
+
+
+def test_several_spikes_per_step():
+    text = "network n\ninput x: 3 over time\ntime steps: 2\nlinear a: 4 features\n"
+    text += "lif n1: reset soft, spikes per step up to 3, potential at least -1, surrogate periodic exponential\n"
+    text += "linear b: 4 features\nlif n2: spikes per step any number\nreadout count"
+    model = parse_snn(text)
+    first, second = ops(model, spike.LifOp)
+    neuron = neuron_of(first)
+    assert (neuron.max_spikes, neuron.v_min, neuron.surrogate, neuron.periodic) == (3, -1.0, "exponential", True)
+    assert [op.s.type.element_type for op in (first, second)] == [builtin.f32] * 2
+    assert (neuron_of(second).max_spikes, neuron_of(second).reset, neuron_of(second).detach_reset) == (0, "hard", True)
 
 
 def test_layer_options_override_the_default_neuron():

@@ -31,7 +31,7 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
     common: dict[str, int | float | str] = {"dtype": word("f32", "f16"), "gblk": pick(1, 9), "k": pick(1, 11)}
     if kind == "neuron":
         words = {"reset": word("hard", "soft", "soft_delayed", "none"), "spike": word("gt", "ge", "never")}
-        words |= {"surrogate": word("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid")}
+        words |= {"surrogate": word(*isa.SURROGATES)}
         words |= {"detach": word("no", "yes"), "drive": word("plain", "scaled", "synapse", "delayed")}
         words |= {"save_u": word("no", "yes"), "save_m": word("no", "yes")}
         return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
@@ -68,9 +68,16 @@ def contents(rng: np.random.Generator, dtype: str) -> bytes:
 CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.fill", "fe.run", "be.fwd", "be.run")]
 CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {"seen": "potential"}), ("v.rng", {})]
 CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
-CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "count", "max", "mean", "last", "tsum", "bias")]
+CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "count", "max", "mean", "sum", "last", "tsum", "bias")]
 CASES += [("v.spread", {})]
 CASES += [("v.grad", {"seen": "window", "surrogate": "rectangular", "spike": "gt", "detach": "yes"})]
+COUNTED = {"counted": "yes", "spike": "ge"}
+CASES += [
+    (name, COUNTED | {"most": most, "bounded": bounded, "lowest": -0.3, "periodic": periodic})
+    for name in ("v.lif", "v.grad")
+    for most, bounded, periodic in ((0, "no", "yes"), (0, "yes", "no"), (2, "yes", "yes"))
+]
+CASES += [(name, {"bounded": "yes", "lowest": 0.2}) for name in ("v.lif", "v.grad")]
 CASES += [("v.grad", {"seen": "window", "surrogate": "rectangular", "spike": "ge", "reset": "soft"})]
 CASES += [("fe.run", {"signed": signed, "planes": 3, "frac": 1}) for signed in ("no", "yes")]
 CASES += [("v.pack", {"signed": signed, "planes": 4, "frac": 2}) for signed in ("no", "yes")]

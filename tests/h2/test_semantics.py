@@ -323,6 +323,57 @@ def test_v_lif_is_the_neuron_equation(dtype: str, reset: str, spike: str, drive:
             assert s[0, :2].tolist() == [spike == "ge", spike == "ge" and dtype == "f16"]
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("reset", ["hard", "soft", "soft_delayed", "none"])
+@pytest.mark.parametrize(("most", "bounded", "periodic"), [(0, "no", "no"), (3, "yes", "no"), (0, "yes", "yes")])
+@pytest.mark.parametrize("init", ["0", "0x100"])
+def test_v_lif_counts_spikes(dtype: str, reset: str, most: int, bounded: str, periodic: str, init: str) -> None:
+    bench, f32, limit = Bench(11), np.float32, np.float32(-0.4)
+    arrays = neuron_inputs(bench)
+    arrays["acc"] *= 4
+    arrays["par"][2] = np.abs(arrays["par"][2]) + f32(0.3)
+    arrays["par"][:4, :4] = [[0], [0], [0.5], [0]]
+    arrays["acc"][:, :4] = [0.5, 0.49999, 1.5, -3]  # theta, theta once rounded to f16, a multiple of theta
+    for name in ("acc", "par"):
+        bench.put(name, arrays[name].tobytes())
+    bench.put("us", arrays["us"].astype(STORAGE[dtype]).tobytes())
+    for name in ("ss", "so", "uo", "mo", "cs"):
+        bench.put(name, b"\x55" * 300)
+    settings = {"dtype": dtype, "reset": reset, "spike": "ge", "save_m": "yes", "width": 0.3, "counted": "yes"}
+    settings |= {"most": most, "bounded": bounded, "lowest": float(limit), "periodic": periodic}
+    bench.run("v.lif", NEURON | settings, "n", init=init)
+
+    def fired(u: np.float32, theta: np.float32) -> np.float32:
+        ratio = f32(u / theta)
+        count = f32(np.floor(ratio)) if ratio >= 1 else f32(0)
+        return min(count, f32(most)) if most else count
+
+    u, s, m = (np.zeros((4, 11), t) for t in (f32, f32, bool))
+    for i, ch in np.ndindex(4, 11):
+        bias, alpha, theta, v_reset = arrays["par"][:4, ch]
+        before, count = (f32(0), f32(0)) if init == "0" else (arrays["us"][i, ch], fired(arrays["us"][i, ch], theta))
+        if count:
+            before = {"hard": v_reset, "soft": f32(before - f32(theta * count))}.get(reset, before)
+        if init != "0" and bounded == "yes":
+            before = max(before, limit)
+        decayed = f32(alpha * before)
+        if count and reset == "soft_delayed":
+            decayed = f32(decayed - f32(theta * count))
+        u[i, ch] = now = f32(f32(decayed + f32(arrays["acc"][i, ch] + bias)).astype(STORAGE[dtype]))
+        s[i, ch] = fired(now, theta)
+        apart = abs(f32(now - theta))
+        if periodic == "yes" and now >= theta:
+            turn = f32(f32(now / theta) - f32(0.5))
+            apart = f32(theta * abs(f32(f32(2) * f32(turn - np.floor(turn)) - f32(1))))
+        m[i, ch] = apart < f32(0.3)
+    assert bench.raw("us", u.size * np.dtype(STORAGE[dtype]).itemsize) == u.astype(STORAGE[dtype]).tobytes()
+    assert (bench.get("so", (4, 11), STORAGE[dtype]) == s).all() and s.max() >= min(most or 4, 4)
+    assert bench.raw("mo", 8) == pack_bits(m)
+    assert bench.raw("ss", 300) == bench.raw("uo", 300) == b"\x55" * 300
+    if init == "0":
+        assert s[0, :3].tolist() == [1, dtype == "f16", 3]
+
+
 def test_v_lif_leaves_out_what_is_not_saved() -> None:
     bench = Bench(9)
     arrays = neuron_inputs(bench)
@@ -356,6 +407,8 @@ def test_the_mask_of_a_surrogate_without_window_is_all_ones(surrogate: str) -> N
         ("atan", "no", "delayed"),
         ("sigmoid", "no", "synapse"),
         ("fast_sigmoid", "no", "plain"),
+        ("exponential", "no", "plain"),
+        ("gaussian", "no", "scaled"),
     ],
 )
 @pytest.mark.parametrize("init", ["0", "0x100"])
@@ -389,6 +442,8 @@ def test_v_grad_is_the_adjoint_equation(
             slope = f32(f32(f32(4) * f32(1.3)) * f32(fallen / f32(f32(f32(1) + fallen) * f32(f32(1) + fallen))))
         elif surrogate == "fast_sigmoid":
             slope = f32(f32(1.3) / f32(f32(f32(1) + z) * f32(f32(1) + z)))
+        elif surrogate in ("exponential", "gaussian"):
+            slope = f32(f32(1.3) * f32(numerics.exp(-f32(z * z) if surrogate == "gaussian" else -z)))
         elif distance < f32(0.75):
             slope = f32(1.3)
             if surrogate == "triangular":

@@ -77,8 +77,18 @@ class Builder:
             self.enum("reset", "none", "hard", "soft"), self.enum("surrogate", "rectangular", "rectangular", "atan")
         if self.row.mnemonic == "v.grad" and self.pick(0, 1):
             self.enum("surrogate", "rectangular"), self.enum("detach", "yes"), self.enum("seen", "window")
+        elif self.pick(0, 0, 1):
+            self.enum("bounded", "yes")
+            self.desc |= {"lowest": self.pick(-2, 0, 3) / 4}
 
-    draw_v_lif = draw_v_grad = draw_neuron
+    def draw_counting(self) -> None:
+        self.draw_neuron()
+        if self.pick(0, 1):
+            self.enum("counted", "yes"), self.enum("spike", "ge"), self.enum("periodic")
+            self.enum("reset", *(("soft", "none", "soft_delayed") if self.desc.get("seen") else ("hard", "soft", "none", "soft_delayed")))
+            self.desc |= {"most": self.pick(0, 2)}
+
+    draw_v_lif = draw_v_grad = draw_counting
 
     def draw_v_tune(self) -> None:
         self.draw_neuron()
@@ -134,7 +144,7 @@ class Builder:
         self.enum("a"), self.enum("dst", "f32", "storage", "slots")
 
     def draw_v_reduce(self) -> None:
-        self.draw_vec("rate", "count", "max", "mean", "last", "tsum", "bias")
+        self.draw_vec("rate", "count", "max", "mean", "sum", "last", "tsum", "bias")
 
     def draw_v_map(self) -> None:
         self.draw_vec("copy", "add", *isa.LEARNED_MAPS, *isa.GATE_MAPS)
@@ -257,6 +267,8 @@ class Builder:
 
 def format_of(op: Operation, name: str) -> str:
     storage = op.storage()
+    if op.mnemonic == "v.lif" and name == "so" and op.choice("counted") == "yes":
+        return storage
     if name in ("s", "m", "ss", "so", "mo") or (
         op.mnemonic == "v.grad" and name == "u" and op.choice("seen") == "window"
     ):
@@ -409,7 +421,8 @@ def test_the_window_says_as_much_as_the_potential(engine: object, dtype: str) ->
     for seed in range(40):
         builder = Builder("v.grad", seed)
         op, memories = builder.operation()
-        op = dataclasses.replace(op, desc=op.desc | {"dtype": int(dtype == "f16"), "seen": 0, "surrogate": 0}, kept={})
+        plain = {"seen": 0, "surrogate": 0, "bounded": 0, "periodic": 0}
+        op = dataclasses.replace(op, desc=op.desc | plain | {"dtype": int(dtype == "f16")}, kept={})
         if op.choice("spike") == "never" or builder.special:
             continue
         sizes = {name: end for name, (_, end) in spans(op).items()}
@@ -426,6 +439,10 @@ def test_the_window_says_as_much_as_the_potential(engine: object, dtype: str) ->
             with pytest.raises(H2LearnError, match="hard reset needs the potential"):
                 engine.execute(other, twin)  # type: ignore[attr-defined]
             continue
+        if op.choice("counted") == "yes" and op.choice("reset") == "hard":
+            with pytest.raises(H2LearnError, match="to know what the reset left"):
+                engine.execute(other, twin)  # type: ignore[attr-defined]
+            continue
         expected = engine.execute(op, memories)  # type: ignore[attr-defined]
         packed = np.packbits(inside, axis=-1, bitorder="little").reshape(-1)
         open_operands(other, twin)["u"][:] = packed
@@ -437,6 +454,17 @@ def test_the_window_says_as_much_as_the_potential(engine: object, dtype: str) ->
     curved = dataclasses.replace(other, desc=other.desc | {"surrogate": 2}, kept={})
     with pytest.raises(H2LearnError, match="says too little about the surrogate atan"):
         engine.execute(curved, twin)  # type: ignore[attr-defined]
+    bounded = dataclasses.replace(op, desc=op.desc | {"seen": 1, "reset": 1, "bounded": 1}, kept={})
+    with pytest.raises(H2LearnError, match="to know what the reset left"):
+        engine.execute(bounded, twin)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("engine", [reference, fast])
+def test_spikes_are_counted_from_the_threshold_on(engine: object) -> None:
+    op, memories = Builder("v.lif", 0).operation()
+    above = dataclasses.replace(op, desc=op.desc | {"counted": 1, "spike": 0}, kept={})
+    with pytest.raises(H2LearnError, match="counted at u >= theta only"):
+        engine.execute(above, memories)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("engine", [reference, fast])

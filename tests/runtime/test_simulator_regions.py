@@ -37,7 +37,9 @@ def descriptor(mnemonic, rng):
     if mnemonic == "v.unpool":
         desc["src"], desc["dst"] = ((1, 1), (2, 3))[int(rng.integers(2))]
     if mnemonic == "v.grad" and desc["seen"]:
-        desc |= {"surrogate": 0, "detach": 1}
+        desc |= {"surrogate": 0, "detach": 1, "bounded": 0, "counted": 0}
+    if mnemonic == "v.lif" and desc["counted"]:
+        desc["spike"] = 1
     if mnemonic == "v.pack":
         desc |= {"planes": int(rng.choice([12, 17])), "frac": 8, "signed": 1}  # holds what fill gives, as either type
     if mnemonic == "v.tune":

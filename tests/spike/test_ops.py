@@ -87,7 +87,16 @@ REFUSED = [
     ("reset to be one of hard", lambda: spike.LifOp(value(MAPS), Neuron(reset="late"), location=HERE)),
     ("positive width", lambda: spike.LifOp(value(MAPS), Neuron(width=0.0), location=HERE)),
     ("1 or 3 numbers as alpha, found 0", lambda: spike.LiOp(value(MAPS), Neuron(alpha=()), location=HERE)),
-    ("x of i1", lambda: spike.ReadoutOp(value(real((2, 1, 3))), "rate", location=HERE)),
+    ("at most 16777216 spikes", lambda: spike.LifOp(value(MAPS), Neuron(max_spikes=1 << 25), location=HERE)),
+    ("spikes at u >= thr", lambda: spike.LifOp(value(MAPS), Neuron(max_spikes=0, compare="gt"), location=HERE)),
+    ("a threshold above 0", lambda: spike.LifOp(value(MAPS), Neuron(max_spikes=0, theta=(0.0,)), location=HERE)),
+    ("a detached reset", lambda: spike.LifOp(value(MAPS), Neuron(max_spikes=3), location=HERE)),
+    ("periodic surrogate", lambda: spike.LifOp(value(MAPS), Neuron(periodic=True), location=HERE)),
+    ("finite number as v_min", lambda: spike.LifOp(value(MAPS), Neuron(v_min=float("inf")), location=HERE)),
+    (
+        "one spike per step and no lower bound",
+        lambda: spike.LifOp(value(MAPS), Neuron(v_min=0.0), value(real((3,))), location=HERE),
+    ),
     ("x of f32", lambda: spike.ReadoutOp(value(spikes((2, 1, 3))), "membrane_last", location=HERE)),
     ("1 scalars for bernoulli", lambda: spike.EncodeOp(value(real((1, 3))), "bernoulli", 2, location=HERE)),
     ("integer >= 1 as time_steps", lambda: spike.EncodeOp(value(real((1, 3))), "direct", 0, location=HERE)),
@@ -112,6 +121,10 @@ REFUSED = [
     (
         "s of type",
         lambda: sgrad.LifOp(value(MAPS), value(MAPS), value(MAPS), Neuron(), location=HERE),
+    ),
+    (
+        "s of type tensor<2x1x6x6x3xf32>, found",
+        lambda: sgrad.LifOp(value(MAPS), value(MAPS), value(SPIKES), Neuron(reset="soft", max_spikes=4), location=HERE),
     ),
     (
         "\\(5, 5\\) rows and columns, found \\(6, 6\\)",

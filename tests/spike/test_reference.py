@@ -37,6 +37,29 @@ def test_lif_by_hand(cell, potentials, fired):
     assert s.ravel().tolist() == [bool(f) for f in fired]
 
 
+@pytest.mark.parametrize(
+    ("cell", "potentials", "spikes"),
+    [
+        (Neuron(reset="soft", max_spikes=0), [0.75, 3.375, 0.6875, -1.65625, 1.671875], [0, 3, 0, 0, 1]),
+        (Neuron(reset="soft", max_spikes=2), [0.75, 3.375, 1.1875, -1.90625, 1.546875], [0, 2, 1, 0, 1]),
+        (Neuron(reset="soft", max_spikes=0, v_min=-0.5), [0.75, 3.375, 0.6875, -1.65625, 2.25], [0, 3, 0, 0, 2]),
+        (Neuron(reset="none", max_spikes=0), [0.75, 3.375, 2.1875, -0.90625, 2.046875], [0, 3, 2, 0, 2]),
+        (Neuron(reset="soft_delayed", max_spikes=0), [0.75, 3.375, -0.8125, -2.40625, 1.296875], [0, 3, 0, 0, 1]),
+        (Neuron(detach_reset=True, v_reset=(0.25,), max_spikes=0), [0.75, 3.375, 0.625, -1.6875, 1.65625], [0, 3, 0, 0, 1]),
+    ],
+)
+def test_several_spikes_per_step_by_hand(cell, potentials, spikes):
+    s, u = neuron.lif(column(0.75, 3.0, 0.5, -2.0, 2.5), cell)
+    assert u.ravel().tolist() == potentials
+    assert s.ravel().tolist() == spikes
+
+
+def test_a_periodic_surrogate_repeats_at_multiples_of_the_threshold():
+    cell = Neuron(theta=(2.0,), surrogate="triangular", width=1.0, max_spikes=0, periodic=True)
+    u = np.array([-2.0, 1.0, 1.5, 2.0, 2.25, 3.0, 3.75, 4.0, 6.25])
+    assert neuron.surrogate(u, cell).tolist() == [0, 0, 0.5, 1, 0.5, 0, 0.5, 1, 0.5]
+
+
 def test_lif_constants_per_channel():
     x = np.full((2, 1, 2), 0.8)
     s, u = neuron.lif(x, Neuron(alpha=(0.5, 1.0), theta=(1.0, 2.0), reset="none"))
