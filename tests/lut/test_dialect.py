@@ -162,7 +162,7 @@ def test_types_that_are_refused(text, message):
         (lambda: lut.NeuronAttr(lut.Neuron((0.5,), compare="gt", reset="firm")), "expected a reset of hard, soft"),
         (lambda: lut.NeuronAttr(lut.Neuron((float("nan"),))), "expected finite neuron constants"),
         (lambda: lut.NeuronAttr(lut.Neuron((0.5,), compare="gt", most=0)), "counted spikes need the comparison ge"),
-        (lambda: lut.NeuronAttr(lut.Neuron((0.5,), compare="ge", periodic=True)), "repeats only where spikes are count"),
+        (lambda: lut.NeuronAttr(lut.Neuron((0.5,), compare="ge", periodic=True)), "only where spikes are counted"),
         (lambda: lut.NeuronAttr(lut.Neuron((0.5,), lowest=0.0)), "cannot have a lowest potential"),
         (lambda: lut.NeuronAttr(lut.Neuron((0.5,), reset="hard")), "never fires cannot have the reset 'hard'"),
         (lambda: lut.NeuronAttr(lut.Neuron(())), "expected at least one value of every"),

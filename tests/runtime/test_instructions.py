@@ -85,7 +85,8 @@ class Builder:
         self.draw_neuron()
         if self.pick(0, 1):
             self.enum("counted", "yes"), self.enum("spike", "ge"), self.enum("periodic")
-            self.enum("reset", *(("soft", "none", "soft_delayed") if self.desc.get("seen") else ("hard", "soft", "none", "soft_delayed")))
+            kinds = ("soft", "none", "soft_delayed") if self.desc.get("seen") else ("hard", "soft", "soft_delayed")
+            self.enum("reset", *kinds)
             self.desc |= {"most": self.pick(0, 2)}
 
     draw_v_lif = draw_v_grad = draw_counting

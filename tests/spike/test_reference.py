@@ -45,7 +45,7 @@ def test_lif_by_hand(cell, potentials, fired):
         (Neuron(reset="soft", max_spikes=0, v_min=-0.5), [0.75, 3.375, 0.6875, -1.65625, 2.25], [0, 3, 0, 0, 2]),
         (Neuron(reset="none", max_spikes=0), [0.75, 3.375, 2.1875, -0.90625, 2.046875], [0, 3, 2, 0, 2]),
         (Neuron(reset="soft_delayed", max_spikes=0), [0.75, 3.375, -0.8125, -2.40625, 1.296875], [0, 3, 0, 0, 1]),
-        (Neuron(detach_reset=True, v_reset=(0.25,), max_spikes=0), [0.75, 3.375, 0.625, -1.6875, 1.65625], [0, 3, 0, 0, 1]),
+        (Neuron(v_reset=(0.25,), max_spikes=0), [0.75, 3.375, 0.625, -1.6875, 1.65625], [0, 3, 0, 0, 1]),
     ],
 )
 def test_several_spikes_per_step_by_hand(cell, potentials, spikes):
