@@ -133,6 +133,8 @@ class _Exporter:
         name = self._neuron(op, neuron, thresholds, ("IF", "LIF", "CubaLIF"))
         self._remember(f"{name}: reset {neuron.reset.replace('_', '-')}", neuron.reset != "hard")
         self._remember(f"{name}: spikes at u >= threshold", neuron.compare == "ge")
+        self._remember(f"{name}: spikes per step, {neuron.max_spikes or 'any number'}", neuron.counts)
+        self._remember(f"{name}: potentials of at least {neuron.v_min or 0:g}", neuron.v_min is not None)
 
     def _neuron(
         self,
