@@ -32,6 +32,14 @@ START = 16
 """Cycles in which an engine starts a piece of work (about what the simulator takes)."""
 
 
+GROUP_SAMPLES, GROUP_STEPS = 4, 6
+"""Samples that go through a step together and their time steps, where a choice may not depend on the actual ones.
+
+Real inputs are the same in all steps, as those of a first layer are.
+"""
+SUM_BYTES = 8
+"""Of a weight's sum, there and back."""
+
 CHANNEL_SHARE = 2.75
 """Times as long as by itself that a stage's traffic takes: the stages of three parts use the channel side by side."""
 
@@ -136,11 +144,12 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     results = 2 * _map(outs, shape.in_h, shape.in_w, row_bytes("bits", t.c), machine)
     results += _map(outs, shape.in_h, shape.in_w, t.c * shape.item, machine)
     results += _slots(outs, shape.in_h, shape.in_w, t.c, slot, shape.item, machine)
-    loads = c_tiles if k_tiles == 1 and part.taps == shape.taps else tiles * k_tiles
+    stay = t.weights_stay(shape)
+    loads = c_tiles if stay else tiles * k_tiles
     moved = loads * weights + tiles * (k_tiles * gradients + results)
     vector = t.steps * _vector(t.positions * t.c, machine)
     ends = weights + gradients + vector + results + machine.dram.latency_cycles
-    waits = tiles * vector if t.held == 1 else 0
+    waits = tiles * vector + (c_tiles * weights if stay else 0) if t.held == 1 else 0
     return Cost(tiles * k_tiles * engine + waits, 0, tiles * vector, moved, ends)
 
 
@@ -181,14 +190,20 @@ def weights_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
     return START + passes * _up(positions, unit.fan_in)
 
 
-def defers_weights(shape: ConvShape) -> bool:
+def defers_weights(shape: ConvShape, machine: Machine) -> bool:
     """Whether a weight gradient waits for the end of the batch: its sums take longer to move than to compute.
 
-    That is so where a sample has one position per time step, as in linear layers; the spikes and gradients that are
-    read later are few there. It depends on nothing that changes with time steps or batch, as the program's shape must
-    not.
+    That is so where a sample has few positions, as in linear layers; the spikes and gradients that are read later are
+    few there. It depends on nothing that changes with time steps or batch, as the program's shape must not.
     """
-    return not shape.real and shape.out_h * shape.out_w == 1
+    unit = machine.weight_update
+    if shape.real:
+        rate = machine.backward.elements * machine.backward.width / GRADIENT_DENSITY
+        images = GROUP_SAMPLES
+    else:
+        rate = unit.lanes_k * unit.lanes_c * unit.fan_in
+        images = GROUP_SAMPLES * GROUP_STEPS
+    return shape.out_h * shape.out_w * images / rate <= SUM_BYTES / machine.dram.bytes_per_cycle
 
 
 def _areas(shape: ConvShape, t: Tile, height: int, width: int) -> int:

@@ -42,7 +42,7 @@ Shares = dict[str, tuple[int, int, int, int]]
 SHARES: Shares = {
     "W": (4, 9, 0, 3),  # tables are built from few weights; multipliers read them all the time
     "S": (8, 2, 4, 2),
-    "U": (8, 6, 2, 0),  # the update part reads the real inputs of first layers only
+    "U": (8, 6, 1, 1),  # update and optimizer read the real inputs of first layers only
     "G": (0, 7, 6, 3),
     "M": (8, 8, 0, 0),
     "A": (4, 3, 5, 4),  # sums of weight gradients stay while all positions of a group pass by
@@ -50,8 +50,8 @@ SHARES: Shares = {
 }
 SMALL_SHARES: Shares = SHARES | {
     "W": (3, 11, 0, 2),
-    "G": (0, 8, 6, 2),
-    "A": (5, 4, 5, 2),  # positions whose sums are on chip share one reading of the weights
+    "G": (0, 11, 4, 1),
+    "A": (5, 5, 5, 1),  # positions whose sums are on chip share one reading of the weights
 }
 """Shares of a machine on which DRAM traffic decides: the optimizer, which reads everything once, needs few bytes."""
 SMALL_KIB = 4096

@@ -180,6 +180,14 @@ class Tile:
             return shape
         return shape.part(max(1, self.taps // shape.kernel[1]), min(self.taps, shape.kernel[1]))
 
+    def weights_stay(self, shape: ConvShape) -> bool:
+        """Whether an input gradient loads its weights once for all positions of the stage's samples."""
+        return self.k == shape.k and shape.under(self.rows, self.columns).taps == shape.taps
+
+    def weight_slots(self, shape: ConvShape) -> int:
+        """Return the slots of the weights of an input gradient: those that stay need no more than results have."""
+        return self.held if self.weights_stay(shape) else SLOTS
+
 
 @dataclass(frozen=True)
 class ForwardTile(Tile):
@@ -428,7 +436,7 @@ def _plan_backward(
         slots = f"slots.{shape.dtype}"
         gradients = SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
         return Usage(
-            W=SLOTS * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
+            W=t.weight_slots(shape) * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
             U=(t.held * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
             G=gradients + (fused * t.held + (shape.onto == slots) * SLOTS) * outs * row_bytes(slots, t.c, gblk_out),
@@ -456,7 +464,10 @@ def _plan_backward(
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes that an optimizer's step in the stage of a weight gradient takes per weight, in the memories A and W."""
+    """Bytes that an optimizer's step in the stage of a weight gradient takes per weight, in the memories A and W.
+
+    It goes over a tile one kernel position after the other.
+    """
 
     A: int = 0
     W: int = 0
@@ -486,8 +497,8 @@ def plan_weights(
             S=0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c),
             U=SLOTS * inputs * t.c * shape.item if shape.real else 0,
             G=SLOTS * t.steps * t.positions * row_bytes(f"slots.{shape.dtype}", t.k, gblk),
-            A=t.held * part.taps * t.c * t.k * (4 + step.A) + (SLOTS * 64 if step.A else 0),
-            W=t.held * part.taps * t.c * t.k * step.W,
+            A=t.held * t.c * t.k * (4 * part.taps + step.A) + (SLOTS * 64 if step.A else 0),
+            W=t.held * t.c * t.k * step.W,
         )
 
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})

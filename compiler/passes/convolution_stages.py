@@ -187,13 +187,13 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
     }
 
     def weight_tile(tap: Affine, ic: Affine, ik: Affine) -> SSAValue:
-        w = b.alloc("weights", "W", ctx.dtype, (part.taps, t.c, t.k))
+        w = b.alloc("weights", "W", ctx.dtype, (part.taps, t.c, t.k), slots=t.weight_slots(shape))
         b.load(weights, w, (tap, ic * t.c, ik * t.k), (part.taps, t.c, t.k))
         return w
 
     with b.stage(label, op.location), b.loop("c", c_trips) as ic:
         par = stage.parameters(ic * t.c, t.c) if stage is not None else None
-        held = weight_tile(Affine(), ic, Affine()) if k_trips == 1 and part.taps == shape.taps else None
+        held = weight_tile(Affine(), ic, Affine()) if t.weights_stay(shape) else None
         with (
             ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.in_h, t.rows)) as y,
@@ -238,17 +238,15 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                     b.store(result, acc, *activation_window(result, time, *area.cuts, channels))
 
 
-def waits_for_batch(ctx: TileContext, op: lut.WuOp) -> bool:
+def waits_for_batch(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> bool:
     """Whether a weight gradient in the loop over groups is better computed behind it."""
-    shape = conv_shape(ctx, op, op.s, op.gu, shape_of(op.gu.type)[-1], real=False)
-    return ctx.group is not None and defers_weights(shape)
+    return ctx.group is not None and defers_weights(_reduction(ctx, op), ctx.machine)
 
 
 def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp | None = None) -> None:
     """Lower a weight gradient: the sums stay on chip while all positions pass by, and for the optimizer's ``step``."""
     x = op.s if isinstance(op, lut.WuOp) else op.x
-    real = isinstance(op, lut.BeWgtOp)
-    shape = conv_shape(ctx, op, x, op.gu, shape_of(op.gu.type)[-1], real=real)
+    shape = _reduction(ctx, op)
     t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step))
     b = ctx.builder
     label = ctx.label("weights", op)
@@ -298,6 +296,12 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
             b.store(result, acc, *window_of_tile)
         if optimizer is not None:
             optimizer.tile(acc, *window_of_tile)
+
+
+def _reduction(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> ConvShape:
+    """Return the shape of the convolution whose weight gradient ``op`` is."""
+    x, real = (op.x, True) if isinstance(op, lut.BeWgtOp) else (op.s, False)
+    return conv_shape(ctx, op, x, op.gu, shape_of(op.gu.type)[-1], real=real)
 
 
 class Part:

@@ -229,18 +229,23 @@ def _bias(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     gu = context.slots(op.gradient)
     while isinstance(gu.owner, lut.UnpoolOp) and gu.owner.keeps_constants:
         gu = gu.owner.g
-    block = _reduction(context, (*shape(gu)[:-1], 1), ConvGeometry((1, 1)), shape(gu)[-1], real=True)
+    block = _reduction(context, (*shape(gu)[:-1], 1), ConvGeometry((1, 1)), shape(gu)[-1], real=True, waits=False)
     grad = lut.BiasGradOp(gu, block, op.location)
     context.emit(grad)
     return [grad.gb]
 
 
-def _reduction(context: LutContext, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool) -> lut.Block:
-    """Return (steps, samples, rows, columns) of a block; without a time dimension there is one step."""
+def _reduction(
+    context: LutContext, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool, waits: bool = True
+) -> lut.Block:
+    """Return (steps, samples, rows, columns) of a block; without a time dimension there is one step.
+
+    ``waits``: the sums may be left for the whole batch.
+    """
     with_time = inputs if len(inputs) == 5 else (1, *inputs)
     part = streams.UPDATE
     planned = context.conv_shape(with_time, geometry, k, real=real)
-    if context.group is not None and defers_weights(planned):
+    if waits and context.group is not None and defers_weights(planned, context.machine):
         part = streams.OPTIMIZER
         planned = context.conv_shape(with_time, geometry, k, real=real, whole=True)
     return plan_weights(planned, context.chip(part), context.limits).reduce_block

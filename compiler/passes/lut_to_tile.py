@@ -109,7 +109,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None
         elif not isinstance(op, func.ReturnOp):
             lower = STAGES[type(op)][1]
             steps.enter(ctx, _part(op, trained))
-            if isinstance(op, lut.WuOp) and convolution_stages.waits_for_batch(ctx, op):
+            if isinstance(op, lut.WuOp | lut.BeWgtOp) and convolution_stages.waits_for_batch(ctx, op):
                 steps.leave(ctx, OPTIMIZER)
                 step = step_behind(op.gw)
                 if step is not None:

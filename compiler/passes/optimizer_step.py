@@ -9,7 +9,7 @@ from xdsl.dialects import func
 from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.tiling import StepBytes
-from h2learn.compiler.passes.stage_builder import Start
+from h2learn.compiler.passes.stage_builder import Affine, Start
 from h2learn.compiler.passes.tile_context import TileContext, load_scalars
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
@@ -29,20 +29,25 @@ class OptimizerStep:
             self.tensors["w"] = ctx.values[op.w]
 
     def tile(self, gradient: SSAValue, starts: Sequence[Start], sizes: Sequence[int]) -> None:
-        """Update the window of the parameters whose whole gradient ``gradient`` holds."""
+        """Update the window of the parameters whose whole gradient ``gradient`` holds, a kernel position at a time."""
         b = self.ctx.builder
-        buffers: dict[str, SSAValue] = {}
-        for role, tensor in self.tensors.items():
-            buffers[role] = b.alloc(role, *(("W", "f16") if role == "w" else ("A", "f32")), sizes, slots=self.slots)
-            if role != "w":
-                b.load(tensor, buffers[role], starts, sizes)
-        b.job(
-            tile.OptOp,
-            {**buffers, "g": gradient, "scal": self.scal},
-            optimizer_params(self.op, prod(sizes)),
-        )
-        for role, tensor in self.tensors.items():
-            b.store(tensor, buffers[role], starts, sizes)
+        first, *inner = starts
+        taps, *rows = sizes
+        with b.loop("tap", taps) as tap:
+            window = (Affine() + tap + first, *inner), (1, *rows)
+            buffers: dict[str, SSAValue] = {}
+            for role, tensor in self.tensors.items():
+                memory, form = ("W", "f16") if role == "w" else ("A", "f32")
+                buffers[role] = b.alloc(role, memory, form, window[1], slots=self.slots)
+                if role != "w":
+                    b.load(tensor, buffers[role], *window)
+            b.job(
+                tile.OptOp,
+                {**buffers, "g": (gradient, tap), "scal": self.scal},
+                optimizer_params(self.op, prod(rows)),
+            )
+            for role, tensor in self.tensors.items():
+                b.store(tensor, buffers[role], *window)
 
 
 def step_behind(gradient: SSAValue) -> lut.OptOp | None:

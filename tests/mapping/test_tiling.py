@@ -75,7 +75,10 @@ def forward_buffers(s: ConvShape, t: ForwardTile, machine: Machine) -> list[Buff
 
 
 def backward_buffers(s: ConvShape, t: BackwardTile, machine: Machine) -> list[Buffer]:
-    """The stage: weights, incoming gradients, mask, result, and with a neuron its membrane, spikes and gradient."""
+    """The stage: weights, incoming gradients, mask, result, and with a neuron its membrane, spikes and gradient.
+
+    Weights of all channels stay, in as many slots as the result has.
+    """
     gh, gw = (
         gradient_extent(count, kernel, stride, padding)[0]
         for count, kernel, stride, padding in zip((t.rows, t.columns), s.kernel, s.stride, s.padding, strict=True)
@@ -83,7 +86,7 @@ def backward_buffers(s: ConvShape, t: BackwardTile, machine: Machine) -> list[Bu
     area, outs = t.samples * t.rows * t.columns, t.steps * t.samples * t.rows * t.columns
     gblk_in, gblk_out = (slot_channels(n, slot_cap(machine, FREE)) for n in (s.k, s.c))
     buffers = [
-        ("W", s.kernel[0] * s.kernel[1] * t.c * t.k * s.item, 2),
+        ("W", s.kernel[0] * s.kernel[1] * t.c * t.k * s.item, t.held if t.k == s.k else 2),
         ("G", slots(t.steps * t.samples * gh * gw, t.k, gblk_in, s.item), 2),
         ("M", bits(outs, t.c), 2),
         ("A", outs * t.c * 4, t.held),

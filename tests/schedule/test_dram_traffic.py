@@ -5,13 +5,15 @@ The formula knows the network, the sizes of the on-chip memories and how many sa
 * compulsory: everything that passes from one part of a step to another once each way, weights once per group and part;
 * capacity: the sums of a pass (fp32) fill a third of memory A, because three passes run side by side. With p positions
   times k channels of sums on chip, weights are read once for every p positions and inputs once for every k channels;
-  k is a power of two that makes the total smallest.
+  k is a power of two that makes the total smallest. Sums of weight gradients go there and back for every group, unless
+  that takes longer than to compute them for four samples of six steps: such layers wait for all samples.
 
 The bytes are those of the program: loop counts and windows of its copies; a simulated run checks that count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, prod
@@ -35,7 +37,8 @@ BITMAP, CHANNELS_PER_BITMAP = 8, {"h2l-v0": 64, "h2l-edge": 32}
 class Layer:
     """A layer with weights: kernel positions, channels, result positions per sample and step, and what it reads.
 
-    ``real``: its input is the same numbers in all steps; ``inputs``: positions of its input.
+    ``real``: its input is the same numbers in all steps; ``inputs``: positions of its input that it reads. ``neurons``:
+    they stand right behind it, else its sums go on in those of the next layer. ``shortcut``: they add spikes as well.
     """
 
     taps: int
@@ -44,6 +47,8 @@ class Layer:
     positions: int
     inputs: int
     real: bool
+    neurons: bool = True
+    shortcut: bool = False
 
     @property
     def weights(self) -> int:
@@ -79,6 +84,25 @@ ALEXNET = (
 )
 
 
+def residual_layers(blocks: tuple[int, ...]) -> Iterator[Layer]:
+    """Yield the layers of a residual network for ImageNet whose blocks of every width begin with stride 2."""
+    yield Layer(49, 3, 64, 112**2, 224**2, True)
+    c, positions = 64, 112**2
+    for width, count in enumerate(blocks):
+        k, read, positions = 64 << width, positions, positions // 4
+        yield Layer(9, c, k, positions, read, False)
+        yield Layer(9, k, k, positions, positions, False, neurons=False)
+        yield Layer(1, c, k, positions, positions, False)
+        for _ in range(count - 1):
+            yield Layer(9, k, k, positions, positions, False)
+            yield Layer(9, k, k, positions, positions, False, shortcut=True)
+        c = k
+    yield Layer(1, 512, 1000, 1, 1, False)
+
+
+RESNET34 = tuple(residual_layers((3, 4, 6, 3)))
+
+
 def least_bytes(layers: tuple[Layer, ...], steps: int, batch: int, group: int, machine: Machine, slot: int) -> float:
     """Return compulsory bytes and capacity misses of a training step (fp16, SGD with momentum)."""
     groups, item = batch // group, 2
@@ -99,13 +123,20 @@ def least_bytes(layers: tuple[Layer, ...], steps: int, batch: int, group: int, m
         # what neurons keep: potential, spikes and mask out; gradients out; potential, spikes and mask in
         last = number == len(layers) - 1
         kept = 2 * item if last else 2 * item + 4 / 8
-        total += groups * images * layer.k * (kept + gradient)
-        # gradients of weights: sums go on from group to group, of linear layers once, or stay on chip behind spikes;
-        # parameter and momentum both ways, the gradient unless it is on chip; storage copy
-        fused = layer.positions == 1 and not layer.real
-        moves = 0 if fused else 2 if layer.positions == 1 else 2 * groups
+        total += groups * images * layer.k * ((kept + gradient) * layer.neurons + (1 / 8 + gradient) * layer.shortcut)
+        # gradients of weights: sums go on from group to group, or stay on chip until the whole batch has passed by;
+        # parameter and momentum both ways; storage copy
+        moves = 0 if waits(layer, machine) else 2 * groups
         total += layer.weights * (4 * moves + 4 * 4 + item)
     return total
+
+
+def waits(layer: Layer, machine: Machine) -> bool:
+    """Whether sums take longer there and back than to compute them for 24 images (4, same in all steps)."""
+    unit = machine.backward.elements * machine.backward.width / 0.45
+    if not layer.real:
+        unit = machine.weight_update.lanes_k * machine.weight_update.lanes_c * machine.weight_update.fan_in
+    return layer.positions * (4 if layer.real else 24) / unit <= 2 * 4 / machine.dram.bytes_per_cycle
 
 
 def capacity(images: float, channels: int, weights: float, inputs: float, sums: float) -> float:
@@ -173,15 +204,11 @@ CASES = [
     ("mlp512", MLP512, 8, 64, 16),
     ("cifar_vgg", CIFAR_VGG, 6, 16, 4),
     ("alexnet", ALEXNET, 6, 16, 4),
+    ("resnet34", RESNET34, 6, 16, 4),
 ]
-LIMIT = {
-    "cifar_vgg h2l-v0": 1.15,
-    "alexnet h2l-v0": 1.15,
-    "alexnet h2l-edge": 1.20,
-    "cifar_vgg h2l-edge": 1.35,  # halos; G, with room for all gradients, holds fewer positions than A
-    "mlp512 h2l-v0": 1.65,  # the sums of a first layer of real numbers go on from group to group
-    "mlp512 h2l-edge": 1.60,
-}
+LIMIT = 1.15
+OTHER_LIMITS = {"resnet34 h2l-v0": 1.40, "resnet34 h2l-edge": 1.25}
+"""Currents and gradients of shortcuts with weights go through DRAM in fp32 to join the sums of another layer."""
 
 
 @pytest.mark.parametrize("machine", ["h2l-v0", "h2l-edge"])
@@ -195,4 +222,4 @@ def test_bytes_are_near_the_least(
     moved = program_bytes(compile_to(model, recipe, "tile"))
     least = least_bytes(layers, steps, batch, group, load_machine(machine), CHANNELS_PER_BITMAP[machine])
     print(f"\n{name} on {machine}: {moved / 1e6:.0f} MB, least {least / 1e6:.0f} MB, ratio {moved / least:.3f}")
-    assert least <= moved <= LIMIT[f"{name} {machine}"] * least
+    assert least <= moved <= OTHER_LIMITS.get(f"{name} {machine}", LIMIT) * least
