@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.errors import H2LearnError
+
+from .aligned import CACHE_LINE, aligned_zeros
 
 Bytes = npt.NDArray[np.uint8]
 Span = tuple[int, int]
@@ -99,11 +102,23 @@ class Work:
 
 
 class Memories:
-    """Byte storage by memory name; all bytes start as 0. The DRAM array covers ``[dram_base, dram_base + size)``."""
+    """Byte storage by memory name; all bytes start as 0. The DRAM array covers ``[dram_base, dram_base + size)``.
+
+    A multiple of 64 bytes in an address is one in this process too. The memories on the chip lie together.
+    """
 
     def __init__(self, sizes: dict[str, int], dram_base: int = 0) -> None:
         self.dram_base = dram_base
-        self.arrays: dict[str, Bytes] = {name: np.zeros(size, dtype=np.uint8) for name, size in sizes.items()}
+        lines = {name: -(-size // CACHE_LINE) * CACHE_LINE for name, size in sizes.items() if name != "DRAM"}
+        chip, self.arrays = aligned_zeros(sum(lines.values()), np.uint8), dict[str, Bytes]()
+        ends = dict(zip(lines, accumulate(lines.values()), strict=True))
+        for name, size in sizes.items():
+            if name == "DRAM":
+                base = dram_base % CACHE_LINE
+                self.arrays[name] = aligned_zeros(base + size, np.uint8)[base:]
+            else:
+                first = ends[name] - lines[name]
+                self.arrays[name] = chip[first : first + size]
         self.addresses = {name: int(array.ctypes.data) for name, array in self.arrays.items()}
         self._scratch: dict[str, npt.NDArray[Any]] = {}
         self._outgrown: list[npt.NDArray[Any]] = []
@@ -115,7 +130,7 @@ class Memories:
             if kept is not None:
                 self._outgrown.append(kept)
                 size = max(size, 2 * kept.size)
-            kept = self._scratch[name] = np.zeros(size, dtype)
+            kept = self._scratch[name] = aligned_zeros(size, dtype)
         return kept[:size]
 
     def view(self, operand: Operand, nbytes: int) -> Bytes:

@@ -21,6 +21,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from .aligned import aligned_zeros
 from .jit import jit
 from .native import add_word, give_way, invoke, load_word, relax, store_word, swap_word
 
@@ -97,8 +98,8 @@ class Team:
     """The calling thread and ``threads - 1`` helpers; without helpers a team of one."""
 
     def __init__(self, threads: int) -> None:
-        self.words = _aligned(_WORDS)
-        self.counters = _aligned(threads * COUNTERS).reshape(threads, COUNTERS)
+        self.words = aligned_zeros(_WORDS, np.int64)
+        self.counters = aligned_zeros(threads * COUNTERS, np.int64).reshape(threads, COUNTERS)
         self.words[THREADS] = threads
         self._busy = threading.Lock()
         self._start = threading.Event()
@@ -167,10 +168,3 @@ def team_at_work() -> Iterator[Team]:
             yield _local.team
         finally:
             _local.team = None
-
-
-def _aligned(count: int) -> I64:
-    """Return zeros that begin at a cache line."""
-    raw = np.zeros(count + _LINE, np.int64)
-    skipped = -raw.ctypes.data // 8 % _LINE
-    return raw[skipped : skipped + count]
