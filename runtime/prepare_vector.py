@@ -78,7 +78,7 @@ def v_grad(op: Operation, site: Site) -> Prepared:
         args.memory(site.places["go"], 8).memory(seen if windowed else _NOTHING, 1)
         args.numbers(slot_words(op), op.number("gblk"), k, op.init, reset == "hard", reset == "soft", detach, never)
         args.numbers(windowed).reals(op.desc["width"], op.desc["height"])
-        builder.call(calls.differentiate_plain_call, args, n, 2 * n * k)
+        builder.call(calls.differentiate_plain_call, args, n, 3 * n * k)
         return builder.prepared(neuron_counts(op), counts)
     args = Arguments().memory(site.places["gs"], 4)
     if windowed:

@@ -33,7 +33,7 @@ from .bits import (
     population,
     round_half,
 )
-from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append
+from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append, transpose_square
 
 I32 = npt.NDArray[np.int32]
 _NIBBLES = np.uint64(0x1111111111111111)
@@ -264,18 +264,18 @@ def hand_out(free: I64, row: int, cycles: int) -> None:
 
 @jit
 def transpose_weights(weights: F32, c: int, k: int, transposed: F32, low: int, high: int) -> None:
-    """``transposed[tap][k][c] = weights[tap][c][k]``, in cache-sized squares.
-
-    For the units ``low .. high-1`` of (tap, 16 outputs).
-    """
-    inputs, width, edge = np.uint64(c), np.uint64(k), np.uint64(16)
+    """``transposed[tap][k][c] = weights[tap][c][k]`` for the units ``low .. high-1`` of (tap, 16 outputs)."""
+    inputs, width, edge = np.uint64(c), np.uint64(k), np.uint64(LANES)
     strips = (width + edge - np.uint64(1)) // edge
     for unit in range(np.uint64(low), np.uint64(high)):
         base, first_out = unit // strips * inputs * width, unit % strips * edge
-        for first_in in range(np.uint64(0), inputs, edge):
-            for j in range(first_out, min(first_out + edge, width)):
-                for i in range(first_in, min(first_in + edge, inputs)):
-                    transposed[base + j * inputs + i] = weights[base + i * width + j]
+        whole = inputs & ~(edge - np.uint64(1)) if first_out + edge <= width else np.uint64(0)
+        for first_in in range(np.uint64(0), whole, edge):
+            at, to = base + first_in * width + first_out, base + first_out * inputs + first_in
+            transpose_square(weights, at, width, transposed, to, inputs)
+        for j in range(first_out, min(first_out + edge, width)):
+            for i in range(whole, inputs):
+                transposed[base + j * inputs + i] = weights[base + i * width + j]
 
 
 @jit
@@ -747,14 +747,13 @@ def needs_care(x: F32, acc: U32, init: bool, low: int, high: int) -> bool:
 
     ``low`` and ``high`` are thousandths of both.
     """
+    found = np.uint32(0)
     for i in range(np.uint64(x.size * low // 1000), np.uint64(x.size * high // 1000)):
-        if (bits_of(x[i]) & EXPONENT) == EXPONENT:
-            return True
+        found |= np.uint32((bits_of(x[i]) & EXPONENT) == EXPONENT)
     if not init:
         for i in range(np.uint64(acc.size * low // 1000), np.uint64(acc.size * high // 1000)):
-            if acc[i] == np.uint32(0x80000000):
-                return True
-    return False
+            found |= np.uint32(acc[i] == np.uint32(0x80000000))
+    return found != np.uint32(0)
 
 
 @jit

@@ -117,6 +117,45 @@ def append(typing_context: Any, target: Any, at: Any, source: Any, first: Any, c
     return types.void(target, at, source, first, count, addend), codegen
 
 
+@intrinsic
+def transpose_square(
+    typing_context: Any, source: Any, first: Any, width: Any, target: Any, start: Any, room: Any
+) -> Any:
+    """``target[start + j*room + i] = source[first + i*width + j]`` for ``i`` and ``j`` below ``LANES``.
+
+    In registers: of rows ``step`` apart, pairs of blocks of ``step`` elements change places, for 8, 4, 2 and 1.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3))
+
+        def place(row: int, data: Any, start: Any, distance: Any) -> Any:
+            return builder.gep(data, [builder.add(start, builder.mul(distance, _I64(row)))])
+
+        rows = []
+        for i in range(LANES):
+            address = builder.bitcast(place(i, source, args[1], args[2]), _VECTOR.as_pointer())
+            rows.append(builder.load(address, align=4))
+        step = LANES // 2
+        while step:
+            low = [j if not j & step else j - step + LANES for j in range(LANES)]
+            high = [j + step if not j & step else j + LANES for j in range(LANES)]
+            for i in range(LANES):
+                if not i & step:
+                    pair = rows[i], rows[i + step]
+                    rows[i], rows[i + step] = (
+                        builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_U32, LANES), chosen))
+                        for chosen in (low, high)
+                    )
+            step //= 2
+        for i, row in enumerate(rows):
+            address = builder.bitcast(place(i, target, args[4], args[5]), _VECTOR.as_pointer())
+            builder.store(row, address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, first, width, target, start, room), codegen
+
+
 def _emitter(valued: bool) -> Callable[[Any, Any, Any, Any], Any]:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def pointer(index: int) -> Any:

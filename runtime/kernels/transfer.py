@@ -129,16 +129,25 @@ def slot_traffic(
                     at = source_start + i0 * strides[0] + i1 * strides[1] + i2 * strides[2] + i3 * strides[3]
                     there = i0 * dram_strides[0] + i1 * dram_strides[1] + i2 * dram_strides[2] + i3 * dram_strides[3]
                     if there != follows:
-                        in_bursts += (held + unit - np.uint64(1)) // unit * unit
+                        in_bursts += whole_bursts(held, unit)
                         held = packed = np.uint64(0)
                     follows = there + run
                     for first in range(np.uint64(at), np.uint64(at + run), room):
                         live = population(word_at(np.int64(first)))
                         if packed == most:
-                            in_bursts += (held + unit - np.uint64(1)) // unit * unit
+                            in_bursts += whole_bursts(held, unit)
                             held = packed = np.uint64(0)
                         moved += np.uint64(8) + live * size
                         held += min(np.uint64(8) + live * size, room)
                         packed += np.uint64(1)
-    in_bursts += (held + unit - np.uint64(1)) // unit * unit
+    in_bursts += whole_bursts(held, unit)
     return np.int64(moved), np.int64(in_bursts)
+
+
+@jit
+def whole_bursts(size: np.uint64, burst: np.uint64) -> np.uint64:
+    """Round bytes up to whole bursts; without a division where a burst is a power of two."""
+    more = size + burst - np.uint64(1)
+    if burst & (burst - np.uint64(1)) == np.uint64(0):
+        return more & ~(burst - np.uint64(1))
+    return more // burst * burst
