@@ -45,6 +45,8 @@ def reason_against(module: builtin.ModuleOp) -> str:
     for op in module.walk():
         if isinstance(op, spike.LifOp) and neuron_of(op).detach_reset and neuron_of(op).reset != "none":
             return "the reset is left out of the gradient (detach_reset)"
+        if isinstance(op, spike.LifOp) and neuron_of(op).reset == "hard_delayed":
+            return "a hard-delayed reset is left out of the gradient"
         if isinstance(op, spike.LifOp) and (neuron_of(op).periodic or neuron_of(op).v_min is not None):
             return "the surrogate is periodic, or potentials have a lower bound"
     return ""

@@ -343,10 +343,17 @@ def _v_grad(op: Operation) -> dict[str, int]:
         sizes["gi"] = real
     if op.choice("spike") == "never":
         return sizes
+    _check_reset(op)
     if op.choice("seen") == "window":
         _check_window(op)
     sizes["u"] = n * _packed(k) if op.choice("seen") == "window" else real
     return sizes if op.choice("counted") == "yes" else sizes | {"s": n * _packed(k)}
+
+
+def _check_reset(op: Operation) -> None:
+    """Raise H2LearnError for a reset without a gradient of its own."""
+    if op.choice("reset") == "hard_delayed":
+        raise op.fault(f"{op.mnemonic} cannot work on neurons with the reset hard_delayed")
 
 
 def _check_window(op: Operation) -> None:
@@ -364,6 +371,7 @@ def _v_tune(op: Operation) -> dict[str, int]:
     n, k = op.number("n"), op.number("k")
     if op.choice("drive") != "plain":
         raise op.fault(f"v.tune cannot work on neurons with the drive {op.choice('drive')}")
+    _check_reset(op)
     slots = n * slot_row_bytes(op)
     rows = {"dst": 8 * k, "par": parameter_rows(op) * k * 4}
     return rows | {"g": slots, "later": slots, "u": n * k * item_bytes(op), "s": n * _packed(k)}

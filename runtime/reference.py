@@ -281,7 +281,8 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
     decayed = alpha * r
     if op.choice("reset") == "soft_delayed":
         decayed = np.where(s != 0, decayed - theta * s, decayed)
-    u = _round(op, decayed + x)
+    u = decayed + x
+    u = _round(op, np.where(s != 0, v_reset, u) if op.choice("reset") == "hard_delayed" else u)
     spikes = np.zeros((n, k), np.bool_) if never else (u > theta if op.choice("spike") == "gt" else u >= theta)
     open_ended = never or op.choice("surrogate") not in ("rectangular", "triangular")
     mask = np.ones((n, k), np.bool_) if open_ended else _distance(op, u, theta) < np.float32(op.desc["width"])

@@ -242,7 +242,9 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _u("k", 16, "channels"),
             _DTYPE,
             _GBLK,
-            _e("reset", ("hard", "soft", "none", "soft_delayed"), "reset of the membrane after a spike"),
+            _e(
+                "reset", ("hard", "soft", "none", "soft_delayed", "hard_delayed"), "reset of the membrane after a spike"
+            ),
             _e("spike", ("gt", "ge", "never"), "spike when u > theta, u >= theta, or never (leaky integrator)"),
             _e("surrogate", SURROGATES, "surrogate derivative"),
             _f("width", "width of the surrogate, in units of u; half width of a window"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Real, Spikes
 
-RESETS = ("hard", "soft", "soft_delayed", "none")
+RESETS = ("hard", "soft", "soft_delayed", "hard_delayed", "none")
 COMPARES = ("gt", "ge")
 SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid", "exponential", "gaussian")
 COMPACT_SURROGATES = ("rectangular", "triangular")
@@ -34,8 +34,10 @@ class Neuron:
         r[t] = u[t] - theta * s[t]               (reset "soft")
         r[t] = u[t]                              (reset "none")
 
-    Reset "soft_delayed" takes the threshold off one step later and not decayed: ``u[t] -= theta * s[t-1]``. With a
-    ``v_min`` r[t] is at least that. With ``max_spikes`` other than 1 a step has several spikes (compare "ge")::
+    Reset "soft_delayed" takes the threshold off one step later and not decayed: ``u[t] -= theta * s[t-1]``.
+    Reset "hard_delayed" is that of the step behind a spike, whose current is lost: ``u[t] = v_reset`` where s[t-1]. Its
+    dependence on the spike is never in the gradient. With a ``v_min`` r[t] is at least that. With ``max_spikes`` other
+    than 1 a step has several spikes (compare "ge")::
 
         s[t] = max(0, floor(u[t] / theta))       (at most max_spikes of them; 0: any number)
 
@@ -76,12 +78,14 @@ class Neuron:
     @property
     def may_learn(self) -> bool:
         """Whether the gradients of decay and threshold are known."""
-        return not self.counts and self.v_min is None
+        return not self.counts and self.v_min is None and self.reset != "hard_delayed"
 
     def reason_against(self) -> str:
         """Return what does not go together, or an empty string."""
         if not 0 <= self.max_spikes <= MOST_SPIKES:
             return f"expected at most {MOST_SPIKES} spikes per step (0: any number), found {self.max_spikes}"
+        if self.counts and self.reset == "hard_delayed":
+            return "expected one spike per step of neurons with the reset hard_delayed, found several"
         if self.counts and self.compare != "ge":
             return "expected spikes at u >= threshold of neurons with several spikes per step, found >"
         if self.counts and min(self.theta) <= 0:
@@ -113,6 +117,8 @@ def lif(x: Real, neuron: Neuron) -> tuple[Real | Spikes, Real]:
     rest, taken = initial_potential(x, neuron), np.zeros((), dtype=x.dtype)
     for t, current in enumerate(drive(x, neuron)):
         u[t] = alpha * rest + current - taken
+        if t and neuron.reset == "hard_delayed":
+            u[t] = np.where(s[t - 1] != 0, v_reset, u[t])
         if neuron.counts:
             s[t] = spike_count(u[t], theta, neuron.max_spikes)
         else:
@@ -147,7 +153,7 @@ def lif_gradient(gradient: Real, u: Real, s: Real | Spikes, neuron: Neuron) -> R
     later = np.zeros_like(gradient[0])
     for t in range(len(gradient) - 1, -1, -1):
         through_spike, passes = gradient[t], _passes(u[t], s[t], theta, v_reset, neuron)
-        if neuron.reset != "none" and not neuron.detach_reset:
+        if neuron.reset not in ("none", "hard_delayed") and not neuron.detach_reset:
             drops = {"hard": alpha * (u[t] - v_reset), "soft": alpha * theta, "soft_delayed": theta}
             lost = drops[neuron.reset] * later
             through_spike = through_spike - (lost if neuron.reset == "soft_delayed" else lost * passes)

@@ -10,6 +10,7 @@ from xdsl.dialects.builtin import TensorType, f32, i1, i32
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.neuron import Neuron
 from h2learn.backends.reference.training import Loss
 from h2learn.dialects.common import (
     GRADIENT_SCALE_ATTRIBUTE,
@@ -45,6 +46,7 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     entries = get_io(graph)
     arguments = _split(block, entries)
     _set_surrogates(block, spec)
+    _take_out_synapses(block)
     for scan in scans(block):
         with_all_values(scan)
 
@@ -142,6 +144,23 @@ def _set_surrogates(block: Block, spec: Train) -> None:
             detached = replace(chosen, detach_reset=neuron.detach_reset or spec.detach_reset)
             op.properties.pop("periodic", None)
             op.properties.update(neuron_properties(detached))
+
+
+def _take_out_synapses(block: Block) -> None:
+    """Give neurons with a hard-delayed reset their synaptic current by an op of its own: it outlives a lost step."""
+    for op in list(block.walk()):
+        if not isinstance(op, spike.LifOp) or neuron_of(op).reset != "hard_delayed":
+            continue
+        neuron, inside = neuron_of(op), op.parent_block()
+        if neuron.synapse == "none" or inside is None:
+            continue
+        synapse: Operation = spike.LiOp(op.x, Neuron(alpha=neuron.beta, reset="none"), location=op.location)
+        inside.insert_op_before(synapse, op)
+        if neuron.synapse == "delayed":
+            synapse = spike.DelayOp(synapse.results[0], [1], location=op.location)
+            inside.insert_op_before(synapse, op)
+        op.operands[0] = synapse.results[0]
+        op.properties.update(neuron_properties(replace(neuron, synapse="none", beta=(0.0,))))
 
 
 def _use_batch_statistics(block: Block, scalars: SSAValue) -> dict[SSAValue, SSAValue]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from xdsl.dialects.builtin import i1
 from xdsl.ir import Operation, SSAValue
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.neuron import Neuron
 from h2learn.dialects.common import source_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -121,6 +123,8 @@ def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[G
             hint="read membrane potentials from an li layer",
         )
     neuron, rows = neuron_of(op), (op.decay, op.threshold)
+    if neuron.reset == "hard_delayed":
+        return [_behind_delayed_reset(op, through_spikes, neuron, tape)]
     gradient = tape.emit(sgrad.LifOp(through_spikes, op.u, op.s, neuron, *rows, location=op.location))
     found: list[Gradient] = []
     if any(row is not None for row in rows):
@@ -128,6 +132,14 @@ def _lif(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[G
         tape.emit(constants)
         found = [g for g, row in zip(constants.results, rows, strict=True) if row is not None]
     return [gradient, *found]
+
+
+def _behind_delayed_reset(op: spike.LifOp, through_spikes: SSAValue, neuron: Neuron, tape: Tape) -> SSAValue:
+    """Return the gradient of the currents: those of steps behind a spike are lost, so that they have none."""
+    same = replace(neuron, reset="hard", detach_reset=True)
+    gradient = tape.emit(sgrad.LifOp(through_spikes, op.u, op.s, same, location=op.location))
+    before = tape.emit(spike.DelayOp(op.s, [1], location=op.location))
+    return tape.emit(spike.GateOp(gradient, before, "drop", location=op.location))
 
 
 def _neuron_row(op: Operation, gradients: Sequence[Gradient], tape: Tape) -> Sequence[Gradient]:

@@ -41,6 +41,8 @@ def spike_neuron(d: NeuronDescription) -> Neuron:
     neuron = Neuron(**{field.name: getattr(d, field.name) for field in fields(Neuron)})
     if not d.fires:
         return replace(neuron, reset="none")
+    if d.reset == "hard_delayed":
+        return replace(neuron, detach_reset=True)
     if d.reset != "soft_delayed":
         return neuron
     return replace(neuron, reset="soft") if set(d.alpha) == {1.0} else replace(neuron, detach_reset=True)
@@ -62,7 +64,7 @@ def summary(d: NeuronDescription) -> str:
     if not d.fires:
         return f"leaky integrator, {', '.join(parts)}, starts at {_range(d.initial)}"
     parts += [f"theta {_range(d.theta)}", f"reset {d.reset.replace('_', '-')}"]
-    if d.reset == "hard":
+    if d.reset.startswith("hard"):
         parts[-1] += f" to {_range(d.v_reset)}"
     sign = ">" if d.compare == "gt" else ">="
     return f"{', '.join(parts)}, spikes at u {sign} theta, starts at {_range(d.initial)}"

@@ -243,7 +243,8 @@ def lif(job: Job) -> None:
     decayed = par["alpha"] * rest
     if reset == "soft_delayed":
         decayed = np.where(spiked != 0, decayed - theta * spiked, decayed)
-    u = round_to_storage(decayed + x, dtype)
+    u = decayed + x
+    u = round_to_storage(np.where(spiked != 0, par["v_reset"], u) if reset == "hard_delayed" else u, dtype)
     write_real(job["us"], u, dtype)
     if counted:
         if spike != "ge":
@@ -318,6 +319,8 @@ def gradient(job: Job) -> None:
         gu = gs + alpha * later
     else:
         reset = job.word("reset")
+        if reset == "hard_delayed":
+            raise H2LearnError("a hard-delayed reset has no gradient of its own")
         if job.word("seen") == "window":
             seen_spikes = job.word("counted") == "yes" and reset == "hard"
             through_reset = reset == "hard" and job.word("detach") == "no"

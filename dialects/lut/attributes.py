@@ -23,7 +23,7 @@ from xdsl.utils.exceptions import VerifyException
 Shape = tuple[int, ...]
 
 STORAGE_TYPES = ("f32", "f16")
-RESETS = ("hard", "soft", "none", "soft_delayed")
+RESETS = ("hard", "soft", "none", "soft_delayed", "hard_delayed")
 COMPARISONS = ("gt", "ge", "never")
 SURROGATES = ("rectangular", "triangular", "atan", "sigmoid", "fast_sigmoid", "exponential", "gaussian")
 WINDOWS = ("rectangular", "triangular")

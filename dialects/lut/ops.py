@@ -762,6 +762,7 @@ class GradOp(LutOp):
         _expect("time steps of the gradient", (self.time_steps, len(shape)), (shape[0], 5))
         _expect_shape("incoming gradient", self.gs.type, shape if self.gs_time == "all" else shape[1:])
         _verify_neuron(self.neuron, shape[-1], fires=self.neuron.fires)
+        _verify_gradient(self.neuron)
         _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
         for what, value in (("membrane potentials", self.u), ("spikes", self.s)):
             if (value is None) == self.neuron.fires:
@@ -835,6 +836,7 @@ class LifConstantsOp(LutOp):
         _expect("rank of the gradient", len(shape), 5)
         for what, value in (("later gradient", self.later), ("membrane potentials", self.u), ("spikes", self.s)):
             _expect_shape(what, value.type, shape)
+        _verify_gradient(self.neuron)
         _verify_neuron(self.neuron, shape[-1], fires=True)
         _verify_learned((self.decay, self.threshold), self.neuron, shape[-1])
         _verify_spikes(self.s, self.neuron)
@@ -1419,6 +1421,11 @@ def _steps_of_current(type_: Attribute, time_steps: int) -> Shape:
 def _verify_bias(bias: SSAValue | None, channels: int) -> None:
     if bias is not None:
         _expect_shape("bias", bias.type, (channels,))
+
+
+def _verify_gradient(neuron: Neuron) -> None:
+    if neuron.reset == "hard_delayed":
+        raise VerifyException("a hard-delayed reset has no gradient of its own: it is that of hard, gated by spikes")
 
 
 def _verify_neuron(neuron: Neuron, channels: int, *, fires: bool) -> None:

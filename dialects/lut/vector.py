@@ -91,10 +91,14 @@ class _Membrane:
         self.carried: F32 = np.broadcast_to(self.alpha * start, shape).astype(np.float32)
         self.synaptic = np.zeros(shape, dtype=np.float32)
         self.u = self.carried
+        self.lost: Bits | None = None
 
     def step(self, x: F32) -> F32:
         """Return the potential of the next step for the current ``x``."""
-        self.u = round_to_storage(self.carried + self._drive(x), self.dtype)
+        u = self.carried + self._drive(x)
+        self.u = round_to_storage(
+            u if self.lost is None else np.where(self.lost, _row(self.neuron.v_reset), u), self.dtype
+        )
         self.carried = self.alpha * self.u
         return self.u
 
@@ -106,6 +110,8 @@ class _Membrane:
         self.carried = self.alpha * rest
         if n.reset == "soft_delayed":
             self.carried = np.where(s != 0, self.carried - _row(n.theta) * s, self.carried)
+        if n.reset == "hard_delayed":
+            self.lost = s != 0
 
     def _drive(self, x: F32) -> F32:
         n = self.neuron

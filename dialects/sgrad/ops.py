@@ -223,6 +223,7 @@ class LifOp(LifGradientOp):
         soft_delayed: gu[t] = sg[t] * (gs[t] - theta * gn)                    + alpha * gn
         none:         gu[t] = sg[t] * gs[t]                                   + alpha * gn
 
+    There is none for hard_delayed: its gradient is that of hard with ``detach_reset``, gated by the spikes before.
     ``detach_reset`` leaves the term with gn in the bracket out. Where ``v_min`` holds the potential after the reset, no
     term with gn is there but that of soft_delayed in the bracket. Where s is a number, hard takes 1 for all above 0.
     The gradient of the current is ``gain * gu[t]``; with a synapse ``gi[t] = gain * gu[t] + beta * gi[t+1]`` (delayed:

@@ -561,7 +561,9 @@ def check_learned(rows: Sequence[Tensor], properties: Properties, channels: int)
     if not neuron.is_driven_plainly:
         raise VerifyException("expected no gain, leak, initial potential or synapse of neurons with learned constants")
     if not neuron.may_learn:
-        raise VerifyException("expected one spike per step and no lower bound of neurons with learned constants")
+        raise VerifyException(
+            "expected one spike per step, no lower bound and no hard-delayed reset of neurons with learned constants"
+        )
 
 
 def check_loss(operands: Sequence[Tensor], properties: Properties) -> Tensor:

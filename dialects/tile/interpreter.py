@@ -329,7 +329,10 @@ def _lif(b: Buffers, p: Params, fresh: bool) -> None:
         carried = alpha * membrane
         if p["reset"] == "soft_delayed":
             carried = np.where(fired, carried - theta * fired, carried)
-    u = numerics.round_to_storage(carried + current, str(p["dtype"]))
+    u = carried + current
+    if p["reset"] == "hard_delayed" and not fresh:
+        u = np.where(fired, v_reset, u)
+    u = numerics.round_to_storage(u, str(p["dtype"]))
     b["us"][...] = u
     if p["save_u"] == "yes":
         b["uo"][...] = u

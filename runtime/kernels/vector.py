@@ -256,9 +256,10 @@ def integrate(
 ) -> None:
     """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
 
-    ``flags``: init, half, hard, soft, soft-delayed, greater-or-equal, never, save_u, save_m, windowed, the drive
-    (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`), counted, bounded and periodic. Counted spikes, at
-    most ``most``, go to ``numbers`` instead of ``so``; bounded potentials are not below ``lowest`` after the reset.
+    ``flags``: init, half, hard, soft, soft-delayed (with hard: hard-delayed), greater-or-equal, never, save_u, save_m,
+    windowed, drive (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`), counted, bounded and periodic.
+    Counted spikes, at most ``most``, go to ``numbers`` instead of ``so``; bounded potentials are not below ``lowest``
+    after the reset.
     """
     init, half, hard, soft, late, inclusive, never, save_u, save_m, windowed, drive, counted, bounded, periodic = flags
     rows = min(block_rows(k), max(1, high - low))
@@ -304,10 +305,10 @@ def integrate(
         else:
             for i in range(size):
                 u[i] = alpha[i] * u[i]
-            if resets and late and counted:
+            if resets and late and counted and not hard:
                 for i in range(size):
                     u[i] = u[i] - theta[i] * count[i] if spikes[i] else u[i]
-            elif resets and late:
+            elif resets and late and not hard:
                 for i in range(size):
                     u[i] = u[i] - theta[i] if spikes[i] else u[i]
             if drive == PLAIN:
@@ -317,6 +318,9 @@ def integrate(
                 drive_block(acc, par, cs, cs_half, start, here, k, init, half, drive, x)
                 for i in range(size):
                     u[i] = u[i] + x[i]
+            if resets and hard and late:
+                for i in range(size):
+                    u[i] = v_reset[i] if spikes[i] else u[i]
         if half:
             for i in range(size):
                 u[i] = round_half(u[i])

@@ -92,6 +92,8 @@ def torch_lif(x, n, feedback=torch.zeros_like):
         u = n.v_leak[0] + n.alpha[0] * (rest - n.v_leak[0]) + drive
         if n.reset == "soft_delayed":
             u = u - n.theta[0] * held
+        if n.reset == "hard_delayed":
+            u = torch.where(s > 0, torch.full_like(u, n.v_reset[0]), u)
         s = Spike.apply(u, n)
         result.append(s)
     return torch.stack(result)
@@ -313,6 +315,26 @@ def test_losses_on_counts(readout, loss):
     init: normal gain 2 seed 5"""
     model = parse_snn(text.replace("\n    ", "\n")).with_batch(3)
     gradients = compare_with_torch(model, Train(loss=loss), np.random.default_rng(2))
+    assert all(np.abs(g).max() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("drive", ["", ", synapse decay 0.6", ", delayed synapse decay 0.8, gain 0.8, leak to 0.1"])
+def test_a_reset_that_loses_the_step_behind_a_spike(drive):
+    text = f"""network lost
+    input x: 2 x 4 x 4 over time
+    time steps: 10
+    neuron: lif(decay 0.7, threshold 0.5, reset hard delayed to 0.2{drive})
+    conv c1: 3 channels, kernel 3 x 3
+    lif a
+    flatten
+    linear f1: 6 features
+    recurrent r
+    linear f2: 4 features
+    lif b
+    readout rate
+    init: normal gain 3 seed 5"""
+    model = parse_snn(text.replace("\n    ", "\n")).with_batch(3)
+    gradients = compare_with_torch(model, Train(), np.random.default_rng(2))
     assert all(np.abs(g).max() > 0 for g in gradients)
 
 

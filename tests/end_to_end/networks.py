@@ -342,6 +342,8 @@ def _convolution(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.G
 def _lif(builder: NetworkBuilder, x: Signal, neuron: Neuron, name: str, rng: np.random.Generator) -> Signal:
     """Add neurons, of which every third plain ones learn decay or threshold."""
     drawn = rng.spawn(1)[0]
+    if neuron.reset == "hard" and not neuron.counts and drawn.spawn(1)[0].random() < 0.3:
+        return builder.lif(x, replace(neuron, reset="hard_delayed"), HERE)
     if not (neuron.is_driven_plainly and neuron.may_learn) or x.maps or drawn.random() > 1 / 3:
         return builder.lif(x, neuron, HERE)
     rows = (str(drawn.choice(["", "unit", "falling", "sigmoid"])), str(drawn.choice(["", "plain"])))

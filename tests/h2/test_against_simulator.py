@@ -66,7 +66,14 @@ def contents(rng: np.random.Generator, dtype: str) -> bytes:
 
 
 CASES: list[tuple[str, dict[str, int | float | str]]] = [(m, {}) for m in ("fe.fill", "fe.run", "be.fwd", "be.run")]
-CASES += [("be.wgt", {}), ("wu.run", {}), ("v.lif", {}), ("v.grad", {"seen": "potential"}), ("v.rng", {})]
+CASES += [
+    ("be.wgt", {}),
+    ("wu.run", {}),
+    ("v.lif", {}),
+    ("v.lif", {"reset": "hard_delayed"}),
+    ("v.grad", {"seen": "potential"}),
+    ("v.rng", {}),
+]
 CASES += [("v.opt", {"kind": kind}) for kind in ("sgd", "nesterov", "adam", "adamw")]
 CASES += [("v.reduce", {"kind": kind}) for kind in ("rate", "count", "max", "mean", "sum", "last", "tsum", "bias")]
 CASES += [("v.spread", {})]

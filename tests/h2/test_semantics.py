@@ -268,7 +268,7 @@ DRIVES = ["plain", "scaled", "synapse", "delayed"]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("reset", ["hard", "soft", "soft_delayed", "none"])
+@pytest.mark.parametrize("reset", ["hard", "soft", "soft_delayed", "hard_delayed", "none"])
 @pytest.mark.parametrize(("spike", "drive"), [("gt", "plain"), ("ge", "plain"), *product(["gt", "never"], DRIVES)])
 @pytest.mark.parametrize("init", ["0", "0x100"])
 def test_v_lif_is_the_neuron_equation(dtype: str, reset: str, spike: str, drive: str, init: str) -> None:
@@ -307,7 +307,8 @@ def test_v_lif_is_the_neuron_equation(dtype: str, reset: str, spike: str, drive:
         decayed = f32(alpha * before)
         if spiked and reset == "soft_delayed":
             decayed = f32(decayed - theta)
-        u[i, ch] = f32(f32(decayed + x).astype(STORAGE[dtype]))
+        summed = v_reset if spiked and reset == "hard_delayed" else f32(decayed + x)
+        u[i, ch] = f32(summed.astype(STORAGE[dtype]))
         s[i, ch] = u[i, ch] >= theta if spike == "ge" else u[i, ch] > theta
         m[i, ch] = spike == "never" or abs(f32(u[i, ch] - theta)) < f32(0.75)
     assert bench.raw("us", u.size * np.dtype(STORAGE[dtype]).itemsize) == u.astype(STORAGE[dtype]).tobytes()

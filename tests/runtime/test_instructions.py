@@ -75,6 +75,8 @@ class Builder:
             self.desc |= {"k": self.pick(16, 48, 80), "gblk": self.pick(16, 32, 64)}
             self.enum("dtype", "f32"), self.enum("drive", "plain")
             self.enum("reset", "none", "hard", "soft"), self.enum("surrogate", "rectangular", "rectangular", "atan")
+        if self.row.mnemonic != "v.lif" and self.fields["reset"].values[self.desc["reset"]] == "hard_delayed":
+            self.enum("reset", "hard")
         if self.row.mnemonic == "v.grad" and self.pick(0, 1):
             self.enum("surrogate", "rectangular"), self.enum("detach", "yes"), self.enum("seen", "window")
         elif self.pick(0, 0, 1):

@@ -331,10 +331,10 @@ class _Reader:
             *delayed, decay = _tokens(node)
             return {"synapse": "delayed" if delayed else "immediate", "beta": (self.decay(decay),)}
         kind, *to = _tokens(_children(node)[0])
-        if to and to[0].type == "DELAYED":
-            return {"reset": "soft_delayed", "v_reset": (0.0,)}
+        delays = [token for token in to if token.type == "DELAYED"]
+        to = [token for token in to if token.type != "DELAYED"]
         level = self.number(to[0], "reset level", -math.inf) if to else 0.0
-        return {"reset": str(kind), "v_reset": (level,)}
+        return {"reset": f"{kind}_delayed" if delays else str(kind), "v_reset": (level,)}
 
     def decay(self, token: Token) -> float:
         return self.number(token, "decay", 0.0, 1.0)

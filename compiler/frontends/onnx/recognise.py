@@ -205,6 +205,8 @@ class _Recogniser:
 
     def _with_reset(self, c: _Constants, before: Form) -> _Constants:
         """Find the reset: what the spike of step 0 changes in step 1."""
+        if self._is_lost():
+            return self._with_lost_step(c)
         after = self._responses({0: ABOVE})[1]
         scale = np.maximum(np.abs(c.gain), np.abs(c.theta))
         kept = after[0] - (c.gain if self.static else 0.0)
@@ -218,6 +220,19 @@ class _Recogniser:
         alpha = np.where(c.alpha == 0, 1.0, c.alpha)
         v_reset = c.v_leak + (after[-1] + c.theta - c.v_leak) / alpha * (c.alpha != 0)
         return replace(c, reset="hard", v_reset=v_reset)
+
+    def _is_lost(self) -> bool:
+        """Whether the step behind a spike compares nothing: its potential does not depend on the currents."""
+        _, decisions = self._run({0: ABOVE})
+        return 1 not in decisions and 0 in decisions
+
+    def _with_lost_step(self, c: _Constants) -> _Constants:
+        """Find the level of a delayed reset; the step behind shows it, the last one of two steps does not."""
+        c = replace(c, reset="hard_delayed")
+        if self.count < 3 or not np.all(c.alpha):
+            return c
+        after = self._responses({0: ABOVE})[2]
+        return replace(c, v_reset=c.v_leak + (after[-1] + c.theta - c.v_leak) / c.alpha)
 
     def _with_subtraction(self, c: _Constants, drop: Channels, scale: Channels) -> _Constants:
         """Tell the resets by what they take off; an amount other than the threshold says where potentials start."""
@@ -258,7 +273,12 @@ class _Recogniser:
     def _check(self, constants: _Constants, compare: str) -> str:
         """Compare all values with those of the neuron, for many patterns, and return which ones the outputs are."""
         possible = ["spikes", "potentials", "rest"] if constants.fires else ["potentials"]
-        for pattern in self._patterns(constants.fires):
+        lost = constants.reset == "hard_delayed"
+        if lost and not np.all(constants.v_reset < constants.theta):
+            raise RefusalError("a delayed reset to above the threshold")
+        for pattern in (
+            map(_without_neighbours, self._patterns(constants.fires)) if lost else self._patterns(constants.fires)
+        ):
             outputs, decisions = self.closure.run(pattern)
             potentials = self._predict(constants, pattern)
             for step, form in decisions.items():
@@ -295,6 +315,8 @@ class _Recogniser:
             current[self._row(step)] += 1.0
             u = c.alpha * after + c.gain * current
             u[-1] += (1 - c.alpha) * c.v_leak - taken
+            if c.reset == "hard_delayed" and step and pattern and pattern[step - 1] == ABOVE:
+                u[:-1], u[-1] = 0.0, c.v_reset
             result.append(u)
             spike = bool(pattern) and pattern[step] == ABOVE
             after = _at_rest(u, ABOVE if spike else BELOW, c)
@@ -354,6 +376,14 @@ def _spike(like: Form, side: int) -> Form:
     form = np.zeros_like(like)
     form[-1] = float(side == ABOVE)
     return form
+
+
+def _without_neighbours(pattern: Sequence[int]) -> tuple[int, ...]:
+    """Return a pattern without the spikes that a lost step behind a spike cannot have."""
+    found: list[int] = []
+    for side in pattern:
+        found.append(BELOW if found and found[-1] == ABOVE else side)
+    return tuple(found)
 
 
 def _at_rest(u: Form, side: int, c: _Constants) -> Form:
