@@ -20,7 +20,7 @@ from h2learn.backends.h2learn.isa import ENGINES, SEMAPHORE_MAX, STREAMS
 from .frontend import FAULT, FENCE, FORK, NOP, SIGNAL, STOP, WAIT
 from .jit import jit
 from .kernels.transfer import slot_traffic
-from .native import words_at
+from .native import bare, words_at
 from .prepared import BLOCK_WORDS, MOST_COUNTS, NONFINITE, most_pieces, perform
 from .prepared import RESULT as BLOCK_RESULT
 from .team import share
@@ -108,6 +108,10 @@ def advance(
     cycles of the front end by engine whose queue was full, then at fences; ``team``: words and counters (``team.py``).
     """
     margin = STREAMS * rings.shape[1] * 4 + 16
+    entries = (bare(entries[0]), bare(entries[1]), bare(entries[2]), bare(entries[3]))
+    streams, queues, rings, engines = bare(streams), bare(queues), bare(rings), bare(engines)
+    semaphores, posts, pcs, lost = bare(semaphores), bare(posts), bare(pcs), bare(lost)
+    log, g, team = bare(log), bare(g), (bare(team[0]), bare(team[1]))
     while True:
         if g[LOOK]:
             status = _attend(entries, streams, queues, rings, engines, lost, log, g)

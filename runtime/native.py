@@ -105,17 +105,18 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any
 
 @intrinsic
 def copy_rows(
-    typing_context: Any, target: Any, source: Any, rows: Any, run: Any, down: Any, across: Any, block: Any, ahead: Any
+    typing_context: Any, target: Any, source: Any, rows: Any, run: Any, down: Any, across: Any, log: Any, ahead: Any
 ) -> Any:
     """Copy ``rows`` rows of ``run`` bytes, ``down`` bytes apart in the target and ``across`` in the source.
 
-    In blocks of ``block`` bytes, a power of two of at most 64 and ``run``; the last one of a row may overlap the one
-    before it. Memory ``ahead`` bytes behind what is read is fetched to the cache beforehand.
+    In blocks of ``2^log`` bytes, at most 64 and ``run``; the last one of a row may overlap the one before it. Memory
+    ``ahead`` bytes behind what is read is fetched to the cache beforehand.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        target, source, rows, run, down, across, block, ahead = args
-        count, rest = builder.udiv(run, block), builder.urem(run, block)
+        target, source, rows, run, down, across, log, ahead = args
+        block = builder.shl(_WORD(1), log)
+        count, rest = builder.lshr(run, log), builder.and_(run, builder.sub(block, _WORD(1)))
         single = builder.and_(builder.icmp_unsigned("==", count, _WORD(1)), builder.icmp_unsigned("==", rest, _WORD(0)))
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, *[ir.IntType(32)] * 3])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -149,6 +150,34 @@ def copy_rows(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8), codegen
+
+
+@intrinsic
+def copy_words(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy ``count`` 32-bit words from address to address, sixteen at a time; nothing behind them is touched."""
+    lanes, integer = 16, ir.IntType(32)
+    vector = ir.VectorType(integer, lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind, mask_kind = vector.as_pointer(), ir.VectorType(ir.IntType(1), lanes)
+        load = ir.FunctionType(vector, [kind, integer, mask_kind, vector])
+        store = ir.FunctionType(ir.VoidType(), [vector, kind, integer, mask_kind])
+        load = cgutils.get_or_insert_function(builder.module, load, "llvm.masked.load.v16i32.p0")
+        store = cgutils.get_or_insert_function(builder.module, store, "llvm.masked.store.v16i32.p0")
+        numbers, zeros = ir.Constant(vector, list(range(lanes))), ir.Constant(vector, [0] * lanes)
+        blocks = builder.lshr(builder.add(args[2], _WORD(lanes - 1)), _WORD(4))
+        with cgutils.for_range(builder, blocks, intp=_WORD) as loop:
+            first = builder.mul(loop.index, _WORD(lanes))
+            left = builder.trunc(builder.sub(args[2], first), integer)
+            single = builder.insert_element(ir.Constant(vector, ir.Undefined), left, integer(0))
+            mask = builder.icmp_unsigned("<", numbers, builder.shuffle_vector(single, single, zeros))
+            at = builder.mul(first, _WORD(4))
+            origin = builder.inttoptr(builder.add(args[1], at), kind)
+            to = builder.inttoptr(builder.add(args[0], at), kind)
+            builder.call(store, [builder.call(load, [origin, integer(1), mask, zeros]), to, integer(1), mask])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -250,3 +279,9 @@ def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 def words_at(address: int, count: int) -> I64:
     """Return ``count`` 64-bit words at an address."""
     return numba.carray(pointer_to(address), (count,), np.int64)
+
+
+@jit
+def bare(array: I64) -> I64:
+    """Return an array whose parts Numba does not count references to; the caller keeps its memory."""
+    return numba.carray(pointer_to(array.ctypes.data), array.shape, np.int64)

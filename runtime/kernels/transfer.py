@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit import jit
-from ..native import call, clear_bytes, copy_bytes, copy_rows, word_at, words_at
+from ..native import call, clear_bytes, copy_bytes, copy_rows, copy_words, word_at, words_at
 from .bits import population
 
 Four = tuple[int, int, int, int]
 Range = tuple[int, int]
 
 
-_BLOCK = 64  # bytes that are copied at a time
+_LOG_OF_MOST = 6  # of the bytes that are copied at a time
 _LONG = 1 << 11  # bytes of a row that are left to the library
 _AHEAD = 1 << 11  # bytes that are fetched ahead of strided rows
 
@@ -78,25 +78,27 @@ def copy_line(target: int, source: int, rows: int, size: int, down: int, across:
             copy_bytes(target + i * down, source + i * across, size)
     elif size > 0:
         ahead = across * max(1, _AHEAD // size) if across != size else 0
-        copy_rows(target, source, rows, size, down, across, block_for(size), ahead)
+        copy_rows(target, source, rows, size, down, across, log_of_block(size), ahead)
 
 
 @jit
-def block_for(size: int) -> int:
-    """Return the largest power of two that is no more than ``size`` and a block."""
-    block = _BLOCK
-    while block > size:
-        block >>= 1
-    return block
+def log_of_block(size: int) -> int:
+    """Return the logarithm of the largest power of two that is no more than ``size`` and a block."""
+    log = _LOG_OF_MOST
+    while 1 << log > size:
+        log -= 1
+    return log
 
 
 @jit
 def copy_slots(target: int, source: int, size: int, slot: int, item: int) -> None:
-    """Copy the bitmaps and live values of the gradient slots in ``size`` bytes."""
+    """Copy the bitmaps and live values (of 2 or 4 bytes) of the gradient slots in ``size`` bytes."""
     for first in range(np.uint64(0), np.uint64(size), np.uint64(slot)):
-        at = np.int64(first)
-        live = min(np.int64(8) + np.int64(population(word_at(source + at))) * item, slot)
-        copy_rows(target + at, source + at, 1, live, 0, 0, block_for(live), 0)
+        to, at = target + np.int64(first), source + np.int64(first)
+        live = min(np.int64(8) + np.int64(population(word_at(at))) * item, slot)
+        copy_words(to, at, live >> 2)
+        if live & 2:
+            copy_bytes(to + live - 2, at + live - 2, 2)
 
 
 @jit
