@@ -113,3 +113,29 @@ def test_other_outputs_are_refused(tmp_path, out, reason):
     with pytest.raises(H2LearnError) as caught:
         h2learn.load_model(export(Net(out), spikes_over_time(), tmp_path / "net.onnx"))
     assert reason in caught.value.excerpt, caught.value.excerpt
+
+
+def test_constants_with_names_of_their_own_are_noted(tmp_path):
+    class Cell(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decay, self.level = (torch.nn.Parameter(torch.tensor(v)) for v in (0.75, 0.5))
+
+    class Cells(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.cell = torch.nn.Linear(6, 4), Cell()
+
+        def forward(self, x):
+            u, found = 0.0, []
+            for step in x:
+                u = self.cell.decay * u + self.f(step)
+                s = (u > self.cell.level).float()
+                u = u * (1 - s)
+                found.append(s)
+            return torch.stack(found)
+
+    model = h2learn.load_model(export(Cells(), torch.rand(3, 2, 6), tmp_path / "net.onnx"))
+    (note,) = [note for note in model.notes if "which training leaves as they are" in note]
+    assert set(note.partition(":")[0].split(", ")) == {"cell.decay", "cell.level"}
+    assert set(model.parameters) == {"f.weight", "f.bias"}

@@ -217,6 +217,11 @@ def _parameter_names(plan: Plan, layer: Layer, synapse: Synapse) -> Parameters:
     return Parameters(base, found["weight"], found["bias"], tuple(found[k] for k in STATISTICS if k in found))
 
 
+def is_a_name(name: str) -> bool:
+    """Whether an initializer has a name of its model (``lif1.beta``), not one that an exporter gave it."""
+    return "." in name and _LOST_NAME.match(name) is None and "lifted_tensor" not in name
+
+
 def _is_lost(plan: Plan, name: str) -> bool:
     return name not in plan.given and _LOST_NAME.match(name) is not None
 

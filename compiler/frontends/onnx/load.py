@@ -17,7 +17,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.frontends.neuron_description import NeuronDescription
 from h2learn.compiler.model import Model
 
-from .emit import Output, Plan, prepare
+from .emit import Output, Plan, is_a_name, prepare
 from .executor import MAX_STEPS, Executor, Problem
 from .graph import Constant, Graph, GraphInput, read_graph
 from .operators import new_executor
@@ -87,8 +87,20 @@ def _network(
         raise _refusal(file, best.problems)
     _check_reset(file, best.plan, reset)
     plan = best.plan
+    plan.notes += _constants_with_names(graph, plan)
     model = Model(Path(file).stem, plan.build(best.batch), plan.parameters, None, plan.build, tuple(plan.notes))
     return model.with_parameters(plan.parameters)
+
+
+def _constants_with_names(graph: Graph, plan: Plan) -> list[str]:
+    """Return a note on tensors of the file that may have been trained and are no parameters: decays and thresholds."""
+    read = {name for node in graph.nodes for name in node.inputs}
+    found = [
+        name
+        for name, constant in graph.initializers.items()
+        if name in read and name not in plan.parameters and constant.array.dtype.kind == "f" and is_a_name(name)
+    ]
+    return [f"{', '.join(found)}: constants here, which training leaves as they are"] if found else []
 
 
 @dataclass(frozen=True)
