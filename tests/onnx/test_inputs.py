@@ -70,3 +70,35 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path):
     inputs = (spikes_over_time(), spikes_over_time(1, (3, 2, 4)))
     with pytest.raises(H2LearnError):
         h2learn.load_model(exported(net, inputs, ["x", "y"], tmp_path / "net.onnx"))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_states_of_a_single_step_are_the_last_outputs_or_the_first(tmp_path, first):
+    """Spikes fed back as a potential would be a network, too: a neuron without memory."""
+
+    class Cell(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(3)
+            self.f, self.g = torch.nn.Linear(6, 8), torch.nn.Linear(8, 4)
+            for layer in (self.f, self.g):
+                torch.nn.init.normal_(layer.weight, 0.05, 0.5)
+
+        def forward(self, x, v, w):
+            v = 0.8 * v * (1 - (v > 0.3).float()) + self.f(x)
+            w = 0.8 * w * (1 - (w > 0.2).float()) + self.g((v > 0.3).float())
+            s = (w > 0.2).float()
+            return (v, w, s) if first else (s, v, w)
+
+    cell, x = Cell(), torch.rand(5, 2, 6) * 2
+    states = torch.zeros(2, 8), torch.zeros(2, 4)
+    model = h2learn.load_model(exported(cell, (x[0], *states), ["x", "a", "b"], tmp_path / "net.onnx"), time_steps=5)
+    assert len([note for note in model.notes if "is fed from output" in note]) == 2
+    expected = []
+    for step in x:
+        out = cell(step, *states)
+        s, states = (out[2], out[:2]) if first else (out[0], out[1:])
+        expected.append(s)
+    (found,) = h2learn.compile(model).run({"x": x.numpy()}).outputs.values()
+    np.testing.assert_array_equal(found, torch.stack(expected).detach().numpy())
+    assert 0.1 < found.mean() < 0.9

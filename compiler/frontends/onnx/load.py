@@ -76,12 +76,16 @@ def _network(
 ) -> Model:
     """Return the model of a forward graph whose parameters are in the file, or ``given``."""
     best: _Attempt | None = None
+    fits = False
     for form in _forms(file, graph, time_steps):
+        if fits and not form.usual:
+            break  # a wrong pairing of states with outputs may be a network, too
         attempt = _attempt(file, graph, form, time_steps, neurons, given)
         if best is None or _rank(attempt) < _rank(best):
             best = attempt
         if not best.problems and best.plan is not None:
             break
+        fits |= form.usual and attempt.fits
     assert best is not None
     if best.problems or best.plan is None:
         raise _refusal(file, best.problems)
@@ -110,6 +114,8 @@ class _Form:
     time_axis: int | None
     states: tuple[int, ...] = ()
     """For a single step: the output that is the next value of each further input."""
+    usual: bool = False
+    """For a single step: names say so, or states are the last outputs, or the first ones, in their order."""
     initial: tuple[str, ...] = ()
     """Inputs that are states in front of the first step; all others are over time."""
 
@@ -121,6 +127,8 @@ class _Attempt:
     batch: int
     understood: int
     """How many layers were found."""
+    fits: bool = True
+    """Whether the states have the shapes of the outputs that are their next values."""
 
 
 def _rank(attempt: _Attempt) -> tuple[bool, int, int]:
@@ -219,9 +227,15 @@ def _single_steps(file: str, graph: Graph, time_steps: int | None) -> list[_Form
             location=file,
             hint=STEPS_HINT,
         )
-    choices = itertools.permutations(range(len(graph.outputs)), len(states))
-    ranked = sorted(itertools.islice(choices, 5040), key=lambda order: -_affinity(graph, order))
-    return [_Form(None, tuple(order)) for order in ranked[:MAX_PAIRINGS]]
+    count, known = len(states), len(graph.outputs)
+    usual = (tuple(range(known - count, known)), tuple(range(count)))
+
+    def unlikely(order: tuple[int, ...]) -> tuple[int, int]:
+        return -_affinity(graph, order), usual.index(order) if order in usual else len(usual)
+
+    choices = itertools.islice(itertools.permutations(range(known), count), 5040)
+    ranked = sorted(dict.fromkeys((*usual, *choices)), key=unlikely)[:MAX_PAIRINGS]
+    return [_Form(None, order, usual=order in usual or _affinity(graph, order) == count) for order in ranked]
 
 
 def _affinity(graph: Graph, order: Sequence[int]) -> int:
@@ -253,7 +267,7 @@ def _attempt(
             values = executor.run(graph, {**_arguments(executor, graph, form, sizes, time_steps), **given})
     except RefusalError as error:
         executor.refuse(first.name, "input", str(error), error.hint)
-        return _Attempt(executor.problems, None, 1, 0)
+        return _Attempt(executor.problems, None, 1, 0, not isinstance(error, _ShapeError))
     outputs = _outputs(executor, graph, form, values)
     told = list(executor.problems)
     delayed: list[tuple[StepNode, ...]] = []
@@ -273,6 +287,10 @@ def _attempt(
     if plan is not None:
         plan.given = frozenset(given)
         prepare(plan, executor.refuse)
+        plan.notes += [
+            f"state {state.name} is fed from output {graph.outputs[index]}"
+            for state, index in zip(graph.inputs[1:], form.states, strict=False)
+        ]
     if plan is not None and not executor.problems:
         _try_build(executor, plan, sizes.batch)
     return _Attempt(executor.problems, plan, sizes.batch if sizes.known else 1, len(roller.layers))
@@ -351,9 +369,23 @@ def _run_steps(executor: Executor, graph: Graph, form: _Form, sizes: _Sizes) -> 
     for step in range(sizes.steps):
         x = _input_step(executor, first, (sizes.batch, *sizes.features), step)
         values = executor.run(graph, {first.name: x, **dict(zip((s.name for s in states), current, strict=True))})
-        current = [values[index] for index in form.states]
+        current = [
+            _next(values[index], state, value) for index, state, value in zip(form.states, states, current, strict=True)
+        ]
         rows.append(values)
     return [_over_time(column) for column in zip(*rows, strict=True)]
+
+
+class _ShapeError(RefusalError):
+    """An output is no next value of a state."""
+
+
+def _next(value: Value, state: GraphInput, before: Value) -> Value:
+    """Return the next value of a state, which must have its shape."""
+    known = (StepNode, Constant)
+    if isinstance(value, known) and isinstance(before, known) and value.shape != before.shape:
+        raise _ShapeError(f"the next value of {state.name} would have another shape")
+    return value
 
 
 def _zeros(state: GraphInput, batch: int) -> Constant:
