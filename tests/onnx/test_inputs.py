@@ -102,3 +102,11 @@ def test_states_of_a_single_step_are_the_last_outputs_or_the_first(tmp_path, fir
     (found,) = h2learn.compile(model).run({"x": x.numpy()}).outputs.values()
     np.testing.assert_array_equal(found, torch.stack(expected).detach().numpy())
     assert 0.1 < found.mean() < 0.9
+
+
+def test_an_input_that_acts_in_every_step_is_no_initial_state(tmp_path):
+    net = Net(lambda net, x, c: [net.f(step) + c for step in x])
+    inputs = spikes_over_time(), torch.rand(2, 5)
+    with pytest.raises(H2LearnError) as error:
+        h2learn.load_model(exported(net, inputs, ["x", "c"], tmp_path / "net.onnx"))
+    assert "the input c acts in later steps, too" in error.value.excerpt

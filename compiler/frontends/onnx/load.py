@@ -20,6 +20,7 @@ from h2learn.compiler.model import Model
 from .emit import Output, Plan, is_a_name, prepare
 from .executor import MAX_STEPS, Executor, Problem
 from .graph import Constant, Graph, GraphInput, read_graph
+from .initial_states import acts_later
 from .operators import new_executor
 from .outputs import NotedError, roll_reduction
 from .roll import Layer, Roller
@@ -264,6 +265,7 @@ def _attempt(
         if form.states:
             values = _run_steps(executor, graph, form, sizes)
         else:
+            _check_initial(graph, form, sizes, time_steps, given)
             values = executor.run(graph, {**_arguments(executor, graph, form, sizes, time_steps), **given})
     except RefusalError as error:
         executor.refuse(first.name, "input", str(error), error.hint)
@@ -348,6 +350,28 @@ def _arguments(
             raise RefusalError(f"expected {sizes.batch} samples and {sizes.steps} time steps of {entry.name} as well")
         found[entry.name] = _input(executor, entry, form, own)
     return found
+
+
+def _check_initial(
+    graph: Graph, form: _Form, sizes: _Sizes, time_steps: int | None, given: Mapping[str, Constant]
+) -> None:
+    """Raise RefusalError where an input that is taken for an initial state acts in later steps, too."""
+    if not form.initial:
+        return
+    executor = new_executor(graph.opset)
+    arguments = _arguments(executor, graph, form, sizes, time_steps)
+    for entry in graph.inputs:
+        if entry.name in form.initial:
+            shape = tuple(size if isinstance(size, int) else sizes.batch for size in entry.shape or ())
+            arguments[entry.name] = executor.steps.node("input", [], shape, entry.name, key=(entry.name, None))
+    values = executor.run(graph, {**arguments, **given})
+    for name in form.initial:
+        later = acts_later(values, name, graph.inputs[0].name)
+        if later is not None:
+            raise RefusalError(
+                f"the input {name} acts in later steps, too ({later.source}): it is no initial state",
+                "repeat it for every time step",
+            )
 
 
 def _input(executor: Executor, entry: GraphInput, form: _Form, sizes: _Sizes) -> Value:
