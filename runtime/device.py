@@ -426,7 +426,7 @@ def _check_bits(values: Array, port: Port) -> None:
 
 
 def _numeric(array: npt.ArrayLike, port: Port) -> Array:
-    """Return the values as an array that the port's dtype can hold."""
+    """Return the values as an array that the port's dtype can hold; it may be the array itself."""
     what = f"{port.role} {port.name!r}"
     try:
         values = np.asarray(array)
@@ -440,22 +440,22 @@ def _numeric(array: npt.ArrayLike, port: Port) -> Array:
         limits = np.iinfo(_DTYPES[port.dtype])
         if values.size and not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
             raise H2LearnError(f"{what} must lie between {limits.min} and {limits.max}")
-        return values.astype(_DTYPES[port.dtype])
+        return values.astype(_DTYPES[port.dtype], copy=False)
     if port.dtype == "bits":
         if values.dtype.kind != "b" and not np.isin(values, (0, 1)).all():
             raise H2LearnError(f"{what} are spikes: every value must be 0 or 1")
-        return values.astype(np.bool_)
+        return values.astype(np.bool_, copy=False)
     if port.dtype not in ("f32", "f16"):
         raise H2LearnError(f"{what} is stored as {port.dtype}, which the host cannot write")
     with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
 
 
 def _encode(device: Array, dtype: str) -> npt.NDArray[np.uint8]:
     if dtype == "bits":
-        return np.packbits(device.astype(np.bool_), axis=-1, bitorder="little").reshape(-1)
+        return np.packbits(device.astype(np.bool_, copy=False), axis=-1, bitorder="little").reshape(-1)
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(device.astype(_DTYPES[dtype]))
+        stored = np.ascontiguousarray(device.astype(_DTYPES[dtype], copy=False))
     return stored.reshape(-1).view(np.uint8)
 
 

@@ -387,12 +387,14 @@ def plan_transfer(op: Operation, memories: Memories) -> Transfer:
     copy += [op.number("slot"), op.number("item")] if slotted else [0, 0]
     parts = 1 if slotted else max(1, run // _PART)
     units = parts * int(np.prod(counts))
-    pieces = min(units * run // parts // _WORTH_A_COPY, units) if _is_disjoint(counts, target, run) else 1
+    moved = units * (run // parts + min(run, _SHORT_ROW))
+    pieces = min(moved // _WORTH_A_COPY, units) if _is_disjoint(counts, target, run) else 1
     return Transfer([int(word) for word in copy], slots, units, parts, max(1, min(pieces, MOST_PIECES)), work)
 
 
 _PART = 1 << 14
 _WORTH_A_COPY = 1 << 15
+_SHORT_ROW = 1 << 8  # bytes up to which a row takes twice the time of so many bytes of a long one
 
 
 def _is_disjoint(counts: tuple[int, ...], strides: tuple[int, ...], run: int) -> bool:
