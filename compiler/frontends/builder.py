@@ -369,7 +369,7 @@ class NetworkBuilder:
     ) -> Signal:
         """Add spiking neurons and return their spikes, as reals where a step may have several.
 
-        A hard reset of such neurons is detached: the gradient of a number of spikes does not go through it.
+        A hard reset of such neurons is detached: no gradient of a number of spikes goes through it.
         What is ``learned`` becomes the parameters ``name.decay`` and ``name.threshold`` ``[1]``, or ``[K]`` per
         channel, which a fresh model has as the neuron says.
         """

@@ -26,7 +26,8 @@ class NeuronDescription(Neuron):
 def spike_neuron(d: NeuronDescription) -> Neuron:
     """Return the neuron of the ``spike`` level; raises H2LearnError with the reason when there is none.
 
-    Without decay a delayed reset is an immediate one. With decay only snnTorch has it, and never differentiates it.
+    Without decay a delayed reset is an immediate one. With decay only snnTorch has it, and never differentiates it. No
+    gradient of a number of spikes goes through a hard reset.
     """
     if d.reset not in RESETS or d.compare not in COMPARES:
         raise H2LearnError(
@@ -41,6 +42,10 @@ def spike_neuron(d: NeuronDescription) -> Neuron:
     neuron = Neuron(**{field.name: getattr(d, field.name) for field in fields(Neuron)})
     if not d.fires:
         return replace(neuron, reset="none")
+    if d.counts and d.reset == "hard":
+        neuron = replace(neuron, detach_reset=True)
+    if neuron.reason_against():
+        raise H2LearnError(neuron.reason_against())
     if d.reset == "hard_delayed":
         return replace(neuron, detach_reset=True)
     if d.reset != "soft_delayed":
@@ -66,6 +71,9 @@ def summary(d: NeuronDescription) -> str:
     parts += [f"theta {_range(d.theta)}", f"reset {d.reset.replace('_', '-')}"]
     if d.reset.startswith("hard"):
         parts[-1] += f" to {_range(d.v_reset)}"
+    if d.counts:
+        parts.append(f"{f'up to {d.max_spikes}' if d.max_spikes else 'any number of'} spikes per step")
+    parts += [f"potentials of at least {d.v_min:g}"] if d.v_min is not None else []
     sign = ">" if d.compare == "gt" else ">="
     return f"{', '.join(parts)}, spikes at u {sign} theta, starts at {_range(d.initial)}"
 

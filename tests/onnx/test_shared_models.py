@@ -71,6 +71,19 @@ def test_neurons_of_every_kind_give_the_stored_outputs(stem):
     np.testing.assert_allclose(program.run({source: louder}).outputs[output], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_several_spikes_per_step_give_the_stored_and_louder_outputs():
+    stem = "mlp_sinabs_lif_iaf_T4_dynamo"
+    stored, model = reference(f"{stem}_io"), h2learn.load_model(SHARED / f"{stem}.onnx")
+    assert all("any number of spikes per step" in note for note in model.notes if "exact" in note)
+    program = h2learn.compile(model)
+    for factor in (1, 8):
+        x = factor * stored["in_input"]
+        (expected,) = ReferenceEvaluator(str(SHARED / f"{stem}.onnx")).run(None, {"input": x})
+        found = program.run({"input": x}).outputs["output"]
+        np.testing.assert_array_equal(found, stored["out_0"] if factor == 1 else expected)
+    assert expected.max() > 1
+
+
 def test_a_reset_of_one_step_later_gives_the_stored_outputs():
     stored = reference("mlp_snntorch_subtract_T4_B2_reference")
     model = h2learn.load_model(SHARED / "mlp_snntorch_atan_subtract_T4_dynamo.onnx")

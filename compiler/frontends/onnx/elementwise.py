@@ -100,7 +100,7 @@ def _cast(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:
         return [pointwise(executor, "ne", [value, Constant(np.zeros(()))], node)]
     if to in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
         raise RefusalError("half precision inside the graph", "export in float32 and compile with precision='fp16'")
-    return [pointwise(executor, "other", [value], node, ("Cast to an integer",))]
+    return [pointwise(executor, "trunc", [value], node)]
 
 
 def _is_binary(node: StepNode) -> bool:

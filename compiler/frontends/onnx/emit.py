@@ -137,6 +137,7 @@ class Plan:
             bias=synapse.bias is not None,
             names=(names.weight, names.bias),
             inputs_first=synapse.inputs_first,
+            counted=form.counts,
         )
 
     def location(self, layer: Layer) -> Location:
@@ -417,11 +418,13 @@ def _emit_flatten(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seq
 
 def _emit_readout(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Sequence[Signal]) -> Signal:
     x, place = inputs[0], plan.location(layer)
-    if layer.kind == "time_last" if x.is_spikes else layer.inputs[0].kind != "neuron":
-        x = builder.li(x, 0.0, place)
-    kind = READOUTS[layer.kind][0 if x.is_spikes else 1]
+    summed = layer.kind in ("time_mean", "time_sum")
+    fires = x.is_spikes or (x.counts_spikes and summed)
+    if layer.kind == "time_last" if fires else layer.inputs[0].kind != "neuron" or x.counts_spikes:
+        x, fires = builder.li(x, 0.0, place), False
+    kind = READOUTS[layer.kind][0 if fires else 1]
     if not kind:
-        what = f"{layer.kind.removeprefix('time_')} over time of {'spikes' if x.is_spikes else 'potentials'}"
+        what = f"{layer.kind.removeprefix('time_')} over time of {'spikes' if fires else 'potentials'}"
         raise H2LearnError(f"the {what} is no output yet", location=place, hint="average over time")
     return builder.readout(x, kind, place)
 

@@ -26,6 +26,10 @@ class NotAffineError(Exception):
     """A computation is not an affine function of the currents for a fixed pattern of spikes."""
 
 
+class StairsError(NotAffineError):
+    """A step compares with several thresholds."""
+
+
 @dataclass(frozen=True)
 class Feedback:
     """What a layer makes of the spikes of the step before: a node per step, and the layer's bias.
@@ -72,7 +76,7 @@ class Closure:
         """The number of currents that forms are written in."""
         return len(self.leaves) if self.feedback is None else len(self.outputs)
 
-    def values(self, pattern: Sequence[int]) -> Mapping[int, Form]:
+    def values(self, pattern: Sequence[float]) -> Mapping[int, Form]:
         """Return all values, by the number of their node, for the outcomes ``pattern`` of the steps."""
 
         def decide(node: StepNode, raw: Form) -> float:
@@ -81,7 +85,7 @@ class Closure:
 
         return self._evaluate(decide)
 
-    def run(self, pattern: Sequence[int]) -> tuple[list[Form], dict[int, Form]]:
+    def run(self, pattern: Sequence[float]) -> tuple[list[Form], dict[int, Form]]:
         """Return the outputs, and what each step compares with 0, for the outcomes ``pattern`` of the steps.
 
         Raises NotAffineError when a value is not affine in the currents, or a step has two different thresholds.
@@ -94,7 +98,7 @@ class Closure:
             oriented = sign * form
             known = compared.setdefault(step, oriented)
             if known is not oriented and not _proportional(known, oriented):
-                raise NotAffineError(f"{node.source} is a second threshold in the same time step")
+                raise StairsError(f"{node.source} is a second threshold in the same time step")
             return _outcome(node, pattern[step], sign)
 
         values = self._evaluate(decide)
@@ -140,6 +144,8 @@ class Closure:
         The step is that of the newest current it depends on (one current for all: their order). Some comparisons are
         seen only where others have a certain outcome.
         """
+        if node.op in STAIRS:
+            raise StairsError(f"{node.source} is not piecewise linear: several spikes in one time step")
         if node.number in self.decisions:
             step = self.decisions[node.number]
         elif not self.static:
@@ -158,19 +164,22 @@ class Closure:
         self.decisions[node.number] = step
         return step, 1 if newest[0] > 0 else -1
 
-    def _evaluate(self, decide: _Decide) -> Mapping[int, Form]:
+    def _evaluate(
+        self, decide: _Decide, nodes: Sequence[StepNode] | None = None, known: dict[int, Form] | None = None
+    ) -> Mapping[int, Form]:
+        """Return the values of ``nodes`` (default: all) on top of those in ``known``, which is filled on the way."""
         fed = () if self.feedback is None else (node for node in self.feedback.nodes if node is not None)
         leaf_rows = {leaf.number: row for row, leaf in enumerate((*self.leaves, *fed))}
         rows = len(leaf_rows) + 1
         rank = len(self.leaves[0].shape)
-        values: dict[int, Form] = {}
-        for node in self.order:
+        values: dict[int, Form] = {} if known is None else known
+        for node in self.order if nodes is None else nodes:
             if node.number in leaf_rows:
                 form = np.zeros((rows, 1))
                 form[leaf_rows[node.number]] = 1.0
             elif node.op == "const":
                 form = np.zeros((rows, 1))
-                form = _with_constant(form, _per_channel(node, rank))
+                form = _with_constant(form, per_channel(node, rank))
             elif not node.pointwise:
                 raise NotAffineError(f"{node.source} enters beside the sum of all currents")
             else:
@@ -203,6 +212,8 @@ def _apply(node: StepNode, args: Sequence[Form], decide: _Decide) -> Form:
         return _compare(node, args[0] - args[1], decide)
     if node.op in _KINKED:
         return _kinked(node, args, decide)
+    if node.op in STAIRS and np.any(args[0][:-1]):
+        return _with_constant(np.zeros((len(args[0]), 1)), np.asarray([decide(node, args[0])]))
     if node.op in _LINEAR:
         return np.asarray(_LINEAR[node.op](*args))
     if node.op == "mul":
@@ -242,8 +253,7 @@ def _product(node: StepNode, a: Form, b: Form) -> Form:
 
 def _constant(node: StepNode, form: Form) -> npt.NDArray[np.float64]:
     if np.any(form[:-1]):
-        several = ": several spikes in one time step" if node.op in ("floor", "ceil", "round") else ""
-        raise NotAffineError(f"{node.source} is not piecewise linear{several}")
+        raise NotAffineError(f"{node.source} is not piecewise linear")
     return np.asarray(form[-1])
 
 
@@ -253,7 +263,7 @@ def _with_constant(form: Form, constant: npt.NDArray[np.float64]) -> Form:
     return result
 
 
-def _per_channel(node: StepNode, rank: int) -> npt.NDArray[np.float64]:
+def per_channel(node: StepNode, rank: int) -> npt.NDArray[np.float64]:
     """Return a constant as one number, or one per channel (the second dimension of a step)."""
     assert node.value is not None
     if node.value.size == 1:
@@ -267,7 +277,7 @@ def _per_channel(node: StepNode, rank: int) -> npt.NDArray[np.float64]:
     return channels.reshape(-1)
 
 
-def _outcome(node: StepNode, side: int, sign: int) -> float:
+def _outcome(node: StepNode, side: float, sign: int) -> float:
     """Return the truth of ``form > 0`` (``>= 0``, ``== 0``) when ``sign * form`` is on ``side`` of 0."""
     if side == EQUAL:
         return float(node.op in ("ge", "eq"))
@@ -284,7 +294,13 @@ def _proportional(a: Form, b: Form) -> bool:
 
 
 _Decide = Callable[[StepNode, Form], float]
-"""Gives the truth of a comparison of a form that is not constant with 0."""
+"""Gives the truth of a comparison of a form that is not constant with 0, or what a staircase makes of it."""
+
+STAIRS: dict[str, Callable[..., npt.NDArray[np.float64]]] = {
+    **{"floor": np.floor, "ceil": np.ceil},
+    **{"round": np.round, "trunc": np.trunc},
+}
+"""Operators with a step at every whole number, or between them."""
 
 _COMPARE = {"gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal}
 _KINKED = {"relu", "max", "min", "abs"}
@@ -297,7 +313,5 @@ _ON_CONSTANTS: dict[str, Callable[..., npt.NDArray[np.float64]]] = {
     "not": lambda a: 1 - a,
     "and": lambda a, b: a * b,
     "or": lambda a, b: np.maximum(a, b),
-    "round": np.round,
-    "floor": np.floor,
-    "ceil": np.ceil,
+    **STAIRS,
 }

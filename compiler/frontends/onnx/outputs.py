@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .forms import pointwise_order
-from .roll import REGROUPING, Layer, Roller, is_spikes
+from .roll import REGROUPING, Layer, Roller, counts_spikes
 from .steps import StepNode, Steps
 from .values import RefusalError
 
@@ -65,7 +65,7 @@ def _attempt(steps: Steps, roller: Roller, value: StepNode, reduction: Reduction
     if layer is None:
         return None
     kind, factor = reduction.kind, reduction.factor
-    if is_spikes(layer):
+    if counts_spikes(layer):
         kind = "sum" if kind == "mean" and _same(factor, len(reduction.nodes)) else kind
     if kind != "sum" and not _same(factor, 1.0):
         layer = roller.attempt(_scaled(steps, reduction.nodes, factor))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from h2learn.compiler.frontends.neuron_description import NeuronDescription, summary
 
-from .forms import ABOVE, BELOW, EQUAL, Closure, Feedback, Form, NotAffineError
+from .forms import ABOVE, BELOW, EQUAL, Closure, Feedback, Form, NotAffineError, StairsError
+from .levels import HIGH, LevelClosure
 from .steps import StepNode
 from .values import RefusalError
 
@@ -48,8 +49,10 @@ def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback:
     of :class:`NeuronDescription`.
     """
     try:
-        closure = Closure(tuple(outputs), tuple(leaves), feedback)
-        return _Recogniser(closure).recognise()
+        try:
+            return _Recogniser(Closure(tuple(outputs), tuple(leaves), feedback)).recognise()
+        except StairsError:
+            return _LevelRecogniser(LevelClosure(tuple(outputs), tuple(leaves), feedback)).recognise()
     except NotAffineError as error:
         raise RefusalError(str(error)) from None
 
@@ -90,6 +93,8 @@ class _Constants:
     initial: Channels
     reset: str
     fires: bool
+    most: int = 1
+    v_min: float | None = None
 
     def shifted(self, by: Channels) -> _Constants:
         """Return the same neuron with its potentials counted from another one."""
@@ -115,7 +120,7 @@ class _Recogniser:
         refused: RefusalError | None = None
         for alpha, beta, synapse in self._decays(silent):
             try:
-                constants = self._constants(silent, alpha, beta, synapse, fires)
+                constants = self._completed(self._constants(silent, alpha, beta, synapse, fires))
                 output = self._check(constants, compare)
             except RefusalError as error:
                 refused = refused or error
@@ -124,10 +129,14 @@ class _Recogniser:
         assert refused is not None
         raise refused
 
-    def _run(self, spikes: dict[int, int]) -> tuple[list[Form], dict[int, Form]]:
+    def _completed(self, constants: _Constants) -> _Constants:
+        """Return the constants with what several thresholds in a step say."""
+        return constants
+
+    def _run(self, spikes: Mapping[int, float]) -> tuple[list[Form], dict[int, Form]]:
         return self.closure.run([spikes.get(t, BELOW) for t in range(self.count)])
 
-    def _responses(self, spikes: dict[int, int]) -> list[Form]:
+    def _responses(self, spikes: Mapping[int, float]) -> list[Form]:
         """Return the potential minus the threshold of every step, as compared or (after the last spike) as put out."""
         outputs, decisions = self._run(spikes)
         threshold = outputs[0][-1] - decisions[0][-1] if decisions else np.zeros(1)
@@ -289,22 +298,24 @@ class _Recogniser:
                         f"step {step} differs from the neuron found so far {describe(constants, compare)}",
                         "all time steps must be the same cell",
                     )
-            actual = {"spikes": [_spike(p, side) for p, side in zip(potentials, pattern, strict=True)]}
+            sides = list(zip(potentials, pattern, strict=True))
+            actual = {"spikes": [_spike(p, self._fired(side, constants)) for p, side in sides]}
             actual["potentials"] = potentials
-            actual["rest"] = [_at_rest(p, side, constants) for p, side in zip(potentials, pattern, strict=True)]
+            actual["rest"] = [self._at_rest(p, side, constants) for p, side in sides]
             possible = [kind for kind in possible if _all_close(outputs, actual[kind])]
             if not possible:
                 raise RefusalError(self._strange_output(outputs, pattern, constants))
         return possible[0]
 
-    def _strange_output(self, outputs: Sequence[Form], pattern: Sequence[int], constants: _Constants) -> str:
+    def _strange_output(self, outputs: Sequence[Form], pattern: Sequence[float], constants: _Constants) -> str:
         if constants.fires and all(not np.any(form[:-1]) for form in outputs):
-            return "its spikes are not 0 and 1"
+            counted = "how often the threshold goes into the potential"
+            return f"its spikes are not {'0 and 1' if constants.most == 1 else counted}"
         if not np.any(constants.alpha) and constants.fires:
             return "an activation without state that is no spike (ReLU)"
         return "its output is neither its spikes nor its potential before or after the reset"
 
-    def _predict(self, c: _Constants, pattern: Sequence[int]) -> list[Form]:
+    def _predict(self, c: _Constants, pattern: Sequence[float]) -> list[Form]:
         """Return the potentials of the neuron for a pattern of spikes."""
         rows = self.closure.currents + 1
         channels = max(np.size(getattr(c, name)) for name in ("alpha", "gain", "theta", "v_reset", "v_leak", "initial"))
@@ -318,12 +329,25 @@ class _Recogniser:
             if c.reset == "hard_delayed" and step and pattern and pattern[step - 1] == ABOVE:
                 u[:-1], u[-1] = 0.0, c.v_reset
             result.append(u)
-            spike = bool(pattern) and pattern[step] == ABOVE
-            after = _at_rest(u, ABOVE if spike else BELOW, c)
-            taken = np.broadcast_to(c.theta, (channels,)) if spike and c.reset == "soft_delayed" else np.zeros(channels)
+            side = pattern[step] if pattern else BELOW
+            after = self._at_rest(u, side, c)
+            taken = np.broadcast_to(c.theta * self._fired(side, c) * (c.reset == "soft_delayed"), (channels,))
         return result
 
-    def _patterns(self, fires: bool) -> Iterator[tuple[int, ...]]:
+    def _fired(self, side: float, c: _Constants) -> float:
+        """Return how many spikes a potential on one side of its threshold makes."""
+        return float(side == ABOVE)
+
+    def _at_rest(self, u: Form, side: float, c: _Constants) -> Form:
+        """Return the potential after the reset of the same step."""
+        after, count = u.copy(), self._fired(side, c)
+        if count and c.reset == "hard":
+            after[:-1], after[-1] = 0.0, c.v_reset
+        elif count and c.reset == "soft":
+            after[-1] -= c.theta * count
+        return after
+
+    def _patterns(self, fires: bool) -> Iterator[tuple[float, ...]]:
         if not fires:
             yield (BELOW,) * self.count
             return
@@ -349,6 +373,105 @@ class _Recogniser:
         return kind, width
 
 
+class _LevelRecogniser(_Recogniser):
+    """Finds neurons with several thresholds in a step: how many spikes there may be, and what potentials stay above."""
+
+    closure: LevelClosure
+
+    def _compare(self) -> str:
+        compare = super()._compare()
+        if self.closure.counts and compare != "ge":
+            raise RefusalError("several spikes per step that come above a multiple of the threshold, not at it")
+        return compare
+
+    def _completed(self, constants: _Constants) -> _Constants:
+        closure, c = self.closure, constants
+        if c.reset == "hard_delayed":
+            raise RefusalError("a reset that loses the step behind a spike, beside several thresholds in a step")
+        if closure.counts:
+            if not _close(c.theta, closure.unit) and c.reset not in ("soft", "soft_delayed"):
+                c = c.shifted(closure.unit - c.theta)
+            if not _close(c.theta, closure.unit):
+                raise RefusalError("a spike takes off something else than the threshold it is counted by")
+            c = replace(c, most=self._most(c))
+        return replace(c, v_min=self._lowest(c))
+
+    def _most(self, c: _Constants) -> int:
+        """Return the most spikes of a step, 0 for any number."""
+        outputs, _ = self._run({0: HIGH})
+        count = outputs[0][-1] if not np.any(outputs[0][:-1]) else np.asarray([np.inf])
+        if np.isinf(count).all() and self.count > 1 and c.reset in ("soft", "soft_delayed"):
+            silent, fired = (self._responses({0: side})[1][-1] for side in (BELOW, HIGH))
+            count = (silent - fired) / (c.theta * (c.alpha if c.reset == "soft" else 1.0))
+        most = float(np.ravel(count)[0])
+        if not np.all(np.abs(count - most) < TOLERANCE * HIGH):
+            raise RefusalError("its spikes have limits that differ by channel")
+        if most > HIGH - 1:
+            return 0
+        if abs(most - round(most)) > TOLERANCE * max(1.0, most) or round(most) < 1:
+            raise RefusalError(f"its spikes are at most {most:g}")
+        return round(most)
+
+    def _lowest(self, c: _Constants) -> float | None:
+        """Return the potential that a reset does not go below, None where there is no such bound."""
+        if self.count < 2:
+            return None
+        held = self._responses({0: -HIGH})[1]
+        kept = held[0]
+        if not np.all(np.abs(kept) <= TOLERANCE * np.abs(c.gain)):
+            return None
+        alpha = np.where(c.alpha == 0, 1.0, c.alpha)
+        level = np.ravel(c.v_leak + (held[-1] + c.theta - c.v_leak) / alpha)
+        if not np.all(c.alpha) or not np.all(np.abs(level - level[0]) <= TOLERANCE * np.maximum(1.0, np.abs(level))):
+            raise RefusalError("its potentials have a lower bound that differs by channel")
+        return float(np.float32(level[0]))
+
+    def _check(self, constants: _Constants, compare: str) -> str:
+        output = super()._check(constants, compare)
+        if output == "rest":
+            raise RefusalError("the potential after the reset is no output of neurons with several spikes per step")
+        return output
+
+    def _fired(self, side: float, c: _Constants) -> float:
+        count = self.closure.fired(side)
+        return min(count, c.most) if c.most else count
+
+    def _at_rest(self, u: Form, side: float, c: _Constants) -> Form:
+        after = super()._at_rest(u, side, c)
+        if c.v_min is None:
+            return after
+        count, level = self._fired(side, c), self.closure.value(side) + c.theta
+        value = {"hard": c.v_reset, "soft": level - c.theta * count}.get(c.reset, level) if count else level
+        if np.any(value < c.v_min) and not np.all(value < c.v_min):
+            raise RefusalError("a lower bound of potentials that acts in some channels only")
+        if np.all(value < c.v_min):
+            after[:-1], after[-1] = 0.0, c.v_min
+        return after
+
+    def _patterns(self, fires: bool) -> Iterator[tuple[float, ...]]:
+        """Yield every distance in one step, and random ones in all."""
+        near = self._distances()
+        for level in near:
+            yield (level,) * self.count
+        for step in range(min(self.count, RANDOM_PATTERNS)):
+            for level in near:
+                yield tuple(level if other == step else BELOW for other in range(self.count))
+        generator = np.random.default_rng(0)
+        for _ in range(4 * RANDOM_PATTERNS):
+            yield tuple(near[k] for k in generator.integers(0, len(near), self.count))
+
+    def _distances(self) -> list[float]:
+        """Return distances on both sides of all that is compared in a step, and multiples of the threshold."""
+        roots: set[float] = set()
+        for side in (BELOW, ABOVE, -HIGH, HIGH):
+            self._run({0: side})
+            roots |= {round(root, 9) for root in self.closure.roots}
+        edges = sorted(roots | {0.0, 1.0, 2.0, 3.0, 4.0})
+        inside = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
+        found = [edges[0] - 1.5, *inside, edges[-1] + 1.5, -HIGH, 0.0]
+        return found + ([1.0, 2.0, HIGH] if self.closure.counts else [])
+
+
 def describe(c: _Constants, compare: str) -> str:
     """Return the numbers of a neuron for a message."""
     return f"({summary(_description(c, compare))})"
@@ -369,31 +492,23 @@ def _description(c: _Constants, compare: str) -> NeuronDescription:
         reset=c.reset,
         compare=compare,
         fires=c.fires,
+        max_spikes=c.most,
+        v_min=c.v_min,
     )
 
 
-def _spike(like: Form, side: int) -> Form:
+def _spike(like: Form, count: float) -> Form:
     form = np.zeros_like(like)
-    form[-1] = float(side == ABOVE)
+    form[-1] = count
     return form
 
 
-def _without_neighbours(pattern: Sequence[int]) -> tuple[int, ...]:
+def _without_neighbours(pattern: Sequence[float]) -> tuple[float, ...]:
     """Return a pattern without the spikes that a lost step behind a spike cannot have."""
-    found: list[int] = []
+    found: list[float] = []
     for side in pattern:
         found.append(BELOW if found and found[-1] == ABOVE else side)
     return tuple(found)
-
-
-def _at_rest(u: Form, side: int, c: _Constants) -> Form:
-    """Return the potential after the reset of the same step."""
-    after = u.copy()
-    if side == ABOVE and c.reset == "hard":
-        after[:-1], after[-1] = 0.0, c.v_reset
-    elif side == ABOVE and c.reset == "soft":
-        after[-1] -= c.theta
-    return after
 
 
 def _close(a: Form | Channels, b: Form | Channels, scale: Channels | float = 0.0) -> bool:

@@ -227,10 +227,15 @@ class Roller:
         return self._feedback.setdefault(node.number, Layer(node.op, node))
 
 
+def counts_spikes(layer: Layer) -> bool:
+    """Whether the values of a layer are the spikes of neurons, one or several per step."""
+    return is_spikes(layer) or (layer.neuron is not None and layer.neuron.output == "spikes")
+
+
 def is_spikes(layer: Layer) -> bool:
     """Whether the values of a layer are 0 and 1, as spikes."""
     if layer.neuron is not None:
-        return layer.neuron.output == "spikes"
+        return layer.neuron.output == "spikes" and not layer.neuron.neuron.counts
     if layer.kind == "gate" and layer.node.key[0] not in GATES:
         return False
     return layer.kind in ("maxpool", "concat", "delay", "gate", *REGROUPING) and all(map(is_spikes, layer.inputs))

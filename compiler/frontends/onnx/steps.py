@@ -17,8 +17,8 @@ from .graph import Constant
 Shape = tuple[int, ...]
 Key = tuple[object, ...]
 
-_POINTWISE_NAMES = "const add sub mul div neg gt ge eq not and or ne where relu max min abs round floor ceil other"
-POINTWISE = frozenset(_POINTWISE_NAMES.split())
+_ARITHMETIC = "const add sub mul div neg where relu max min abs round floor ceil trunc"
+POINTWISE = frozenset(f"{_ARITHMETIC} gt ge eq not and or ne other".split())
 """Operators that work element by element; the others are layers, inputs and readouts."""
 
 
