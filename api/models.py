@@ -18,7 +18,7 @@ FRONT_ENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     ".snn": ("h2learn.compiler.frontends.dsl:load_snn", ()),
     ".nir": (
         "h2learn.compiler.frontends.nir:load_nir",
-        ("time_steps", "dt", "discretisation", "reset", "producer", "encode"),
+        ("time_steps", "dt", "discretisation", "reset", "producer", "encode", "max_spikes"),
     ),
 }
 """File name suffix -> the reader, and the options it takes."""

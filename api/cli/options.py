@@ -107,6 +107,7 @@ def import_options(command: Command) -> Command:
     @click.option("--calibrate", metavar="DATA", help="Set the thresholds from the training samples of this file.")
     @click.option("--percentile", type=float, help="Of the weighted inputs, for --calibrate (default: 99.7).")
     @click.option("--producer", metavar="NAME", help="Framework that wrote the file: presets for what it cannot say.")
+    @click.option("--max-spikes", type=int, metavar="N", help="Most spikes of a neuron per time step; 0: any number.")
     @functools.wraps(command)
     def wrapped(
         *args: object,
@@ -119,6 +120,7 @@ def import_options(command: Command) -> Command:
         calibrate: str | None,
         percentile: float | None,
         producer: str | None,
+        max_spikes: int | None,
         **rest: object,
     ) -> object:
         every = {
@@ -131,6 +133,7 @@ def import_options(command: Command) -> Command:
             "calibrate": calibrate,
             "percentile": percentile,
             "producer": producer,
+            "max_spikes": max_spikes,
         }
         return command(*args, reading={name: value for name, value in every.items() if value is not None}, **rest)
 

@@ -236,6 +236,25 @@ def test_snntorch_subtract_takes_the_threshold_off_one_step_later() -> None:
     assert 0 < np.mean(expected) < 1
 
 
+@pytest.mark.parametrize(("producer", "most"), [("sinabs", None), ("rockpool", 2), ("sinabs", 1)])
+def test_several_spikes_per_step(producer: str, most: int | None) -> None:
+    start, end = graphs.ports((4,), (6,))
+    dt = {"sinabs": 1.0, "rockpool": 1e-3}[producer]
+    layer, cell = graphs.affine(1, 6, 4, 4.0), graphs.lif((6,), tau=4 * dt, r=1 / (1 - np.exp(-0.25)), v_threshold=0.3)
+    x = inputs(12, 4)
+    u, expected = np.zeros((N, 6)), []
+    for current in x @ layer.weight.T.astype(np.float64) + layer.bias:
+        u = np.exp(-0.25) * u + current
+        s = np.clip(np.floor(u / 0.3), 0, most)
+        u = u - 0.3 * s
+        expected.append(s)
+    graph, options = graphs.chain(start, ("a", layer), ("n", cell), end), {} if most is None else {"max_spikes": most}
+    model = h2learn.from_nir(graph, time_steps=T, producer=producer, **options)
+    np.testing.assert_array_equal(run(model, x), expected)
+    assert np.max(expected) == most or np.max(expected) > 3
+    assert ("any number of spikes per step" in model.notes[0]) == (most is None)
+
+
 @pytest.mark.parametrize("discretisation", ["forward-euler", "exponential"])
 def test_synaptic_currents(discretisation: str) -> None:
     dt, tau_syn, tau_mem = 1e-4, 4e-4, 1e-3
@@ -295,6 +314,7 @@ def test_integrators_may_leak_to_any_potential() -> None:
         ({"time_steps": 0}, "at least 1 time step"),
         ({"encode": "latency"}, "expected encode"),
         ({"discretisation": "rk4"}, "expected discretisation"),
+        ({"max_spikes": -1}, "spikes per step, found -1"),
     ],
 )
 def test_options_that_do_not_exist(option: dict[str, Any], words: str) -> None:

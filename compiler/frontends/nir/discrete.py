@@ -67,7 +67,7 @@ def describe(record: Record, shape: tuple[int, ...], rule: Preset, *, starts_at_
     theta = _per_channel(record, "v_threshold", shape).values
     v_reset = _per_channel(record, "v_reset", shape).values
     initial = v_reset if starts_at_reset and not leaky else neuron.initial
-    return replace(neuron, theta=theta, v_reset=v_reset, initial=initial)
+    return replace(neuron, theta=theta, v_reset=v_reset, initial=initial, max_spikes=rule.max_spikes)
 
 
 def delay_steps(record: Record, seconds: Real, shape: tuple[int, ...], dt: float) -> tuple[int, ...]:

@@ -128,4 +128,5 @@ def _neurons(builder: NetworkBuilder, x: Signal, step: Neurons) -> Signal:
     back = step.feedback
     if back is None:
         return neurons(x)
-    return builder.recurrent(x, back.record.name, neurons, back.record.location, bias=back.bias is not None)
+    counted, place = step.description.counts, back.record.location
+    return builder.recurrent(x, back.record.name, neurons, place, bias=back.bias is not None, counted=counted)

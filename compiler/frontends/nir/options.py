@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.neuron import MOST_SPIKES
 
 DISCRETISATIONS = ("forward-euler", "exponential")
 RESETS = ("hard", "soft", "soft-delayed", "none")
@@ -21,7 +22,7 @@ class Preset:
     discretisation: str
     reset: str
     compare: str
-    several_spikes: bool = False
+    max_spikes: int = 1
 
 
 PRODUCERS = {
@@ -29,8 +30,8 @@ PRODUCERS = {
     "snntorch": Preset(1e-4, "forward-euler", "soft-delayed", "gt"),
     "spikingjelly": Preset(1e-4, "forward-euler", "hard", "ge"),
     "norse": Preset(1e-6, "forward-euler", "hard", "gt"),
-    "sinabs": Preset(1.0, "exponential", "soft", "ge", several_spikes=True),
-    "rockpool": Preset(1e-3, "exponential", "soft", "gt", several_spikes=True),
+    "sinabs": Preset(1.0, "exponential", "soft", "ge", max_spikes=0),
+    "rockpool": Preset(1e-3, "exponential", "soft", "ge", max_spikes=0),
 }
 """``auto`` is what the text of NIR says, with the time step that most exporters use."""
 
@@ -42,6 +43,7 @@ class NirOptions:
     ``dt``: seconds per time step. ``discretisation``: ``forward-euler`` or ``exponential`` (exact for a current that is
     constant within a step). ``reset``: ``hard``, ``soft``, ``soft-delayed`` or ``none``. ``encode``: None for inputs
     ``[T,N,...]``; ``direct`` or ``bernoulli`` for inputs ``[N,...]`` that are presented for ``time_steps`` steps.
+    ``max_spikes``: the most spikes of a neuron and step, 0 for any number.
     Raises H2LearnError for values that do not exist.
     """
 
@@ -51,6 +53,7 @@ class NirOptions:
     reset: str | None = None
     producer: str = "auto"
     encode: str | None = None
+    max_spikes: int | None = None
 
     def __post_init__(self) -> None:
         _expect_one_of("producer", self.producer, tuple(PRODUCERS))
@@ -64,6 +67,9 @@ class NirOptions:
         steps = self.time_steps
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise H2LearnError(f"expected at least 1 time step, found {steps!r}")
+        most = self.max_spikes
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= MOST_SPIKES):
+            raise H2LearnError(f"expected 0 to {MOST_SPIKES} spikes per step, found {most!r}")
         if self.dt is not None and not (_is_real(self.dt) and math.isfinite(self.dt) and self.dt > 0):
             raise H2LearnError(f"expected a positive time step dt in seconds, found {self.dt!r}")
 
@@ -76,12 +82,13 @@ class NirOptions:
     def rule(self) -> Preset:
         """The preset with what the options replace."""
         preset = PRODUCERS[self.producer]
+        most = preset.max_spikes if self.max_spikes is None else self.max_spikes
         return Preset(
             preset.dt if self.dt is None else float(self.dt),
             self.discretisation or preset.discretisation,
             self.reset or preset.reset,
-            preset.compare,
-            preset.several_spikes,
+            preset.compare if most == 1 else "ge",
+            most,
         )
 
     def notes(self) -> list[str]:
@@ -95,12 +102,12 @@ class NirOptions:
             f"reset {rule.reset}": self.reset,
             f"{self.steps} time steps": self.time_steps,
         }
+        if rule.max_spikes != 1:
+            many = f"up to {rule.max_spikes}" if rule.max_spikes else "any number of"
+            assumed[f"{many} spikes per step"] = self.max_spikes
         sign = ">" if rule.compare == "gt" else ">="
         parts = [text for text, given in assumed.items() if given is None]
-        notes = [f"assumed {', '.join([*parts, f'spikes at u {sign} threshold'])} ({origin})"]
-        if rule.several_spikes:
-            notes.append(f"{self.producer} can fire several spikes per step: here they count as one")
-        return notes
+        return [f"assumed {', '.join([*parts, f'spikes at u {sign} threshold'])} ({origin})"]
 
 
 def _expect_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
