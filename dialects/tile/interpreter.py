@@ -693,7 +693,7 @@ def _ordered_sum(values: F32) -> np.float32:
 
 def _opt(b: Buffers, p: Params, fresh: bool) -> None:
     rate, decay, momentum = b["scal"].view(np.float32)[0], _f32(p, "decay"), _f32(p, "momentum")
-    gradient: F32 = b["g"] * _f32(p, "scale")
+    gradient: F32 = b["g"].reshape(b["p"].shape) * _f32(p, "scale")
     if p["kind"] == "adamw":
         b["p"][...] = b["p"] * (_ONE - rate * decay)
     elif decay != 0:
