@@ -26,6 +26,9 @@ GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
 GROUP_ATTRIBUTE = "h2learn.group"
 """Training programs from ``lut`` on: how many samples go through a training step together (an integer)."""
 
+HEAD_ATTRIBUTE = "h2learn.head"
+"""Training programs from ``lut`` on: how many of the last layers with weights are a part of their own (else absent)."""
+
 ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
 RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")
 
@@ -103,6 +106,12 @@ def group_of(module: builtin.ModuleOp) -> int | None:
     """Return how many samples go through a training step together, None for an inference program."""
     attribute = module.attributes.get(GROUP_ATTRIBUTE)
     return attribute.data if isinstance(attribute, builtin.IntAttr) else None
+
+
+def head_of(module: builtin.ModuleOp) -> int:
+    """Return how many of the last layers with weights are a part of their own."""
+    attribute = module.attributes.get(HEAD_ATTRIBUTE)
+    return attribute.data if isinstance(attribute, builtin.IntAttr) else 0
 
 
 def file_location(file: str, line: int, column: int) -> builtin.FileLineColLoc:

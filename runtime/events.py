@@ -1,4 +1,4 @@
-"""The event loop, compiled: queues, semaphores, fences and time; instructions that compute are left to the caller.
+"""The event loop, compiled: queues, semaphores, fences, time; instructions that compute are left to the caller.
 
 The rules stand in ``docs/semantics.md`` (order) and ``timing.py`` (cycles). Everything lives in integer arrays whose
 columns are named below. ``advance`` goes on until it needs something: the entries that a stream dispatches next
@@ -88,7 +88,7 @@ _BLOCKS_AT_A_TIME = 256  # then the caller has a look, so that a run can be inte
 
 @jit
 def advance(
-    entries: tuple[I64, I64, I64, I64],
+    entries: tuple[I64, ...],
     streams: I64,
     queues: I64,
     rings: I64,
@@ -108,7 +108,10 @@ def advance(
     cycles of the front end by engine whose queue was full, then at fences; ``team``: words and counters (``team.py``).
     """
     margin = STREAMS * rings.shape[1] * 4 + 16
-    entries = (bare(entries[0]), bare(entries[1]), bare(entries[2]), bare(entries[3]))
+    entries = (
+        *(bare(entries[0]), bare(entries[1]), bare(entries[2])),
+        *(bare(entries[3]), bare(entries[4]), bare(entries[5])),
+    )  # one of every stream
     streams, queues, rings, engines = bare(streams), bare(queues), bare(rings), bare(engines)
     semaphores, posts, pcs, lost = bare(semaphores), bare(posts), bare(pcs), bare(lost)
     log, g, team = bare(log), bare(g), (bare(team[0]), bare(team[1]))
@@ -155,7 +158,7 @@ def advance(
 
 @jit
 def _attend(
-    entries: tuple[I64, I64, I64, I64],
+    entries: tuple[I64, ...],
     streams: I64,
     queues: I64,
     rings: I64,
@@ -182,7 +185,7 @@ def _attend(
 @jit
 def _dispatch(
     s: int,
-    entries: tuple[I64, I64, I64, I64],
+    entries: tuple[I64, ...],
     streams: I64,
     queues: I64,
     rings: I64,
@@ -247,7 +250,7 @@ def _resume(s: int, cycle: int, cause: int, streams: I64, lost: I64) -> None:
 
 @jit
 def _pass_fences(
-    entries: tuple[I64, I64, I64, I64],
+    entries: tuple[I64, ...],
     streams: I64,
     queues: I64,
     rings: I64,
@@ -278,7 +281,7 @@ def _pass_fences(
 
 @jit
 def _step(
-    entries: tuple[I64, I64, I64, I64],
+    entries: tuple[I64, ...],
     streams: I64,
     queues: I64,
     rings: I64,

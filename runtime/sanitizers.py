@@ -32,7 +32,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 Clocks = npt.NDArray[np.uint32]
 
 _AGENTS = STREAMS * len(ENGINES)
-_AGENT_BITS = 5
+_AGENT_BITS = (_AGENTS - 1).bit_length()
 _AGENT_MASK = (1 << _AGENT_BITS) - 1
 
 

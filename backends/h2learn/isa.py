@@ -22,7 +22,7 @@ MAX_LOOP_DEPTH = 8
 ADDRESS_REGISTERS = 256  # a0 reads as address 0 of DRAM and cannot be written
 SEMAPHORES = 128  # shared by all streams; a program without streams needs fewer than 64
 SEMAPHORE_MAX = (1 << 16) - 1
-STREAMS = 4  # stream 0 runs the program; fork starts the others
+STREAMS = 6  # stream 0 runs the program; fork starts the others
 
 PARAMETER_ROWS: tuple[str, ...] = ("bias", "alpha", "theta", "v_reset", "gain", "offset", "initial", "beta")
 """Rows of operand ``par`` of ``v.lif`` and ``v.grad``."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, fans_of, lane_shape, looked_up
+from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, SPIKE_DENSITY, fans_of, lane_shape, looked_up
 from h2learn.compiler.mapping.streams import BACKWARD, FORWARD, share
 
 BORDER = 4000
@@ -22,8 +22,13 @@ BACKWARD_EFFICIENCY = 0.75
 
 OPTIMIZER_BYTES = 22
 """Per weight: the weight, its gradient and its momentum in, weight, momentum and storage copy out."""
+HEAD_OPTIMIZER_BYTES = 18
+"""The same where the gradient is still on chip, as that of linear layers."""
 TRAFFIC = 1.25
-"""Bytes that a step moves over the estimate: halos, tiles smaller than memory A alone allows (CIFAR VGG, h2l-edge)."""
+"""Bytes that a step moves over the estimate: halos, tiles smaller than memory A alone allows (CIFAR VGG, h2l-edge).
+
+A head has no halos.
+"""
 
 UNUSED = 0.4
 """Share of its busy time that the channel waits in a step of one group (vgg5 and CIFAR VGG, h2l-edge)."""
@@ -50,31 +55,43 @@ class Layer:
         return self.taps * self.c * self.k
 
 
-def choose_group(layers: Sequence[Layer], batch: int, machine: Machine, item: int, wanted: int | None = None) -> int:
+def choose_group(
+    layers: Sequence[Layer], batch: int, machine: Machine, item: int, wanted: int | None = None, head: int = 0
+) -> int:
     """Return the divisor of ``batch`` with the shortest estimated training step, or the largest one up to ``wanted``.
 
-    ``item``: bytes of a stored weight.
+    ``item``: bytes of a stored weight. ``head``: how many of the last layers are a part of their own.
     """
     sizes = [size for size in range(1, min(batch, wanted or batch) + 1) if batch % size == 0]
     if wanted is not None:
         return sizes[-1]
-    return min(reversed(sizes), key=lambda size: step_cycles(layers, size, batch // size, machine, item))
+    return min(reversed(sizes), key=lambda size: step_cycles(layers, size, batch // size, machine, item, head))
 
 
-def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machine, item: int) -> float:
-    """Estimate a step of ``groups`` groups: the parts follow each other once, then the slowest sets the pace."""
-    forward = sum(max(_forward(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in layers)
+def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machine, item: int, head: int = 0) -> float:
+    """Estimate a step of ``groups`` groups: the parts follow each other once, then the slowest sets the pace.
+
+    The last ``head`` layers are a part of their own. Behind the last group's forward work the backward half of its
+    bytes and the optimizer's are moved.
+    """
+    maps, last = layers[: len(layers) - head], layers[len(layers) - head :]
+    forward = sum(max(_forward(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps)
     backward = sum(
         max(_backward(layer, group, machine), _bytes(layer, item, machine)) + BORDER
-        for layer in layers
+        for layer in maps
         if not layer.first
     )
+    linear = sum(2 * max(_head(layer, group, machine), _bytes(layer, item, machine) + BORDER) for layer in last)
     update = sum(_update(layer, group, machine) + BORDER for layer in layers)
-    channel = sum(_traffic(layer, group, item, machine) for layer in layers) / machine.dram.bytes_per_cycle
-    pace = max(forward, backward, update, channel)
-    optimizer = OPTIMIZER_BYTES * sum(layer.weights for layer in layers) / machine.dram.bytes_per_cycle
-    moved = (groups * channel + optimizer) * TRAFFIC * (1 + UNUSED / groups)
-    return max(moved, forward + (groups - 1) * pace + backward + update / max(1, len(layers)))
+    rate = machine.dram.bytes_per_cycle
+    channel, straight = (sum(_traffic(layer, group, item, machine) for layer in part) / rate for part in (maps, last))
+    pace = max(forward, linear, backward, update, channel + straight)
+    steps = OPTIMIZER_BYTES * sum(layer.weights for layer in maps) / rate
+    straight_steps = HEAD_OPTIMIZER_BYTES * sum(layer.weights for layer in last) / rate
+    moved = (groups * channel + steps) * TRAFFIC + groups * straight + straight_steps
+    tail = (channel / 2 + steps) * TRAFFIC + straight_steps
+    behind = max(backward + update / max(1, len(layers)), tail)
+    return max(moved * (1 + UNUSED / groups), forward + linear + (groups - 1) * pace + behind)
 
 
 def _images(layer: Layer, group: int) -> int:
@@ -94,6 +111,12 @@ def _forward(layer: Layer, group: int, machine: Machine) -> float:
         fill = groups * layer.k * ((1 << fan) - 1) / unit.builder_entries
         best = min(best, max(look, fill))
     return best
+
+
+def _head(layer: Layer, group: int, machine: Machine) -> float:
+    """Return the cycles of the multipliers that pass over the spikes which are not there."""
+    lanes = machine.backward.elements * machine.backward.width * BACKWARD_EFFICIENCY
+    return _images(layer, group) * layer.weights * SPIKE_DENSITY / lanes
 
 
 def _backward(layer: Layer, group: int, machine: Machine) -> float:

@@ -6,6 +6,10 @@ through the first three in groups; parameters are frozen until the end of the mi
 on the next group while the others finish this one. The optimizer follows layer by layer in the last group. Each part
 has a stream of instructions and a share of every on-chip memory of its own: within a part stages follow each other,
 between parts only data in DRAM is exchanged.
+
+Where large linear layers stand behind the maps (``heads.py``) there are two parts more. What they do takes as long as
+their weights take to come, and no table is looked up for them: forward and backward they are the *head*, beside which
+maps go on. What comes before the first look-up, the multipliers' and neurons' work on the inputs, is the *entry*.
 """
 
 from __future__ import annotations
@@ -15,12 +19,19 @@ from dataclasses import fields, replace
 
 from h2learn.backends.h2learn.machine import Machine, Memory
 
-FORWARD, BACKWARD, UPDATE, OPTIMIZER = PARTS = ("forward", "backward", "update", "optimizer")
+ENTRY, FORWARD, HEAD, BACKWARD, UPDATE, OPTIMIZER = PARTS = (
+    "entry",
+    "forward",
+    "head",
+    "backward",
+    "update",
+    "optimizer",
+)
 
 OVERLAPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "serial": ((FORWARD, BACKWARD, UPDATE, OPTIMIZER),),
-    "backward": ((FORWARD, BACKWARD), (UPDATE, OPTIMIZER)),
-    "all": ((FORWARD,), (BACKWARD,), (UPDATE,), (OPTIMIZER,)),
+    "serial": ((ENTRY, FORWARD, HEAD, BACKWARD, UPDATE, OPTIMIZER),),
+    "backward": ((ENTRY, FORWARD, HEAD, BACKWARD), (UPDATE, OPTIMIZER)),
+    "all": ((ENTRY,), (FORWARD,), (HEAD,), (BACKWARD,), (UPDATE,), (OPTIMIZER,)),
 }
 """The parts of each stream, by kind of overlap; tiles and groups, and so all numbers, are the same in each."""
 
@@ -29,55 +40,72 @@ JOINED = "+"
 
 DEFAULT_OVERLAP = "all"
 
-PRIORITY = (FORWARD, BACKWARD, OPTIMIZER, UPDATE)
+PRIORITY = (ENTRY, FORWARD, HEAD, BACKWARD, OPTIMIZER, UPDATE)
 """Whose work an engine takes first: the machine prefers the lowest stream number.
 
 Forward work comes before backward work, because first layers share the multipliers with it and all the rest waits for
 them; the optimizer before the update, because it has little work that others could do without.
 """
 
-Shares = dict[str, tuple[int, int, int, int]]
+Shares = dict[str, tuple[int, int, int, int, int, int]]
 """Sixteenths of every memory that go to the parts in their order."""
 
 SHARES: Shares = {
-    "W": (4, 9, 0, 3),  # tables are built from few weights; multipliers read them all the time
-    "S": (8, 2, 4, 2),
-    "U": (8, 6, 1, 1),  # update and optimizer read the real inputs of first layers only
-    "G": (0, 7, 6, 3),
-    "M": (8, 8, 0, 0),
-    "A": (4, 3, 5, 4),  # sums of weight gradients stay while all positions of a group pass by
-    "L": (16, 0, 0, 0),
+    "W": (0, 4, 0, 9, 0, 3),  # tables are built from few weights; multipliers read them all the time
+    "S": (0, 8, 0, 2, 4, 2),
+    "U": (0, 8, 0, 6, 1, 1),  # update and optimizer read the real inputs of first layers only
+    "G": (0, 0, 0, 7, 6, 3),
+    "M": (0, 8, 0, 8, 0, 0),
+    "A": (0, 4, 0, 3, 5, 4),  # sums of weight gradients stay while all positions of a group pass by
+    "L": (0, 16, 0, 0, 0, 0),
 }
 SMALL_SHARES: Shares = SHARES | {
-    "W": (3, 11, 0, 2),
-    "G": (0, 11, 4, 1),
-    "A": (5, 5, 5, 1),  # positions whose sums are on chip share one reading of the weights
+    "W": (0, 3, 0, 11, 0, 2),
+    "G": (0, 0, 0, 11, 4, 1),
+    "A": (0, 5, 0, 5, 5, 1),  # positions whose sums are on chip share one reading of the weights
 }
 """Shares of a machine on which DRAM traffic decides: the optimizer, which reads everything once, needs few bytes."""
+HEAD_SHARES: Shares = {
+    "W": (1, 2, 5, 6, 0, 2),
+    "S": (1, 6, 1, 2, 4, 2),
+    "U": (2, 6, 1, 5, 1, 1),
+    "G": (0, 0, 2, 6, 5, 3),
+    "M": (1, 7, 1, 7, 0, 0),
+    "A": (1, 3, 1, 3, 5, 3),
+    "L": (0, 16, 0, 0, 0, 0),
+}
+"""Shares where entry and head are parts of their own: the head needs room for weights on their way."""
 SMALL_KIB = 4096
 _WHOLE = 16
 
 
-def shares_of(machine: Machine) -> Shares:
-    """Return the shares of the parts in the memories of ``machine``."""
-    total = sum(getattr(machine.sram_kib, field.name) for field in fields(Memory))
-    return SMALL_SHARES if total < SMALL_KIB else SHARES
+def is_small(machine: Machine) -> bool:
+    """Whether a machine has so little memory that DRAM traffic decides."""
+    total: int = sum(getattr(machine.sram_kib, field.name) for field in fields(Memory))
+    return total < SMALL_KIB
 
 
-def share(machine: Machine, part: str | None) -> Machine:
+def shares_of(machine: Machine, *, headed: bool = False) -> Shares:
+    """Return the shares of the parts in the memories of ``machine``; ``headed``: entry and head are parts."""
+    if headed:
+        return HEAD_SHARES
+    return SMALL_SHARES if is_small(machine) else SHARES
+
+
+def share(machine: Machine, part: str | None, *, headed: bool = False) -> Machine:
     """Return ``machine`` with the memory that ``part`` of a training step has (None: all of it)."""
     if part is None:
         return machine
     number = PARTS.index(part)
-    shares = shares_of(machine)
+    shares = shares_of(machine, headed=headed)
     sizes = {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in shares.items()}
     return replace(machine, sram_kib=Memory(**sizes))
 
 
-def share_base(machine: Machine, part: str | None) -> dict[str, int]:
+def share_base(machine: Machine, part: str | None, *, headed: bool = False) -> dict[str, int]:
     """Return the first byte of every memory that belongs to ``part``."""
     before = () if part is None else PARTS[: PARTS.index(part)]
-    parts = [share(machine, other) for other in before]
+    parts = [share(machine, other, headed=headed) for other in before]
     return {f.name: sum(other.memory_bytes(f.name) for other in parts) for f in fields(Memory)}
 
 
@@ -86,6 +114,8 @@ def stream_order(first_parts: Sequence[str]) -> list[int]:
     return sorted(range(len(first_parts)), key=lambda n: PRIORITY.index(first_parts[n]))
 
 
-def streams_of(overlap: str) -> tuple[tuple[str, ...], ...]:
-    """Return the parts of every stream."""
-    return OVERLAPS[overlap]
+def streams_of(overlap: str, *, headed: bool = False) -> tuple[tuple[str, ...], ...]:
+    """Return the parts of every stream; ``headed``: entry and head are parts."""
+    without = () if headed else (ENTRY, HEAD)
+    streams = (tuple(part for part in parts if part not in without) for parts in OVERLAPS[overlap])
+    return tuple(parts for parts in streams if parts)

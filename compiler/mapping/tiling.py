@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "double_buffering": ("on", "off"),
     "operand_form": ("planes", "multipliers"),
     "potential": ("saved", "window"),
+    "head": ("apart", "joined"),
 }
 """Values of the choices that are no numbers."""
 
@@ -49,7 +50,8 @@ class TileLimits:
     which parts of it run side by side (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot
     instead of two, in the same tiles, so that nothing is loaded while the tile before is at work. ``operand_form``: how
     numbers that have bit-planes enter a convolution. ``potential``: whether gradients read saved membrane potentials
-    also where the bits of the surrogate's window are enough.
+    also where the bits of the surrogate's window are enough. ``head``: whether the linear layers behind the maps are a
+    part of their own.
     """
 
     steps: int | None = None
@@ -65,6 +67,7 @@ class TileLimits:
     double_buffering: str | None = None
     operand_form: str | None = None
     potential: str | None = None
+    head: str | None = None
 
     @staticmethod
     def parse(text: str) -> TileLimits:

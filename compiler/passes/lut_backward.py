@@ -140,7 +140,8 @@ def _input_gradient(
     onto = _onto(context, result, op.result, target)
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
-    kind, chip = _neuron_kind(reader), context.chip(streams.BACKWARD)
+    kind = _neuron_kind(reader)
+    chip = context.chip(streams.HEAD if op.weight in context.head else streams.BACKWARD)
     block = plan_backward(planned, chip, context.limits, neuron=kind, looped=context.looped).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
@@ -213,7 +214,8 @@ def _weight_gradient(
     context: LutContext, op: sgrad.ConvWeightOp | sgrad.LinearWeightOp, geometry: ConvGeometry
 ) -> Sequence[SSAValue]:
     x, gu = context.stored(op.x), context.slots(op.gradient)
-    planned = _reduction(context, shape(x), geometry, shape(gu)[-1], real=is_real(x))
+    part = streams.BACKWARD if is_real(x) else streams.UPDATE
+    planned = _reduction(context, shape(x), geometry, shape(gu)[-1], part, real=is_real(x))
     grad: lut.BeWgtOp | lut.WuOp
     if is_real(x):
         grad = lut.BeWgtOp(x, gu, geometry, planned, op.location)
@@ -229,21 +231,21 @@ def _bias(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     gu = context.slots(op.gradient)
     while isinstance(gu.owner, lut.UnpoolOp) and gu.owner.keeps_constants:
         gu = gu.owner.g
-    block = _reduction(context, (*shape(gu)[:-1], 1), ConvGeometry((1, 1)), shape(gu)[-1], real=True, waits=False)
+    inputs = (*shape(gu)[:-1], 1)
+    block = _reduction(context, inputs, ConvGeometry((1, 1)), shape(gu)[-1], streams.UPDATE, real=True, waits=False)
     grad = lut.BiasGradOp(gu, block, op.location)
     context.emit(grad)
     return [grad.gb]
 
 
 def _reduction(
-    context: LutContext, inputs: Shape, geometry: ConvGeometry, k: int, *, real: bool, waits: bool = True
+    context: LutContext, inputs: Shape, geometry: ConvGeometry, k: int, part: str, *, real: bool, waits: bool = True
 ) -> lut.Block:
     """Return (steps, samples, rows, columns) of a block; without a time dimension there is one step.
 
     ``waits``: the sums may be left for the whole batch.
     """
     with_time = inputs if len(inputs) == 5 else (1, *inputs)
-    part = streams.UPDATE
     planned = context.conv_shape(with_time, geometry, k, real=real)
     if waits and context.group is not None and defers_weights(planned, context.machine):
         part = streams.OPTIMIZER

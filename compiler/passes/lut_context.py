@@ -46,7 +46,8 @@ class LutContext:
     the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted,
     ``numbers`` which values of the training graph are fixed-point numbers.
     ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``group`` is the number of
-    samples that go through a training step together (None: inference).
+    samples that go through a training step together (None: inference). ``head`` holds the weights (of the training
+    graph) of the linear layers that are a part of their own; ``looks_up`` tells that a layer before uses tables.
     """
 
     block: Block
@@ -66,6 +67,8 @@ class LutContext:
     formats: dict[tuple[SSAValue, Attribute], SSAValue] = field(default_factory=dict)
     numbers: Known = field(default_factory=dict)
     looped: bool = False
+    head: frozenset[SSAValue] = frozenset()
+    looks_up: bool = False
 
     def emit(self, op: lut.LutOp) -> None:
         """Append ``op``."""
@@ -160,7 +163,7 @@ class LutContext:
 
     def chip(self, part: str) -> Machine:
         """Return the machine with the memory that ``part`` of a training step has; inference has all of it."""
-        return share(self.machine, None if self.group is None else part)
+        return share(self.machine, None if self.group is None else part, headed=bool(self.head))
 
     def conv_shape(
         self,

@@ -104,14 +104,18 @@ def _linear(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: ConvGeometry) -> Sequence[SSAValue]:
-    x, w = context.stored(op.x), context.weight(op.weight)
+    in_head = op.weight in context.head
+    x, w = context.real(op.x) if in_head else context.stored(op.x), context.weight(op.weight)
     onto = _onto(context, op, (*shape(x)[:-3], *geometry.extent(*pair(shape(x)[-3:-1])), shape(w)[-1]))
     planned = context.conv_shape(shape(x), geometry, shape(w)[-1], real=is_real(x), onto=onto)
     conv: lut.BeConvOp | lut.FeConvOp
-    planes = _planes(context, op.x, planned) if is_real(x) else None
+    planes = _planes(context, op.x, planned) if is_real(x) and not in_head else None
     if planes is not None:
         planned = replace(planned, planes=planes.count)
-    plan = plan_forward(planned, context.chip(streams.FORWARD), context.limits, looped=context.looped)
+    context.looks_up = context.looks_up or planned.looked_up
+    enters = bool(context.head) and not context.looks_up
+    part = streams.HEAD if in_head else streams.ENTRY if enters else streams.FORWARD
+    plan = plan_forward(planned, context.chip(part), context.limits, looped=context.looped)
     if is_real(x) and planes is None:
         conv = lut.BeConvOp(x, w, geometry, plan.reduce_block, op.location, onto=onto)
     else:

@@ -6,7 +6,7 @@ what is loaded where and kept for how long. Optimizer stages come last, because 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,14 +19,24 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.repeats import bring_together
-from h2learn.compiler.mapping.streams import BACKWARD, DEFAULT_OVERLAP, FORWARD, JOINED, OPTIMIZER, UPDATE, streams_of
+from h2learn.compiler.mapping.streams import (
+    BACKWARD,
+    DEFAULT_OVERLAP,
+    ENTRY,
+    FORWARD,
+    HEAD,
+    JOINED,
+    OPTIMIZER,
+    UPDATE,
+    streams_of,
+)
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
 from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
 from h2learn.dialects import lut, tile
-from h2learn.dialects.common import get_io, group_of, precision, source_of
+from h2learn.dialects.common import get_io, group_of, head_of, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 
@@ -53,6 +63,7 @@ class LutToTilePass(ModulePass):
             limits,
             precision(op),
             {arg: entry.name for arg, entry in zip(body.args, io, strict=False)},
+            headed=head_of(op) > 0,
         )
         for argument in body.args:
             value = block.insert_arg(tile.tensor_type(*context.form_of(argument.type)), len(block.args))
@@ -61,7 +72,8 @@ class LutToTilePass(ModulePass):
             context.values[argument] = value
         streams, context.groups = _streams(op, context.limits, body)
         schedule = _Schedule(block, streams, context.groups)
-        _lower_all(context, list(body.ops), schedule)
+        ops = list(body.ops)
+        _lower_all(context, ops, schedule, _parts(ops, head_of(op)))
         schedule.finish(main.location)
         returned = body.last_op
         assert isinstance(returned, func.ReturnOp)
@@ -94,7 +106,7 @@ def _scan(ctx: TileContext, op: lut.ScanOp) -> None:
         ctx.values[result] = ctx.values[value]
 
 
-def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None:
+def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: Mapping[Operation, str]) -> None:
     unknown = [op for op in ops if type(op) not in STAGES and not isinstance(op, func.ReturnOp)]
     if unknown:
         raise H2LearnError(
@@ -108,7 +120,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None
             _update_in_place(ctx, op)
         elif not isinstance(op, func.ReturnOp):
             lower = STAGES[type(op)][1]
-            steps.enter(ctx, _part(op, trained))
+            steps.enter(ctx, parts[op])
             if isinstance(op, lut.WuOp | lut.BeWgtOp) and convolution_stages.waits_for_batch(ctx, op):
                 steps.leave(ctx, OPTIMIZER)
                 step = step_behind(op.gw)
@@ -130,6 +142,37 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule) -> None
         op = updates[number]
         steps.leave(ctx, OPTIMIZER)
         vector_stages.lower_optimizer(ctx, op)
+
+
+def _parts(ops: Sequence[Operation], head: int) -> dict[Operation, str]:
+    """Return the part of a training step to which each op belongs; the last ``head`` layers are a part of their own.
+
+    With those go all that is between their forward and their backward work, and what comes before the first look-up is
+    the entry, unless the forward part works on parameters first.
+    """
+    found: dict[Operation, str] = {}
+    trained = False
+    for op in ops:
+        if type(op) in STAGES and not isinstance(op, lut.OptOp):
+            found[op] = _part(op, trained)
+        trained = trained or isinstance(op, lut.LossOp)
+    if not head:
+        return found
+    layers = [op for op in ops if isinstance(op, lut.FeConvOp | lut.BeConvOp)]
+    weights = {layer.w for layer in layers[-head:]}
+    first = ops.index(layers[-head])
+    while first and isinstance(ops[first - 1], lut.ConvertOp):
+        first -= 1
+    last = max((n for n, op in enumerate(ops) if isinstance(op, lut.BeGradOp) and op.w in weights), default=len(ops))
+    looked_up = next((n for n, op in enumerate(ops) if isinstance(op, lut.FeConvOp)), 0)
+    if any(isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op) for op in ops[:first]):
+        looked_up = 0
+    for number, op in enumerate(ops):
+        if found.get(op) == FORWARD and (number < looked_up or number >= first):
+            found[op] = ENTRY if number < looked_up else HEAD
+        elif found.get(op) == BACKWARD and number <= last:
+            found[op] = HEAD
+    return found
 
 
 def _part(op: Operation, trained: bool) -> str:
@@ -217,7 +260,7 @@ def _streams(module: builtin.ModuleOp, limits: TileLimits, body: Block) -> tuple
     if group is None:
         return (), 1
     batch = next(shape_of(op.logits.type)[0] for op in body.ops if isinstance(op, lut.LossOp))
-    return streams_of(limits.overlap or DEFAULT_OVERLAP), batch // group
+    return streams_of(limits.overlap or DEFAULT_OVERLAP, headed=head_of(module) > 0), batch // group
 
 
 def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:
@@ -288,7 +331,7 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.BeGradOp: (BACKWARD, convolution_stages.lower_backward),
     lut.TimeSumOp: (None, vector_stages.lower_time_sum),
     lut.WuOp: (UPDATE, convolution_stages.lower_weights),
-    lut.BeWgtOp: (UPDATE, convolution_stages.lower_weights),
+    lut.BeWgtOp: (BACKWARD, convolution_stages.lower_weights),
     lut.BiasGradOp: (UPDATE, vector_stages.lower_bias),
     NormStatsOp: (FORWARD, normalisation_stages.lower_statistics),
     NormOp: (FORWARD, normalisation_stages.lower_norm),

@@ -15,8 +15,9 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
 from h2learn.compiler.mapping.groups import Layer, choose_group
+from h2learn.compiler.mapping.heads import head_of
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.dialects.common import GROUP_ATTRIBUTE, get_io, precision, source_of
+from h2learn.dialects.common import GROUP_ATTRIBUTE, HEAD_ATTRIBUTE, get_io, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -56,7 +57,12 @@ class SpikeToLutPass(ModulePass):
             item = 4 if context.dtype == "f32" else 2
             context.group = _batch(source)
             if not any(isinstance(inner, BatchNormTrainOp) for inner in source.ops):  # its statistics need all samples
-                context.group = choose_group(_layers(source), context.group, machine, item, limits.group)
+                layers = _layers(source)
+                context.head = _head(source, head_of(layers, machine, limits.head))
+                head = len(context.head)
+                context.group = choose_group(layers, context.group, machine, item, limits.group, head)
+                if context.head:
+                    op.attributes[HEAD_ATTRIBUTE] = IntAttr(len(context.head))
             op.attributes[GROUP_ATTRIBUTE] = IntAttr(context.group)
         for argument, entry in zip(source.args, get_io(op), strict=False):
             if entry.bits:
@@ -91,15 +97,30 @@ def _batch(block: Block) -> int:
 def _layers(block: Block) -> list[Layer]:
     """Return what the choice of a group needs to know of the layers, in their order."""
     layers: list[Layer] = []
-    for op in block.ops:
-        if isinstance(op, spike.ConvOp | spike.LinearOp):
-            weight = tensor_type(op.weight.type).get_shape()
-            result = tensor_type(op.results[0].type).get_shape()
-            steps = result[0] if len(result) in (3, 5) else 1
-            real = tensor_type(op.x.type).get_element_type() != i1
-            taps, positions = prod(weight[:-2]), prod(result[-3:-1]) if len(result) > 3 else 1
-            layers.append(Layer(taps, weight[-2], weight[-1], positions, steps, real, not layers))
+    for op in _weighted(block):
+        weight = tensor_type(op.weight.type).get_shape()
+        result = tensor_type(op.results[0].type).get_shape()
+        steps = result[0] if len(result) in (3, 5) else 1
+        real = tensor_type(op.x.type).get_element_type() != i1
+        taps, positions = prod(weight[:-2]), prod(result[-3:-1]) if len(result) > 3 else 1
+        layers.append(Layer(taps, weight[-2], weight[-1], positions, steps, real, not layers))
     return layers
+
+
+def _head(block: Block, count: int) -> frozenset[SSAValue]:
+    """Return the weights of the last ``count`` layers, none where something keeps them from being a part of their own.
+
+    Layers in a loop over time are in no order with the others, and weights that layers share have one place.
+    """
+    layers = _weighted(block)
+    weights = [layer.weight for layer in layers]
+    if len(set(weights)) < len(weights) or any(isinstance(op, spike.ScanOp) for op in block.ops):
+        return frozenset()
+    return frozenset(weights[len(weights) - count :])
+
+
+def _weighted(block: Block) -> list[spike.ConvOp | spike.LinearOp]:
+    return [op for op in block.ops if isinstance(op, spike.ConvOp | spike.LinearOp)]
 
 
 def _lower_arguments(context: LutContext, source: Block, roles: list[str]) -> list[_Problem]:

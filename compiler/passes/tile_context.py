@@ -26,7 +26,7 @@ class TileContext:
     """State of one lowering: the builder, where each ``lut`` value lies in DRAM, machine and limits.
 
     ``group`` is the number of the group of samples whose loop the stages stand in (None: no loop, all samples at once)
-    and ``groups`` says into how many groups the batch is cut.
+    and ``groups`` says into how many groups the batch is cut. ``headed``: entry and head are parts of their own.
     """
 
     builder: StageBuilder
@@ -35,6 +35,7 @@ class TileContext:
     dtype: str
     names: dict[SSAValue, str]
     groups: int = 1
+    headed: bool = False
     group: Affine | None = None
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class TileContext:
     @property
     def chip(self) -> Machine:
         """The machine with the share of the memories that the current stage has."""
-        return share(self.machine, self.builder.part)
+        return share(self.machine, self.builder.part, headed=self.headed)
 
     def samples(self, batch: int) -> int:
         """Return how many of ``batch`` samples a stage sees: a group, or all of them."""

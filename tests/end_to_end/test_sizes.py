@@ -98,8 +98,9 @@ def test_programs_do_not_grow_with_time_steps_and_batch(
         assert found["tile"] < most["tile"] and found["h2"] < most["h2"]
 
 
-def test_the_instructions_of_one_mapping_are_the_same_at_any_size() -> None:
-    recipe = Recipe(limits=TILES, train=Train())
+@pytest.mark.parametrize("head", ["joined", "apart"])
+def test_the_instructions_of_one_mapping_are_the_same_at_any_size(head: str) -> None:
+    recipe = Recipe(limits=f"{TILES},head={head}", train=Train())
     first, *others = (mapped(small_network("direct", *size), recipe) for size in TILED)
     assert all(other == first for other in others)
 

@@ -64,11 +64,13 @@ def layers_with_weights(model: Model, batch: int) -> list[Layer]:
 def bounds(layers: Sequence[Layer], batch: int, machine: Machine, report: RunReport, dtype: str = "f16") -> Bounds:
     """Return the bounds of a step of ``batch`` samples whose run is ``report``; the optimizer is SGD with momentum."""
     looked_up = sum(layer.macs for layer in layers if not layer.real)
+    multiplied = report.work.get("be.fwd", {}).get("dense_products", 0)
+    multiplied -= sum(layer.macs for layer in layers if layer.real)  # spikes that the run gave to the multipliers
     parameters = sum(layer.parameters for layer in layers)
     forward, update, rate = machine.forward, machine.weight_update, machine.dram.bytes_per_cycle
     issued = _issue_cycles(report, machine)
     work = {
-        "FE": looked_up / (forward.lanes * forward.fan_in),
+        "FE": (looked_up - max(0, multiplied)) / (forward.lanes * forward.fan_in),
         "WUE": looked_up / (update.lanes_k * update.lanes_c * update.fan_in),
         "BE": sum(issued.values()),
         "DRAM": parameters * (OPTIMIZER_BYTES[dtype] + STORED_BYTES[dtype]) / rate,

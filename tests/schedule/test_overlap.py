@@ -71,9 +71,10 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("head", ["joined", "apart"])
 @pytest.mark.parametrize("overlap", ["backward", "all"])
-def test_the_numbers_are_those_of_the_serial_program(network: str, overlap: str) -> None:
-    serial, other = run(network, "group=2,overlap=serial"), run(network, f"group=2,overlap={overlap}")
+def test_the_numbers_are_those_of_the_serial_program(network: str, overlap: str, head: str) -> None:
+    serial, other = (run(network, f"group=2,overlap={kind},head={head}") for kind in ("serial", overlap))
     assert other.loss == serial.loss
     for found, expected in ((other.gradients, serial.gradients), (other.parameters, serial.parameters)):
         assert found.keys() == expected.keys()
@@ -147,13 +148,18 @@ def test_the_step_comes_near_its_bounds(network: str) -> None:
     assert found["pipeline"] < 1.75 and serial > 2.25
 
 
-def test_streams_share_every_memory_without_overlap() -> None:
+@pytest.mark.parametrize("headed", [False, True])
+def test_streams_share_every_memory_without_overlap(headed: bool) -> None:
     from h2learn.compiler.mapping.streams import PARTS, share, share_base
 
     for name in ("h2l-v0", "h2l-edge"):
         machine = load_machine(name)
         for memory in "WSUGMAL":
-            spans = [(share_base(machine, part)[memory], share(machine, part).memory_bytes(memory)) for part in PARTS]
+            spans = [
+                (share_base(machine, part, headed=headed)[memory], share(machine, part, headed=headed))
+                for part in PARTS
+            ]
+            spans = [(start, chip.memory_bytes(memory)) for start, chip in spans]
             ends = [0, *(start + size for start, size in spans)]
             assert all(start >= end for (start, _), end in zip(spans, ends, strict=False))
             assert ends[-1] <= machine.memory_bytes(memory)

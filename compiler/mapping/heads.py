@@ -1,0 +1,32 @@
+"""Large linear layers behind the maps: the *head*, which the multipliers compute while the tables serve the maps.
+
+A linear layer sees one position per sample and time step, so that building its tables, or reading its weights, takes
+longer than what is looked up in them, and longer the smaller the groups of samples are. The multipliers read the
+weights as they come and pass over the spikes that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from h2learn.backends.h2learn.machine import Machine
+from h2learn.compiler.mapping.groups import BORDER, Layer
+from h2learn.compiler.mapping.streams import is_small
+
+WORTH = 4 * BORDER
+"""Cycles in which the tables of a head are built, with one weight per entry, from which on it is a part of its own."""
+
+
+def head_of(layers: Sequence[Layer], machine: Machine, wanted: str | None = None) -> int:
+    """Return how many of the last layers are the head: linear ones of spikes behind others, where it is worth a part.
+
+    The answer depends on neither time steps nor batch, as the program's shape must not. On a machine where DRAM traffic
+    decides there is none: it has no memory for more parts. Without look-ups in front there is nothing to go on beside.
+    ``wanted`` decides otherwise: ``apart`` or ``joined``.
+    """
+    count = next((n for n, layer in enumerate(reversed(layers)) if layer.positions > 1 or layer.real), len(layers))
+    before, head = layers[: len(layers) - count], layers[len(layers) - count :]
+    looked_up = any(not layer.real and layer.positions > 1 for layer in before)
+    built = sum(layer.weights for layer in head) / machine.forward.builder_entries
+    worth = looked_up and not is_small(machine) and built >= WORTH if wanted is None else wanted == "apart"
+    return count if before and worth else 0

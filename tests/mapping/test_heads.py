@@ -1,0 +1,97 @@
+"""Which linear layers are a part of their own, and what then runs in which stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from xdsl.dialects.builtin import IntAttr
+
+from h2learn.backends.h2learn.errors import Location
+from h2learn.backends.h2learn.machine import load_machine
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.driver import Recipe, compile_to
+from h2learn.compiler.frontends.builder import NetworkBuilder
+from h2learn.compiler.mapping.groups import Layer, choose_group, step_cycles
+from h2learn.compiler.mapping.heads import head_of
+from h2learn.compiler.model import Model, Network
+from h2learn.dialects import tile
+from h2learn.dialects.common import HEAD_ATTRIBUTE
+from h2learn.dialects.lut import ops as lut
+
+HERE = Location("net.snn", 1, 1)
+MACHINE = load_machine("h2l-v0")
+FIRST = Layer(9, 3, 64, 1024, 4, real=True, first=True)
+MAP = Layer(9, 64, 64, 1024, 4, real=False, first=False)
+LARGE = Layer(49, 256, 4096, 1, 4, real=False, first=False)
+LAST = Layer(1, 4096, 10, 1, 4, real=False, first=False)
+
+
+def test_large_linear_layers_behind_maps_are_a_head() -> None:
+    assert head_of([FIRST, MAP, LARGE, LAST], MACHINE) == 2
+    assert head_of([FIRST, MAP, LARGE, MAP, LAST], MACHINE) == 0, "only what stands behind all maps"
+    assert head_of([FIRST, MAP, LAST], MACHINE) == 0, "its tables are built soon"
+    assert head_of([LARGE, LAST], MACHINE) == 0, "nothing could go on beside it"
+    assert head_of([FIRST, MAP, replace(LARGE, real=True)], MACHINE) == 0, "its inputs are no spikes"
+
+
+def test_a_small_machine_has_no_room_for_a_head_unless_asked() -> None:
+    layers, small = [FIRST, MAP, LARGE, LAST], load_machine("h2l-edge")
+    assert head_of(layers, small) == 0
+    assert head_of(layers, small, "apart") == 2 and head_of(layers, MACHINE, "joined") == 0
+    assert head_of([FIRST, MAP, LAST], MACHINE, "apart") == 1
+
+
+def test_groups_of_a_network_with_a_head_may_be_smaller() -> None:
+    """Tables of the large layer are built for every group; the multipliers only read its weights."""
+    layers = [FIRST, *[MAP] * 4, LARGE, LAST]
+    apart, joined = (step_cycles(layers, 2, 8, MACHINE, 2, head) for head in (2, 0))
+    assert apart < joined
+    assert choose_group(layers, 16, MACHINE, 2, head=2) <= choose_group(layers, 16, MACHINE, 2)
+
+
+def network() -> Network:
+    """Return two convolutions and a linear layer of their spikes."""
+    builder = NetworkBuilder(4)
+    x = builder.encode(builder.input("x", (2, 8, 8), HERE), "direct", 4, HERE)
+    for name in ("conv0", "conv1"):
+        x = builder.conv(x, name, 16, HERE, kernel=(3, 3), padding=(1, 1), stride=(1, 1))
+        x = builder.lif(x, Neuron(), HERE)
+    x = builder.linear(builder.flatten(x, HERE), "last", 10, HERE)
+    builder.output("logits", builder.readout(builder.lif(x, Neuron(), HERE), "rate", HERE))
+    return builder.finish("small", HERE)
+
+
+MODEL = Model("net", network(), {}, None, lambda _: network())
+
+
+def streams(limits: str) -> tuple[int, dict[str, list[str]]]:
+    """Return the size of the head, and the labels of the stages of every stream."""
+    recipe = Recipe(limits=limits, train=Train())
+    levels = {level: compile_to(MODEL, recipe, level) for level in ("engines", "tile")}
+    head = levels["engines"].attributes.get(HEAD_ATTRIBUTE)
+    found = {
+        op.label.data: [stage.label.data for stage in op.walk() if isinstance(stage, tile.StageOp)]
+        for op in levels["tile"].walk()
+        if isinstance(op, tile.StreamOp)
+    }
+    multiplied = sum(isinstance(op, lut.BeConvOp) for op in levels["engines"].walk())
+    count = head.data if isinstance(head, IntAttr) else 0
+    assert multiplied == 1 + count
+    return count, found
+
+
+def test_a_head_goes_forward_and_backward_in_one_stream() -> None:
+    count, found = streams("group=2,head=apart")
+    assert count == 1 and list(found) == ["entry", "forward", "head", "backward", "update", "optimizer"]
+    assert found["entry"][0] == "forward conv0" and "forward conv1" in found["forward"]
+    assert {"forward last", "backward last"} <= set(found["head"])
+    assert all("last" not in stage for name in ("forward", "backward") for stage in found[name])
+    assert "weights conv0" in found["backward"], "the multipliers' weight gradient follows in the order of the stream"
+
+
+@pytest.mark.parametrize("limits", ["group=2", "group=2,head=joined"])
+def test_without_a_head_there_are_four_streams(limits: str) -> None:
+    count, found = streams(limits)
+    assert count == 0 and list(found) == ["forward", "backward", "update", "optimizer"]
