@@ -279,6 +279,15 @@ class NeuronKind:
 PLAIN_NEURON = NeuronKind()
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Another layer that is summed in the same stage, ``block`` channels at a time; ``fan``: fan-in of its tables."""
+
+    shape: ConvShape
+    block: int
+    fan: int = 0
+
+
 def slot_cap(machine: Machine, limits: TileLimits) -> int:
     """Return the most channels of a gradient slot: 64, or 32 on a small machine, where a 64 x 64 weight tile crowds W.
 
@@ -342,11 +351,13 @@ def plan_forward(
     fan: int | None = None,
     *,
     looped: bool = False,
+    joined: Joined | None = None,
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
 
     ``reduce_block`` pins the input channels per block, ``fan`` the fan-in of the tables, when they were chosen before.
-    ``looped``: the loop over time steps is outside, and one step of whole samples is computed at a time.
+    ``looped``: the loop over time steps is outside, and one step of whole samples is computed at a time. ``joined``:
+    what is looked up in front.
     """
     if fan is None and not shape.looked_up:
         fan = machine.forward.fan_in
@@ -360,7 +371,7 @@ def plan_forward(
     for number in (pinned,) if pinned else fans_of(machine):
 
         def usage(t: Tile, number: int = number) -> Usage:
-            return _forward_usage(shape, t, number, neuron)
+            return _forward_usage(shape, t, number, neuron, joined)
 
         def cost(t: Tile, number: int = number) -> float:
             return forward_cost(shape, t, machine, number).cycles
@@ -371,12 +382,15 @@ def plan_forward(
     return min(best, key=lambda pair: pair[0])[1] if best else _nothing_fits("forward tile", machine)
 
 
-def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> Usage:
+def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, joined: Joined | None = None) -> Usage:
+    if joined is not None:
+        alone = _forward_usage(shape, t, fan, neuron)
+        beside = _forward_usage(joined.shape, replace(t, c=joined.block, taps=0), joined.fan, neuron)
+        spikes = t.steps * t.samples * _inputs(joined.shape, t) * row_bytes("bits", joined.block)
+        return replace(alone, W=alone.W + beside.W, L=alone.L + beside.L, S=alone.S + SLOTS * spikes)
     shape = t.seen(shape)
     images = t.samples * (1 if shape.static else t.steps)
-    ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
-    iw = input_extent(t.columns, shape.kernel[1], shape.stride[1])
-    inputs = images * ih * iw
+    inputs = images * _inputs(shape, t)
     outs = t.steps * t.positions
     weights = shape.taps * t.c * t.k * shape.item
     tables = 0 if not shape.looked_up else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
@@ -395,6 +409,12 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind) -> U
     )
 
 
+def _inputs(shape: ConvShape, t: Tile) -> int:
+    """Return the input positions under a tile of one image."""
+    ih = input_extent(t.rows, shape.kernel[0], shape.stride[0])
+    return ih * input_extent(t.columns, shape.kernel[1], shape.stride[1])
+
+
 @cache
 def plan_backward(
     shape: ConvShape,
@@ -404,19 +424,21 @@ def plan_backward(
     *,
     neuron: NeuronKind | None,
     looped: bool = False,
+    joined: Joined | None = None,
 ) -> BackwardTile:
     """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
     ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
     whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
-    many taps. ``looped``: it must join, and one step of whole samples is computed at a time.
+    many taps. ``looped``: it must join, and one step of whole samples is computed at a time. ``joined``: what is summed
+    in front.
     """
     if looped:
         return _plan_backward(shape, machine, limits, reduce_block, neuron, looped=True)
     if neuron is not None:
         with suppress(H2LearnError):
-            return _plan_backward(shape, machine, limits, reduce_block, neuron)
-    return _plan_backward(shape, machine, limits, reduce_block, None)
+            return _plan_backward(shape, machine, limits, reduce_block, neuron, joined=joined)
+    return _plan_backward(shape, machine, limits, reduce_block, None, joined=joined)
 
 
 def _plan_backward(
@@ -427,6 +449,7 @@ def _plan_backward(
     neuron: NeuronKind | None,
     *,
     looped: bool = False,
+    joined: Joined | None = None,
 ) -> BackwardTile:
     fused = neuron is not None
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
@@ -438,8 +461,14 @@ def _plan_backward(
         bits = row_bytes("bits", t.c)
         slots = f"slots.{shape.dtype}"
         gradients = SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
+        beside = 0
+        if joined is not None:
+            (gh, _, _), (gw, _, _) = backward_extent(joined.shape, t)
+            gblk = slot_channels(joined.shape.k, slot_cap(machine, limits))
+            gradients += SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, joined.block, gblk)
+            beside = SLOTS * joined.shape.taps * t.c * joined.block * shape.item
         return Usage(
-            W=t.weight_slots(shape) * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
+            W=beside + t.weight_slots(shape) * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
             U=(t.held * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
             G=gradients + (fused * t.held + (shape.onto == slots) * SLOTS) * outs * row_bytes(slots, t.c, gblk_out),

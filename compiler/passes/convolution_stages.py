@@ -6,8 +6,8 @@ how often the others are cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
@@ -15,103 +15,81 @@ from types import MappingProxyType
 from xdsl.ir import SSAValue
 
 from h2learn.backends.h2learn.isa import PARAMETER_ROWS
-from h2learn.compiler.mapping.cost import defers_weights, lane_shape
-from h2learn.compiler.mapping.layout import item_bytes
+from h2learn.compiler.mapping.cost import defers_weights
 from h2learn.compiler.mapping.tiling import (
-    PLAIN_NEURON,
     SLOTS,
-    BackwardTile,
     ConvShape,
-    ForwardTile,
-    WeightTile,
-    backward_extent,
-    input_extent,
     plan_backward,
-    plan_forward,
     plan_weights,
 )
 from h2learn.compiler.passes.optimizer_step import OptimizerStep, is_returned, step_bytes
-from h2learn.compiler.passes.stage_builder import Affine, StageBuilder, Start
+from h2learn.compiler.passes.stage_builder import Affine, Start
+from h2learn.compiler.passes.summed_layers import (
+    Area,
+    Part,
+    Summed,
+    Through,
+    conv_shape,
+    current_shape,
+    geometry_params,
+    gradient_shape,
+    input_of,
+    joined_current,
+    joined_gradient,
+    load_input,
+    neuron_behind,
+    plan_current,
+)
 from h2learn.compiler.passes.tile_context import (
     Cut,
     TileContext,
     Window,
     activation_window,
     images,
-    leading,
-    neuron_kind,
     only_user,
     trips,
     used,
 )
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import MaskType, Planes, shape_of
+from h2learn.dialects.lut.attributes import MaskType, shape_of
 
 NOTHING: Mapping[SSAValue, SSAValue] = MappingProxyType({})
-
-
-def conv_shape(
-    ctx: TileContext, op: lut.ConvolutionOp, x: SSAValue, y: SSAValue, k: int, *, real: bool, onto: str = ""
-) -> ConvShape:
-    """Return the plain shape of a convolution with layer input ``x`` and output (or its gradient) ``y``."""
-    source, result = shape_of(x.type), shape_of(y.type)
-    geometry = op.geometry
-    return ConvShape(
-        leading(result),
-        ctx.samples(result[-4]),
-        source[-3],
-        source[-2],
-        source[-1],
-        result[-3],
-        result[-2],
-        k,
-        geometry.kernel,
-        geometry.stride,
-        geometry.padding,
-        real,
-        len(source) == 4,
-        item_bytes(ctx.dtype),
-        onto,
-    )
 
 
 def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back: bool = False) -> None:
     """Lower a forward convolution; the neuron that alone reads its current joins the stage.
 
-    ``fed_back``: its input are the spikes of this neuron one step earlier.
+    So does the convolution on whose sums it goes on. ``fed_back``: its input are the spikes of this neuron one step
+    earlier.
     """
-    neuron = only_user(op.current, (lut.LifOp, lut.LiOp))
-    assert neuron is None or isinstance(neuron, lut.LifOp | lut.LiOp)
-    x = op.s if isinstance(op, lut.FeConvOp) else op.x
-    planes = op.planes if isinstance(op, lut.FeConvOp) else None
-    real = isinstance(op, lut.BeConvOp)
-    shape = conv_shape(ctx, op, x, op.current, shape_of(op.w.type)[-1], real=real, onto=ctx.onto(op.onto))
-    if planes is not None:
-        shape = replace(shape, real=True, planes=planes.count)
-    steps = neuron.time_steps if neuron is not None else shape.steps
-    shape = replace(shape, steps=steps)
+    goes_on = only_user(op.current, lut.FeConvOp)
+    if isinstance(goes_on, lut.FeConvOp) and joined_current(ctx, goes_on) is not None:
+        return
+    neuron = neuron_behind(op)
+    x = input_of(op)
+    shape = current_shape(ctx, op)
+    steps = shape.steps
     batch = shape_of(op.current.type)[-4]
-    kind = PLAIN_NEURON if neuron is None else neuron_kind(neuron.neuron)
-    fan = op.fan_in if isinstance(op, lut.FeConvOp) else None
-    t = plan_forward(shape, ctx.chip, ctx.limits, op.reduce_block, kind, fan, looped=fed_back)
+    other = None if fed_back else joined_current(ctx, op)
+    t = plan_current(ctx, op, looped=fed_back, joined=other and other[1])
     b = ctx.builder
     label = ctx.label("forward", op)
-    weights = ctx.values[op.w]
-    onto = ctx.values[op.onto] if op.onto is not None else None
+    onto = ctx.values[op.onto] if op.onto is not None and other is None else None
     current = None if neuron is not None else ctx.declare(op.current, f"{label}.current")
     stage = None if neuron is None else NeuronStep(ctx, neuron, label, shape.k)
     if fed_back and neuron is not None:
         ctx.values[x] = ctx.values[neuron.results[0]]
     source = ctx.values[x]
-    k_trips, c_trips = trips(shape.k, t.k), trips(shape.c, t.c)
-    part = Part(shape, t)
-    whole = c_trips == 1 and part.count == 1
+    summed = Summed(ctx, op, shape, t)
+    beside = None
+    if other is not None:
+        beside = Summed(ctx, other[0], other[1].shape, replace(t, c=other[1].block, fan=other[1].fan, taps=0))
     static_steps = 1 if shape.static else t.steps
-    with b.stage(label, op.location), b.loop("k", k_trips) as ik:
+    with b.stage(label, op.location), b.loop("k", trips(shape.k, t.k)) as ik:
         par = stage.parameters(ik * t.k, t.k) if stage is not None else None
-        if whole:
-            tables = _load_weights(ctx, weights, part, t, Affine(), Affine(), ik, real)
+        for one in filter(None, (beside, summed)):
+            one.hold(ik)
         with (
             ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.out_h, t.rows)) as y,
@@ -119,7 +97,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             state = stage.state(area, t.k) if stage is not None else None
-            before = state.get("ss") if fed_back and state is not None and whole else None
+            before = state.get("ss") if fed_back and state is not None and summed.whole else None
             if before is not None:
                 b.load(source, before, *activation_window(source, Cut(-1, 1), *area.cuts, Cut(0, t.k)))
 
@@ -129,11 +107,11 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
                 acc = b.alloc("current", "A", "f32", dims, slots=t.held)
                 if onto is not None:
                     begin(ctx, acc, onto, activation_window(onto, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k)))
-                with b.loop("c", c_trips) as ic, part.loops(b) as (ty, tx):
-                    held = tables if whole else _load_weights(ctx, weights, part, t, part.tap(ty, tx), ic, ik, real)
-                    seen = Cut(Affine() + time + -1 if fed_back else time, t.steps)
-                    inputs = before or _load_input(ctx, source, part, t, area, seen, ic * t.c, (ty, tx))
-                    _convolve(ctx, op, acc, inputs, held, images(source, t), part.shape, t, (ic, ty, tx))
+                seen = Cut(Affine() + time + -1 if fed_back else time, t.steps)
+                if beside is not None:
+                    with b.at(beside.op.location):
+                        beside.run(acc, area, seen, ik)
+                summed.run(acc, area, seen, ik, before)
                 return acc
 
             if shape.static:
@@ -151,49 +129,38 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
 def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False) -> None:
     """Lower an input gradient; the neuron gradient that alone reads it joins the stage where there is room.
 
-    ``fed_back``: what it reads are the results of this neuron gradient one step later.
+    So does the gradient of the same input through another layer, on which the sums go on. ``fed_back``: what it reads
+    are the results of this neuron gradient one step later.
     """
+    goes_on = only_user(op.gs, lut.BeGradOp)
+    if isinstance(goes_on, lut.BeGradOp) and joined_gradient(ctx, goes_on) is not None:
+        return
     reader = only_user(op.gs, lut.GradOp)
-    shape = conv_shape(ctx, op, op.gs, op.gu, shape_of(op.w.type)[-1], real=False, onto=ctx.onto(op.onto))
-    kind = neuron_kind(reader.neuron) if isinstance(reader, lut.GradOp) else None
-    t = plan_backward(shape, ctx.chip, ctx.limits, op.reduce_block, neuron=kind, looped=fed_back)
+    shape, kind = gradient_shape(ctx, op)
+    other = None if fed_back else joined_gradient(ctx, op)
+    t = plan_backward(
+        shape, ctx.chip, ctx.limits, op.reduce_block, neuron=kind, looped=fed_back, joined=other and other[1]
+    )
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
     label = ctx.label("backward", op)
-    weights = ctx.values[op.w]
     mask = ctx.values[op.m] if op.m is not None else None
-    onto = ctx.values[op.onto] if op.onto is not None else None
+    onto = ctx.values[op.onto] if op.onto is not None and other is None else None
     stage = None if grad is None else GradientStep(ctx, grad, label)
     if fed_back and grad is not None:
         ctx.values[op.gu] = ctx.values[grad.gu]
     source = ctx.values[op.gu]
     result = None if grad is not None else ctx.declare(op.gs, f"{label}.gs")
     batch = shape_of(op.gs.type)[-4]
-    c_trips, k_trips = trips(shape.c, t.c), trips(shape.k, t.k)
+    k_trips = trips(shape.k, t.k)
     blocks = trips(shape.steps, t.steps)
-    (gh, py, first_y), (gw, px, first_x) = backward_extent(shape, t)
-    part = shape.under(t.rows, t.columns)
-    gblk = ctx.gblk(shape.k)
-    imgs = images(source, t)
-    params: dict[str, tile.Param] = {
-        **_geometry(part, t, imgs, ctx.dtype),
-        "gh": gh,
-        "gw": gw,
-        "py": py,
-        "px": px,
-        "gblk": gblk,
-        "mode": op.mode,
-        "masked": "yes" if mask is not None else "no",
-    }
-
-    def weight_tile(tap: Affine, ic: Affine, ik: Affine) -> SSAValue:
-        w = b.alloc("weights", "W", ctx.dtype, (part.taps, t.c, t.k), slots=t.weight_slots(shape))
-        b.load(weights, w, (tap, ic * t.c, ik * t.k), (part.taps, t.c, t.k))
-        return w
-
-    with b.stage(label, op.location), b.loop("c", c_trips) as ic:
+    through = Through(ctx, op, shape, t)
+    beside = None
+    if other is not None:
+        beside = Through(ctx, other[0], other[1].shape, replace(t, k=other[1].block))
+    with b.stage(label, op.location), b.loop("c", trips(shape.c, t.c)) as ic:
         par = stage.parameters(ic * t.c, t.c) if stage is not None else None
-        held = weight_tile(Affine(), ic, Affine()) if t.weights_stay(shape) else None
+        held = through.weight_tile(Affine(), ic, Affine()) if t.weights_stay(shape) else None
         with (
             ctx.sample_loop(batch, t.samples) as n,
             b.loop("y", trips(shape.in_h, t.rows)) as y,
@@ -203,6 +170,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
             state = stage.state(area, t.c) if stage is not None else None
             later = None
             if fed_back and k_trips == 1:
+                gblk = ctx.gblk(shape.k)
                 later = b.alloc("gu later", "G", f"slots.{ctx.dtype}", (1, *area.dims, t.k), gblk, slots=1)
                 b.load(source, later, *activation_window(source, Cut(shape.steps, 1), *area.cuts, Cut(0, t.k)))
             with b.loop("t", blocks) as it:
@@ -216,21 +184,12 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
                 if mask is not None:
                     buffers["m"] = b.alloc("mask", "M", "bits", (*dims, t.c))
                     b.load(mask, buffers["m"], *activation_window(mask, time, *area.cuts, channels))
+                if beside is not None:
+                    with b.at(beside.op.location), b.loop("k", trips(beside.shape.k, beside.t.k)) as ik:
+                        beside.run(buffers, area, time, ic, ik)
                 with b.loop("k", k_trips) as ik:
-                    rows = Cut(y * (t.rows // shape.stride[0]) + first_y, gh)
-                    columns = Cut(x * (t.columns // shape.stride[1]) + first_x, gw)
-                    tap = Affine()
-                    if shape.covers_map:
-                        rows, columns = Cut(0, 1), Cut(0, 1)
-                        tap = y * (t.rows * shape.in_w) + x * t.columns
-                    w = held if held is not None else weight_tile(tap, ic, ik)
                     seen = Cut(time.start + 1, t.steps) if fed_back else time
-                    window = activation_window(source, seen, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
-                    g = later or b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
-                    if later is None:
-                        b.load(source, g, *window)
-                    first, carry = _start(op, [ik])
-                    b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, params, first=first, carry=carry)
+                    through.run(buffers, area, seen, ic, ik, held, later)
                 if stage is not None and par is not None and state is not None:
                     here = {} if op.m is None else {op.m: buffers["m"]}
                     stage.steps(acc, par, state, area, it, time, channels, later, t.held, here)
@@ -257,7 +216,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     running = ctx.running_sum(result) if result is not None else None
     part = Part(shape, t)
     taps = part.shape.taps
-    params = {**_geometry(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
+    params = {**geometry_params(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
     with ExitStack() as nest:
         nest.enter_context(b.stage(label, op.location))
         optimizer = None if step is None else OptimizerStep(ctx, step, t.held)
@@ -276,7 +235,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             time = Cut(it * t.steps, t.steps)
-            inputs = _load_input(ctx, source, part, t, area, time, ic * t.c, (ty, tx))
+            inputs = load_input(ctx, source, part, t, area, time, ic * t.c, (ty, tx))
             window = activation_window(gradient, time, *area.cuts, Cut(ik * t.k, t.k))
             g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
             b.load(gradient, g, *window)
@@ -302,36 +261,6 @@ def _reduction(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> ConvShape:
     """Return the shape of the convolution whose weight gradient ``op`` is."""
     x, real = (op.x, True) if isinstance(op, lut.BeWgtOp) else (op.s, False)
     return conv_shape(ctx, op, x, op.gu, shape_of(op.gu.type)[-1], real=real)
-
-
-class Part:
-    """The part of a kernel that a tile has at a time; it is all of the kernel unless that covers the map."""
-
-    def __init__(self, shape: ConvShape, t: ForwardTile | WeightTile) -> None:
-        self.shape = t.seen(shape)
-        self._trips = (trips(shape.kernel[0], self.shape.kernel[0]), trips(shape.kernel[1], self.shape.kernel[1]))
-        self._width = shape.kernel[1]
-        self.count = self._trips[0] * self._trips[1]
-
-    @contextmanager
-    def loops(self, builder: StageBuilder) -> Iterator[tuple[Affine, Affine]]:
-        """Open the loops over parts of the kernel and give the first row and column of the part."""
-        with builder.loop("ky", self._trips[0]) as row, builder.loop("kx", self._trips[1]) as column:
-            yield row * self.shape.kernel[0], column * self.shape.kernel[1]
-
-    def tap(self, row: Affine, column: Affine) -> Affine:
-        """Return the first kernel position of the part; those of a part follow each other."""
-        return row * self._width + column
-
-
-class Area:
-    """A tile of samples, rows and columns under the loops n, y, x."""
-
-    def __init__(self, samples: int, rows: int, columns: int, n: Affine, y: Affine, x: Affine) -> None:
-        self.n, self.y, self.x = n, y, x
-        self.dims = (samples, rows, columns)
-        self.positions = samples * rows * columns
-        self.cuts = (Cut(n * samples, samples), Cut(y * rows, rows), Cut(x * columns, columns))
 
 
 class NeuronStep:
@@ -543,110 +472,3 @@ def load_rows(
     for row, tensor in learned:
         b.load(tensor, par, (start,), (k,), at=row)
     return par
-
-
-def _geometry(
-    shape: ConvShape, t: ForwardTile | BackwardTile | WeightTile, imgs: int, dtype: str
-) -> dict[str, tile.Param]:
-    return {
-        "imgs": imgs,
-        "oh": t.rows,
-        "ow": t.columns,
-        "kh": shape.kernel[0],
-        "kw": shape.kernel[1],
-        "sh": shape.stride[0],
-        "sw": shape.stride[1],
-        "c": t.c,
-        "k": t.k,
-        "dtype": dtype,
-    }
-
-
-def _load_weights(
-    ctx: TileContext, weights: SSAValue, part: Part, t: ForwardTile, tap: Affine, ic: Affine, ik: Affine, real: bool
-) -> SSAValue:
-    """Load a weight tile and, for spikes, build its tables; return what the convolution reads."""
-    b, shape = ctx.builder, part.shape
-    w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k))
-    b.load(weights, w, (tap, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
-    if real:
-        return w
-    fan = t.fan
-    tables = b.alloc("tables", "L", f"lut.{ctx.dtype}", (shape.taps, trips(t.c, fan), 1 << fan, t.k))
-    params: dict[str, tile.Param] = {
-        "kh": shape.kernel[0],
-        "kw": shape.kernel[1],
-        "c": t.c,
-        "k": t.k,
-        "fan": fan,
-        "dtype": ctx.dtype,
-    }
-    b.job(tile.FeFillOp, {"lut": tables, "w": w}, params)
-    return tables
-
-
-def _load_input(
-    ctx: TileContext,
-    source: SSAValue,
-    part: Part,
-    t: ForwardTile | WeightTile,
-    area: Area,
-    time: Cut,
-    channel: Affine,
-    first: tuple[Affine, Affine],
-) -> SSAValue:
-    """Load the input tile under an area of output positions, with its halo, from the ``first`` kernel position on."""
-    b, shape = ctx.builder, part.shape
-    (kh, kw), (sh, sw), (ph, pw) = shape.kernel, shape.stride, shape.padding
-    rows = Cut(area.y * (t.rows * sh) + first[0] + -ph, input_extent(t.rows, kh, sh))
-    columns = Cut(area.x * (t.columns * sw) + first[1] + -pw, input_extent(t.columns, kw, sw))
-    window = activation_window(source, time, area.cuts[0], rows, columns, Cut(channel, t.c))
-    memory, form = ("U", ctx.dtype) if shape.real else ("S", "bits")
-    inputs = b.alloc("inputs", memory, form, tuple(window[1]))
-    b.load(source, inputs, *window)
-    return inputs
-
-
-def _convolve(
-    ctx: TileContext,
-    op: lut.FeConvOp | lut.BeConvOp,
-    acc: SSAValue,
-    inputs: SSAValue,
-    held: SSAValue,
-    imgs: int,
-    shape: ConvShape,
-    t: ForwardTile,
-    blocks: Sequence[Affine],
-) -> None:
-    params = _geometry(shape, t, imgs, ctx.dtype)
-    first, carry = _start(op, blocks)
-    if isinstance(op, lut.BeConvOp):
-        ctx.builder.job(tile.BeFwdOp, {"acc": acc, "x": inputs, "w": held}, params, first=first, carry=carry)
-        return
-    params.update(fan=op.fan_in, shape=lane_shape(ctx.machine.forward.lanes, t.k, imgs * t.rows * t.columns)[0])
-    if op.planes is not None:
-        packed, form = _pack(ctx, op.planes, inputs)
-        buffers = {"acc": acc, "s": packed, "lut": held}
-        ctx.builder.job(tile.FePlanesOp, buffers, params | form, first=first, carry=carry)
-        return
-    ctx.builder.job(tile.FeRunOp, {"acc": acc, "s": inputs, "lut": held}, params, first=first, carry=carry)
-
-
-def _pack(ctx: TileContext, planes: Planes, numbers: SSAValue) -> tuple[SSAValue, dict[str, tile.Param]]:
-    """Cut a tile of numbers into bit-planes; return them and what jobs must know of them."""
-    assert isinstance(numbers.type, tile.BufferType)
-    *positions, channels = numbers.type.shape
-    form: dict[str, tile.Param] = {
-        "planes": planes.count,
-        "frac": planes.frac,
-        "signed": "yes" if planes.signed else "no",
-    }
-    packed = ctx.builder.alloc("planes", "S", "bits", (*positions, planes.count, channels))
-    size: dict[str, tile.Param] = {"n": prod(positions), "k": channels, "dtype": ctx.dtype}
-    ctx.builder.job(tile.PackOp, {"dst": packed, "src": numbers}, size | form)
-    return packed, form
-
-
-def _start(op: lut.ForwardConvolutionOp | lut.BeGradOp, blocks: Sequence[Affine]) -> tuple[list[Affine], bool]:
-    """Return where sums start fresh: in the first of all ``blocks``, or never when they go on from others."""
-    return (list(blocks), False) if op.onto is None else ([], True)

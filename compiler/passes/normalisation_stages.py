@@ -9,8 +9,8 @@ from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.layout import item_bytes, row_bytes
 from h2learn.compiler.mapping.tiling import SLOTS, Tile, Usage, plan_positions, plan_sums
-from h2learn.compiler.passes.convolution_stages import Area
 from h2learn.compiler.passes.stage_builder import Affine
+from h2learn.compiler.passes.summed_layers import Area
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, leading, load_scalars, trips
 from h2learn.dialects import tile
 from h2learn.dialects.lut.normalisation import NormalisationOp, NormGradOp, NormOp, NormStatsOp, NormSumsOp

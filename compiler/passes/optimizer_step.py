@@ -43,7 +43,7 @@ class OptimizerStep:
                     b.load(tensor, buffers[role], *window)
             b.job(
                 tile.OptOp,
-                {**buffers, "g": (gradient, tap), "scal": self.scal},
+                {**{role: (buffer, 0) for role, buffer in buffers.items()}, "g": (gradient, tap), "scal": self.scal},
                 optimizer_params(self.op, prod(rows)),
             )
             for role, tensor in self.tensors.items():

@@ -81,6 +81,13 @@ class StageBuilder:
         self._location = None
 
     @contextmanager
+    def at(self, location: LocationAttr) -> Iterator[None]:
+        """Give what follows in a stage another location than the stage has."""
+        before, self._location = self._location, location
+        yield
+        self._location = before
+
+    @contextmanager
     def loop(self, label: str, trips: int) -> Iterator[Affine]:
         """Open a loop and give its counter; what runs once needs no loop, its counter is 0."""
         if trips == 1:

@@ -19,9 +19,10 @@ from h2learn.compiler.mapping.tiling import (
     plan_rows,
     plan_weights,
 )
-from h2learn.compiler.passes.convolution_stages import Area, GradientStep, NeuronStep, map_format, memory_of
+from h2learn.compiler.passes.convolution_stages import GradientStep, NeuronStep, map_format, memory_of
 from h2learn.compiler.passes.optimizer_step import optimizer_params
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
+from h2learn.compiler.passes.summed_layers import Area
 from h2learn.compiler.passes.tile_context import (
     Cut,
     TileContext,
