@@ -382,7 +382,7 @@ def _residual(builder: NetworkBuilder, x: Signal, name: str, rng: np.random.Gene
         return builder.concat(parts[:: int(rng.choice([1, -1]))], HERE)
     spikes = lif(conv(x, "a", channels, 3))
     drawn = rng.spawn(1)[0]
-    if x.is_spikes and drawn.random() < 0.4:
+    if x.is_spikes and spikes.is_spikes and drawn.random() < 0.4:
         gates = ("keep", "drop")
         both = builder.gate(x, spikes, str(drawn.choice(gates)), HERE)
         if drawn.random() < 0.5:
