@@ -351,7 +351,7 @@ class Session:
 
 
 def _spec(port: Port) -> TensorSpec:
-    return TensorSpec(port.source, _NUMPY_DTYPES.get(port.dtype, "float32"), port.bits)
+    return TensorSpec(port.source, _NUMPY_DTYPES.get(port.dtype, "float32"), port.bits, port.folded)
 
 
 def compile(

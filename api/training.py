@@ -23,7 +23,7 @@ from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.folding import folded
 from h2learn.compiler.manager import module_text
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.compiler.model import Model
+from h2learn.compiler.model import Model, TensorSpec
 from h2learn.data import Binning, DataSet, holds_events, load_data
 from h2learn.files import check_writable
 from h2learn.program import Execution, Program, Result, Session, compile
@@ -215,7 +215,7 @@ class _Trainer:
         progress.samples += len(labels)
         progress.seen += len(labels)
         progress.loss_sum += result.loss * len(labels)
-        progress.correct += int((_classes(result) == labels).sum())
+        progress.correct += int((_classes(result, self.program) == labels).sum())
         progress.cycles += result.cycles
         progress.energy_pj += result.energy_pj
         progress.instructions += result.report.instructions
@@ -263,7 +263,8 @@ class _Trainer:
         return self._inference
 
     def _input(self, images: Floats) -> dict[str, Floats]:
-        return {next(iter(self.model.network.inputs)): np.moveaxis(images, 0, self._batch_axis)}
+        name, spec = next(iter(self.model.network.inputs.items()))
+        return {name: _batch(images, spec, self._batch_axis)}
 
     @cached_property
     def _batch_axis(self) -> int:
@@ -290,7 +291,7 @@ def _load(data: DataSet | str | Path, model: Model, limit: int | None, binning: 
         raise H2LearnError(f"training needs a model with one input, {model.name!r} has {len(model.network.inputs)}")
     spec = next(iter(model.network.inputs.values()))
     axis = _batch_axis(model)
-    shape = spec.shape[:axis] + spec.shape[axis + 1 :]
+    shape = spec.unfolded()[:axis] + spec.unfolded()[axis + 1 :]
     if spec.dtype == "bool":
         binning = replace(binning, binary=True) if binning is not None else Binning(shape[0], binary=True)
     found = data if isinstance(data, DataSet) else _read(data, shape, binning, over_time=axis > 0)
@@ -312,7 +313,7 @@ def _read(path: str | Path, shape: tuple[int, ...], binning: Binning | None, *, 
 
 def _batch_axis(model: Model) -> int:
     """Return the axis of samples in the model's input."""
-    one, two = (next(iter(model.build(batch).inputs.values())).shape for batch in (1, 2))
+    one, two = (next(iter(model.build(batch).inputs.values())).unfolded() for batch in (1, 2))
     return next(axis for axis, (n, m) in enumerate(zip(one, two, strict=True)) if n != m)
 
 
@@ -362,22 +363,31 @@ def _resumed(path: Path | None, run: dict[str, object]) -> Checkpoint:
 
 
 def _accuracy(program: Program, data: DataSet, parameters: Mapping[str, Floats] | None, batch_axis: int) -> float:
-    name = next(iter(program.inputs))
+    name, spec = next(iter(program.inputs.items()))
     correct = 0
     with program.session(execution=Execution(timing=False)) as session:
         if parameters is not None:
             session.restore(parameters, {}, steps=0, samples=0)
         for first in range(0, len(data.x_test), program.batch):
-            samples = np.moveaxis(data.x_test[first : first + program.batch], 0, batch_axis)
+            samples = _batch(data.x_test[first : first + program.batch], spec, batch_axis)
             result = session.run({name: samples})
-            correct += int((_classes(result) == data.y_test[first : first + program.batch]).sum())
+            correct += int((_classes(result, program) == data.y_test[first : first + program.batch]).sum())
     return correct / len(data.x_test)
 
 
-def _classes(result: Result) -> npt.NDArray[np.int64]:
+def _batch(images: Floats, spec: TensorSpec, batch_axis: int) -> Floats:
+    """Return samples ``[N,...]`` as a run takes them: samples at ``batch_axis``, or folded with time."""
+    moved = np.moveaxis(images, 0, batch_axis)
+    return moved.reshape(-1, *spec.shape[1:]) if spec.folded else moved
+
+
+def _classes(result: Result, program: Program) -> npt.NDArray[np.int64]:
     """The most active class of each sample: of the first output, summed over time where it has a time axis."""
-    output = np.asarray(next(iter(result.outputs.values())))
-    scores = output.astype(np.float64).sum(axis=0) if output.ndim == 3 else output
+    name, output = next(iter(result.outputs.items()))
+    spec = program.outputs[name]
+    output = np.asarray(output).reshape(spec.unfolded(np.shape(output)))
+    time_axis = 1 if spec.folded[:1] == (-1,) else 0
+    scores = output.astype(np.float64).sum(axis=time_axis) if output.ndim == 3 else output
     return np.asarray(np.argmax(scores, axis=-1), dtype=np.int64)
 
 

@@ -82,12 +82,9 @@ def _samples(model: Model, inputs: Mapping[str, npt.ArrayLike]) -> int:
         raise H2LearnError(f"expected the inputs {', '.join(one)}, found {', '.join(inputs) or 'none'}")
     counts = set()
     for name, spec in one.items():
-        shape = np.shape(inputs[name])
-        axis = next(k for k, (n, m) in enumerate(zip(spec.shape, two[name].shape, strict=True)) if n != m)
-        if (
-            len(shape) != len(spec.shape)
-            or shape[:axis] + shape[axis + 1 :] != spec.shape[:axis] + spec.shape[axis + 1 :]
-        ):
+        shape, expected = spec.unfolded(np.shape(inputs[name])), spec.unfolded()
+        axis = next(k for k, (n, m) in enumerate(zip(expected, two[name].unfolded(), strict=True)) if n != m)
+        if len(shape) != len(expected) or shape[:axis] + shape[axis + 1 :] != expected[:axis] + expected[axis + 1 :]:
             raise H2LearnError(f"expected samples like {list(spec.shape)} as {name}, found {list(shape)}")
         counts.add(shape[axis])
     if len(counts) != 1 or counts == {0}:

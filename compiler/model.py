@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,12 +20,25 @@ Parameters = Mapping[str, npt.NDArray[np.float32]]
 class TensorSpec:
     """Shape and NumPy dtype name (``"float32"``, ``"bool"``) of a tensor in the source's layout.
 
-    ``bits``: it holds multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
+    ``bits``: it holds multiples of ``2^-bits`` from 0 to below 1 (0: any reals). ``folded``: what its first dimension
+    is made of, ``(T, -1)`` or ``(-1, T)`` with -1 for the samples (empty: it is one dimension).
     """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     bits: int = 0
+    folded: tuple[int, ...] = ()
+
+    def unfolded(self, shape: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Return the shape, or that of an array like it, with time and samples as dimensions of their own.
+
+        An array whose first dimension is no multiple of T keeps its shape.
+        """
+        shape = self.shape if shape is None else tuple(shape)
+        steps = max(self.folded, default=0)
+        if not self.folded or not shape or shape[0] % steps:
+            return tuple(shape)
+        return (*(shape[0] // steps if size == -1 else size for size in self.folded), *shape[1:])
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Port:
 
     ``shape``: device shape; device array = ``source.reshape(view).transpose(perm).reshape(shape)``; ``source``: the
     user's shape. ``batch_axis``: the axis of samples in the user's array, None for what has no samples.
+    ``folded``: what the first dimension of the user's array is made of, time steps and -1 for the samples; then
+    ``batch_axis`` counts in the array where they are two (empty: it is one dimension).
     ``bits``: what it holds are multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
     """
 
@@ -48,6 +50,16 @@ class Port:
     batch_axis: int | None
     shadow: Symbol | None
     bits: int = 0
+    folded: Shape = ()
+
+    @property
+    def unfolded(self) -> Shape:
+        """The user's shape with time and samples as dimensions of their own."""
+        return (*self.lead(self.source[0]), *self.source[1:]) if self.folded else self.source
+
+    def lead(self, size: int) -> Shape:
+        """Return what a folded first dimension of ``size``, a multiple of the time steps, is made of."""
+        return tuple(size // max(self.folded) if n == -1 else n for n in self.folded)
 
 
 class LazyArrays(Mapping[str, Array]):
@@ -160,6 +172,8 @@ class Device:
         _check_bits(values, port)
         samples = self._check_shape(port, values.shape)
         axis = port.batch_axis
+        if port.folded:
+            values = values.reshape(*port.lead(values.shape[0]), *values.shape[1:])
         if axis is not None and samples < self.batch:
             missing = [(0, self.batch - samples if index == axis else 0) for index in range(values.ndim)]
             values = np.pad(values, missing)
@@ -186,7 +200,8 @@ class Device:
         if port.role == "gradient" and self.gradient_scale != 1.0:
             values = values.astype(np.float32) / np.float32(self.gradient_scale)
         if samples is not None and port.batch_axis is not None:
-            values = values.take(np.arange(samples), axis=port.batch_axis)
+            values = values.reshape(port.unfolded).take(np.arange(samples), axis=port.batch_axis)
+            values = values.reshape(-1, *port.source[1:]) if port.folded else values
         return values
 
     def run(
@@ -259,6 +274,8 @@ class Device:
 
     def _check_shape(self, port: Port, shape: Shape) -> int:
         axis, expected = port.batch_axis, port.source
+        if port.folded:
+            return self._check_folded(port, shape)
         ranked = len(shape) == len(expected)
         if not ranked or any(n != m for i, (n, m) in enumerate(zip(shape, expected, strict=True)) if i != axis):
             wanted = ", ".join(f"N <= {n}" if i == axis else str(n) for i, n in enumerate(expected))
@@ -271,6 +288,18 @@ class Device:
                 hint="compile with a larger batch, or split the data",
             )
         return shape[axis]
+
+    def _check_folded(self, port: Port, shape: Shape) -> int:
+        steps = max(port.folded)
+        if len(shape) != len(port.source) or shape[1:] != port.source[1:] or shape[0] % steps:
+            wanted = ", ".join((f"N * {steps} <= {port.source[0]}", *map(str, port.source[1:])))
+            raise H2LearnError(f"{port.role} {port.name!r} must have the shape [{wanted}], found {list(shape)}")
+        if not 1 <= shape[0] // steps <= self.batch:
+            raise H2LearnError(
+                f"{port.role} {port.name!r} must have 1 to {self.batch} samples, found {shape[0] // steps}",
+                hint="compile with a larger batch, or split the data",
+            )
+        return shape[0] // steps
 
     def _store(self, symbol: Symbol, contents: npt.NDArray[np.uint8]) -> None:
         self.memories.view(Operand("DRAM", symbol.address), contents.size)[...] = contents
@@ -344,7 +373,11 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
     sampled = role in (*FED, "output")
     source = _user_shape(entry, shapes, shape, view, perm, program.name)
     steps = int(program.note.get("time_steps", 1))
-    batch_axis = _batch_axis(source, shape, () if view else perm, batch, steps) if sampled else None
+    folded = _folded(source, shape, view, batch, steps) if sampled else ()
+    if folded:
+        batch_axis: int | None = folded.index(-1)
+    else:
+        batch_axis = _batch_axis(source, shape, () if view else perm, batch, steps) if sampled else None
     return Port(
         name,
         role,
@@ -357,6 +390,7 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
         batch_axis,
         program.symbols[str(shadow)] if shadow else None,
         int(str(entry.get("bits", 0))),
+        folded,
     )
 
 
@@ -378,6 +412,15 @@ def _user_shape(
             location=where,
         )
     return tuple(given)
+
+
+def _folded(source: Shape, shape: Shape, view: Shape, batch: int, steps: int) -> Shape:
+    """Return what the user's first dimension is made of where it holds time and samples: its view has them apart."""
+    lead = view[:2]
+    if len(shape) not in (3, 5) or shape[:2] != (steps, batch) or lead not in ((steps, -1), (-1, steps)):
+        return ()
+    apart = tuple(batch if n == -1 else n for n in lead)
+    return lead if source[0] == steps * batch and source[:2] != apart else ()
 
 
 def _batch_axis(source: Shape, shape: Shape, perm: Shape, batch: int, steps: int) -> int | None:

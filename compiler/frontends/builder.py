@@ -103,12 +103,14 @@ class NetworkBuilder:
         time_steps: int | None = None,
         binary: bool = False,
         time_axis: int = 0,
+        folded: bool = False,
         bits: int = 0,
     ) -> Signal:
         """Add an input of one sample's ``shape`` (F), (C, L) or (C, H, W).
 
-        With ``time_steps`` it is ``[T,N,...]``, or ``[N,...]`` with time inserted at ``time_axis``. (C, L) are maps of
-        one row, on which windows have one row, too. ``bits``: values are multiples of ``2^-bits`` from 0 to below 1.
+        With ``time_steps`` it is ``[T,N,...]``, or ``[N,...]`` with time inserted at ``time_axis``; where it is
+        ``folded``, those two are one dimension. (C, L) are maps of one row, on which windows have one row, too.
+        ``bits``: values are multiples of ``2^-bits`` from 0 to below 1.
         """
         if len(shape) not in (1, 2, 3):
             raise H2LearnError(
@@ -116,20 +118,24 @@ class NetworkBuilder:
             )
         outer = [self._batch] if time_steps is None else [time_steps, self._batch]
         row = len(shape) == 2
-        if row and time_axis:
+        if row and time_axis and not folded:
             raise H2LearnError(f"expected time as first dimension of the rows {name}, found another order")
         maps = (shape[0], 1, shape[1]) if row else tuple(shape)
         device = (*outer, *maps[1:], maps[0])
         _check_size(f"input {name}", device, location)
         order = _channels_last(len(outer)) if len(maps) == 3 else ()
-        source = (*outer, *shape)
+        source, view = (*outer, *shape), (*outer, *maps) if row else ()
         if time_axis and time_steps is not None:
-            order = _time_moved(order or tuple(range(len(source))), time_axis)
+            order = _time_moved(order or tuple(range(len(device))), time_axis)
             source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
-        entry = IoEntry(name, "input", (*outer, *maps) if row else (), order, bits)
+        lead: tuple[int, ...] = ()
+        if folded and time_steps is not None:
+            lead = _folded(time_steps, time_axis)
+            source, view = (source[0] * source[1], *shape), (*lead, *maps)
+        entry = IoEntry(name, "input", view, order, bits)
         value = self._argument(entry, spikes(device) if binary else real(device), location)
         self._rows |= {value} if row else set()
-        self._inputs[name] = TensorSpec(source, "bool" if binary else "float32", bits)
+        self._inputs[name] = TensorSpec(source, "bool" if binary else "float32", bits, lead)
         return Signal(value)
 
     def is_row(self, x: Signal) -> bool:
@@ -486,10 +492,13 @@ class NetworkBuilder:
             )
         return replace(self._add(spike.ReadoutOp(x.value, kind, location=_mark(location)), location), maps=x.maps)
 
-    def output(self, name: str, x: Signal, time_axis: int = 0, kept_axis: int | None = None) -> None:
+    def output(
+        self, name: str, x: Signal, time_axis: int = 0, kept_axis: int | None = None, *, folded: bool = False
+    ) -> None:
         """Make ``x`` the output ``name``, in the source's order of dimensions, with time at ``time_axis``.
 
-        ``kept_axis``: where logits ``[N,K]`` have a dimension of 1 in the source.
+        ``folded``: time and samples are one dimension of the source. ``kept_axis``: where logits ``[N,K]`` have a
+        dimension of 1 in the source.
         """
         shape = x.shape
         rank = len(shape)
@@ -505,17 +514,21 @@ class NetworkBuilder:
             source, perm = (*outer, shape[-1], *shape[-3:-1]), _channels_last(len(outer))
         elif x.maps:
             view, perm = (*outer[:-1], -1, *x.maps), _channels_last(len(outer))
-        if time_axis and time and view:
+        if time_axis and time and view and not folded:
             kind = "rows" if self.is_row(x) else "flattened maps"
             raise H2LearnError(f"expected time as first dimension of the {kind} {name}, found another order")
         if time_axis and time:
             perm = _time_moved(perm or tuple(range(rank)), time_axis)
             source = (*source[1 : time_axis + 1], source[0], *source[time_axis + 1 :])
+        lead: tuple[int, ...] = ()
+        if folded and time:
+            lead = _folded(outer[0], time_axis)
+            source, view = (source[0] * source[1], *source[2:]), (*lead, *(view[2:] or source[2:]))
         if kept_axis is not None:
             assert rank == 2
             view, source = source, (*source[:kept_axis], 1, *source[kept_axis:])
         self._entries["output"].append(IoEntry(name, "output", view, perm))
-        self._outputs[name] = TensorSpec(tuple(source), "bool" if x.is_spikes else "float32")
+        self._outputs[name] = TensorSpec(tuple(source), "bool" if x.is_spikes else "float32", folded=lead)
         self._results.append(x.value)
 
     def finish(self, name: str, location: Location) -> Network:
@@ -627,6 +640,11 @@ def _time_moved(order: tuple[int, ...], time_axis: int) -> tuple[int, ...]:
     """Return the order of a source whose time stands at ``time_axis`` instead of first."""
     places = [time_axis, *range(time_axis), *range(time_axis + 1, len(order))]
     return tuple(places[axis] for axis in order)
+
+
+def _folded(time_steps: int, time_axis: int) -> tuple[int, int]:
+    """Return what a first dimension is made of that holds time and samples; -1 are the samples."""
+    return (-1, time_steps) if time_axis else (time_steps, -1)
 
 
 def _check_size(what: str, shape: Sequence[int], location: Location) -> None:

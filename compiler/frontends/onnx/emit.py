@@ -19,7 +19,7 @@ from .graph import Constant
 from .recognise import Recognised
 from .roll import Layer, split_source
 from .steps import StepNode, Synapse
-from .values import RefusalError
+from .values import RefusalError, time_place
 
 Floats = npt.NDArray[np.float32]
 
@@ -89,7 +89,8 @@ class Plan:
             signal = signals[output.layer]
             if output.layer.kind not in ("neuron", *READOUTS):
                 signal = builder.li(signal, 0.0, self.location(output.layer), output.name)
-            builder.output(output.name, signal, output.time_axis, output.kept_axis)
+            axis, is_folded = time_place(output.time_axis)
+            builder.output(output.name, signal, axis, output.kept_axis, folded=is_folded)
         return builder.finish(self.name, Location(self.file))
 
     def _neuron(
@@ -314,7 +315,8 @@ def _emit_input(plan: Plan, builder: NetworkBuilder, layer: Layer, inputs: Seque
     assert isinstance(name, str)
     location, shape = Location(f"{plan.file}:{name}"), layer.node.shape[1:]
     if step is not None:
-        return builder.input(name, shape, location, time_steps=plan.time_steps, time_axis=plan.input_axis)
+        axis, is_folded = time_place(plan.input_axis)
+        return builder.input(name, shape, location, time_steps=plan.time_steps, time_axis=axis, folded=is_folded)
     return builder.encode(builder.input(name, shape, location), "direct", plan.time_steps, location)
 
 

@@ -19,7 +19,7 @@ from h2learn.compiler.model import Model
 
 from .emit import Output, Plan, is_a_name, prepare
 from .executor import MAX_STEPS, Executor, Problem
-from .graph import Constant, Graph, GraphInput, read_graph
+from .graph import Constant, Dimension, Graph, GraphInput, read_graph
 from .initial_states import acts_later
 from .operators import new_executor
 from .outputs import NotedError, roll_reduction
@@ -27,7 +27,7 @@ from .roll import Layer, Roller
 from .step_graph import weight_inputs
 from .steps import StepNode
 from .training_step import load_step
-from .values import RefusalError, Refused, Series, Value, series
+from .values import BATCH_FOLDED, TIME_FOLDED, RefusalError, Refused, Series, Value, series, time_place
 
 RESETS = ("hard", "soft", "soft-delayed")
 NEURONS = {
@@ -78,8 +78,9 @@ def _network(
     """Return the model of a forward graph whose parameters are in the file, or ``given``."""
     best: _Attempt | None = None
     fits = False
-    for form in _forms(file, graph, time_steps):
-        if fits and not form.usual:
+    forms = _forms(file, graph, time_steps)
+    for form in forms:  # grows while it runs
+        if fits and not form.usual and form.folded is None:
             break  # a wrong pairing of states with outputs may be a network, too
         attempt = _attempt(file, graph, form, time_steps, neurons, given)
         if best is None or _rank(attempt) < _rank(best):
@@ -87,6 +88,8 @@ def _network(
         if not best.problems and best.plan is not None:
             break
         fits |= form.usual and attempt.fits
+        if form == _Form(None):
+            forms += _folded_forms(attempt.unfolded)
     assert best is not None
     if best.problems or best.plan is None:
         raise _refusal(file, best.problems)
@@ -117,6 +120,8 @@ class _Form:
     """For a single step: the output that is the next value of each further input."""
     usual: bool = False
     """For a single step: names say so, or states are the last outputs, or the first ones, in their order."""
+    folded: tuple[int, int] | None = None
+    """With a ``time_axis`` below 0: the two sizes that are one in the file, -1 for one that is not known."""
     initial: tuple[str, ...] = ()
     """Inputs that are states in front of the first step; all others are over time."""
 
@@ -128,6 +133,8 @@ class _Attempt:
     batch: int
     understood: int
     """How many layers were found."""
+    unfolded: tuple[tuple[int, int], ...] = ()
+    """What reshapes made of the first dimension."""
     fits: bool = True
     """Whether the states have the shapes of the outputs that are their next values."""
 
@@ -194,6 +201,12 @@ def _forms(file: str, graph: Graph, time_steps: int | None) -> list[_Form]:
     if time_steps is None and whole:
         return whole
     return [*_single_steps(file, graph, time_steps), *whole]
+
+
+def _folded_forms(unfolded: Sequence[tuple[int, int]]) -> list[_Form]:
+    """Return the ways to read an input whose first dimension is both time and batch, as reshapes say."""
+    axes = (BATCH_FOLDED, TIME_FOLDED)
+    return [_Form(axis, folded=sizes) for sizes in unfolded for axis in axes]
 
 
 def _several_inputs(graph: Graph, axes: Sequence[int]) -> list[_Form]:
@@ -269,7 +282,7 @@ def _attempt(
             values = executor.run(graph, {**_arguments(executor, graph, form, sizes, time_steps), **given})
     except RefusalError as error:
         executor.refuse(first.name, "input", str(error), error.hint)
-        return _Attempt(executor.problems, None, 1, 0, not isinstance(error, _ShapeError))
+        return _Attempt(executor.problems, None, 1, 0, fits=not isinstance(error, _ShapeError))
     outputs = _outputs(executor, graph, form, values)
     told = list(executor.problems)
     delayed: list[tuple[StepNode, ...]] = []
@@ -295,7 +308,8 @@ def _attempt(
         ]
     if plan is not None and not executor.problems:
         _try_build(executor, plan, sizes.batch)
-    return _Attempt(executor.problems, plan, sizes.batch if sizes.known else 1, len(roller.layers))
+    unfolded = tuple(executor.steps.unfolded)
+    return _Attempt(executor.problems, plan, sizes.batch if sizes.known else 1, len(roller.layers), unfolded)
 
 
 @dataclass(frozen=True)
@@ -312,8 +326,10 @@ def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
     assert entry.shape is not None
     shape = list(entry.shape)
     steps: object = time_steps or 1
+    if form.folded is not None:
+        shape[:1] = _apart(shape[0], form, time_steps)
     if form.time_axis is not None:
-        steps = shape.pop(form.time_axis)
+        steps = shape.pop(time_place(form.time_axis)[0])
         if not isinstance(steps, int):
             steps = time_steps
         if steps is None:
@@ -333,6 +349,21 @@ def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
     if min(steps, count, *whole) < 1 or steps > MAX_STEPS or math.prod(whole) * count > MAX_INPUT_ELEMENTS:
         raise RefusalError(f"expected positive sizes, found {list(entry.shape)}")
     return _Sizes(steps, count, known, whole)
+
+
+def _apart(size: Dimension, form: _Form, time_steps: int | None) -> list[Dimension]:
+    """Return the two sizes that are one in the file, None where nothing tells one."""
+    assert form.folded is not None and form.time_axis is not None
+    sizes: list[int | None] = [None if n == -1 else n for n in form.folded]
+    axis = time_place(form.time_axis)[0]
+    if sizes[axis] is None and not isinstance(size, int):
+        sizes[axis] = time_steps
+    (known, *others) = [n for n in sizes if n is not None] or [None]
+    if isinstance(size, int) and known is not None and not others and size % known == 0:
+        sizes = [size // known if n is None else n for n in sizes]
+    if isinstance(size, int) and (None in sizes or math.prod(n for n in sizes if n is not None) != size):
+        raise RefusalError(f"a first dimension of {size} cannot be {form.folded[0]} x {form.folded[1]}")
+    return list(sizes)
 
 
 def _arguments(
@@ -485,6 +516,13 @@ def _plan(
         executor.refuse(input_name, "input", "a network without time", NEURONS_HINT)
     plan = Plan(file, Path(file).stem, form.time_axis or 0, counts.pop(), layers, outputs)
     plan.notes += executor.notes
+    if form.folded is not None:
+        product, order = (
+            ("N*T", "steps of a sample") if form.time_axis == BATCH_FOLDED else ("T*N", "samples of a step")
+        )
+        plan.notes.append(
+            f"the first dimension of {input_name} is {product}, the {order} next to each other; T = {plan.time_steps}"
+        )
     plan.notes += [f"output {name} is left out: a state behind the last time step" for name in roller.left_out]
     return plan
 
@@ -495,8 +533,6 @@ def _found(executor: Executor, roller: Roller, name: str, value: Value, steps: i
     if isinstance(value, Series) and len(value.nodes) == 1 and steps > 1 and value.axis >= 0:
         kept, value = value.axis, value.nodes[0]
     elif isinstance(value, Series):
-        if value.axis < 0:
-            raise RefusalError("an output with time folded into the batch", "unfold it to T x N x ...")
         layer = roller.roll(value.nodes)
         return None if layer is None else _Found(Output(name, layer, value.axis), len(value.nodes))
     if not isinstance(value, StepNode):

@@ -41,9 +41,23 @@ def _reshape(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]
     target = integers_of(inputs[1], "shape")
     if not node.integer("allowzero", 0):
         target = [x.shape[k] if n == 0 else n for k, n in enumerate(target)]
+    if isinstance(x, StepNode):
+        _note_unfolding(executor, x, target)
     if target.count(-1) == 1:
         target[target.index(-1)] = math.prod(x.shape) // max(1, -math.prod(target))
     return [reshape(executor.steps, x, target, source_text(node))]
+
+
+def _note_unfolding(executor: Executor, x: StepNode, target: Sequence[int]) -> None:
+    """Note what a reshape makes of the first dimension, if it makes two of it and leaves the features alone."""
+    lead, rest, features = (target[0], target[1]) if len(target) > 1 else (), target[2:], math.prod(x.shape[1:])
+    free = list(target).count(-1)
+    if len(lead) != 2 or free > 1 or (math.prod(rest) != features and -1 not in rest):
+        return
+    if -1 in rest and math.prod(lead) != x.shape[0]:
+        return
+    if min(lead) >= -1 and 0 not in lead and lead not in executor.steps.unfolded:
+        executor.steps.unfolded.append((lead[0], lead[1]))
 
 
 def _flatten(executor: Executor, node: GraphNode, inputs: Inputs) -> list[Value]:

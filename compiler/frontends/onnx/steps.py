@@ -62,6 +62,8 @@ class Steps:
     """Makes nodes; asking for the same computation again gives the same node."""
 
     limit: int = 2_000_000
+    unfolded: list[tuple[int, int]] = field(default_factory=list)
+    """What reshapes make two dimensions of the first one of a tensor without time; -1 is the size that is left over."""
     _known: dict[tuple[object, ...], StepNode] = field(default_factory=dict)
 
     def node(

@@ -15,6 +15,11 @@ BATCH_FOLDED = -2
 """``[N*T, ...]``, the steps of a sample next to each other."""
 
 
+def time_place(axis: int) -> tuple[int, bool]:
+    """Return the axis of time where batch and time are two dimensions, and whether they are folded into one."""
+    return (0 if axis == TIME_FOLDED else 1, True) if axis < 0 else (axis, False)
+
+
 class RefusalError(Exception):
     """A node cannot be imported: one reason, and what to do about it."""
 
