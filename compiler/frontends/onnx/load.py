@@ -354,16 +354,15 @@ def _sizes(entry: GraphInput, form: _Form, time_steps: int | None) -> _Sizes:
 def _apart(size: Dimension, form: _Form, time_steps: int | None) -> list[Dimension]:
     """Return the two sizes that are one in the file, None where nothing tells one."""
     assert form.folded is not None and form.time_axis is not None
-    sizes: list[int | None] = [None if n == -1 else n for n in form.folded]
+    sizes: list[Dimension] = [None if n == -1 else n for n in form.folded]
     axis = time_place(form.time_axis)[0]
-    if sizes[axis] is None and not isinstance(size, int):
-        sizes[axis] = time_steps
-    (known, *others) = [n for n in sizes if n is not None] or [None]
-    if isinstance(size, int) and known is not None and not others and size % known == 0:
-        sizes = [size // known if n is None else n for n in sizes]
-    if isinstance(size, int) and (None in sizes or math.prod(n for n in sizes if n is not None) != size):
+    if not isinstance(size, int):
+        sizes[axis] = time_steps if sizes[axis] is None else sizes[axis]
+        return sizes
+    known = math.prod(n for n in sizes if isinstance(n, int))
+    if size % known or (None not in sizes and size != known):
         raise RefusalError(f"a first dimension of {size} cannot be {form.folded[0]} x {form.folded[1]}")
-    return list(sizes)
+    return [size // known if n is None else n for n in sizes]
 
 
 def _arguments(
