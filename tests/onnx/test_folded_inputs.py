@@ -89,7 +89,7 @@ def test_shapes_are_the_files_and_spikes_are_torchs(tmp_path, made, sizes, dynam
 @pytest.mark.parametrize("time_first", [False, True])
 def test_fewer_samples_and_other_batches(tmp_path, time_first):
     path = tmp_path / "net.onnx"
-    net, x, expected = exported(features, path, lambda: Squeezed(steps=T, time_first=time_first))
+    _, x, expected = exported(features, path, lambda: Squeezed(steps=T, time_first=time_first))
     axis = 1 if time_first else 0
     apart = (T, N) if time_first else (N, T)
 
