@@ -57,6 +57,8 @@ class Closure:
     outputs: tuple[StepNode, ...]
     leaves: tuple[StepNode, ...]
     feedback: Feedback | None = None
+    falling: bool = False
+    """Whether a larger current takes a potential away from its threshold: ``ABOVE`` is where the current is small."""
     order: list[StepNode] = field(init=False)
     decisions: dict[int, int] = field(default_factory=dict)
     """Comparison -> the time step whose threshold it is."""
@@ -162,7 +164,7 @@ class Closure:
         if not (np.all(newest > 0) or np.all(newest < 0)):
             raise NotAffineError(f"{node.source} compares currents of different signs")
         self.decisions[node.number] = step
-        return step, 1 if newest[0] > 0 else -1
+        return step, 1 if (newest[0] > 0) != self.falling else -1
 
     def _evaluate(
         self, decide: _Decide, nodes: Sequence[StepNode] | None = None, known: dict[int, Form] | None = None

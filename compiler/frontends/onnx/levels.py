@@ -107,7 +107,7 @@ class LevelClosure(Closure):
         newest = form[int(found[-1])]
         if not (np.all(newest > 0) or np.all(newest < 0)):
             raise NotAffineError(f"{node.source} compares currents of different signs")
-        return int(found[-1]), 1 if newest[0] > 0 else -1
+        return int(found[-1]), 1 if (newest[0] > 0) != self.falling else -1
 
     def _outcome(self, node: StepNode, raw: Form) -> float:
         form = self._by_step(raw)

@@ -41,18 +41,20 @@ class Recognised:
     """Whether the file has half a spike exactly at the threshold, where there is none here."""
 
 
-def recognise(outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback: Feedback | None = None) -> Recognised:
+def recognise(
+    outputs: Sequence[StepNode], leaves: Sequence[StepNode], feedback: Feedback | None = None, *, falling: bool = False
+) -> Recognised:
     """Return the neuron whose spikes or potentials ``outputs`` are, one per step, for the currents ``leaves``.
 
     ``leaves`` are one per step, or one that drives all steps; ``feedback`` is what a layer makes of the neuron's own
-    spikes. Raises RefusalError with the reason when it is no neuron
+    spikes; ``falling``: currents enter with a negative gain. Raises RefusalError with the reason when it is no neuron
     of :class:`NeuronDescription`.
     """
     try:
         try:
-            return _Recogniser(Closure(tuple(outputs), tuple(leaves), feedback)).recognise()
+            return _Recogniser(Closure(tuple(outputs), tuple(leaves), feedback, falling)).recognise()
         except StairsError:
-            return _LevelRecogniser(LevelClosure(tuple(outputs), tuple(leaves), feedback)).recognise()
+            return _LevelRecogniser(LevelClosure(tuple(outputs), tuple(leaves), feedback, falling)).recognise()
     except NotAffineError as error:
         raise RefusalError(str(error)) from None
 
@@ -232,8 +234,10 @@ class _Recogniser:
 
     def _is_lost(self) -> bool:
         """Whether the step behind a spike compares nothing: its potential does not depend on the currents."""
-        _, decisions = self._run({0: ABOVE})
-        return 1 not in decisions and 0 in decisions
+        outputs, decisions = self._run({0: ABOVE})
+        if 1 in decisions or 0 not in decisions:
+            return False
+        return 1 in self.closure.decisions.values() or not np.any(outputs[1][:-1])
 
     def _with_lost_step(self, c: _Constants) -> _Constants:
         """Find the level of a delayed reset; the step behind shows it, the last one of two steps does not."""

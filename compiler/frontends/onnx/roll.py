@@ -94,7 +94,7 @@ class Roller:
             finally:
                 self._open.pop()
             self._known[key] = layer
-            if layer is not None:
+            if layer is not None and layer not in self.layers:  # a factor of 1 is the layer it is applied to
                 self.layers.append(layer)
         return self._known[key]
 
@@ -173,11 +173,11 @@ class Roller:
             else:
                 try:
                     found = recognise(nodes, currents, feedback)
-                except RefusalError:
+                except RefusalError as error:
                     filtered = self._filter(nodes, currents, feedback)
-                    if filtered is None:
-                        raise
-                    return filtered
+                    if filtered is not None:
+                        return filtered
+                    found = _falling(nodes, currents, feedback, error)
             if feedback is not None and feedback.starts_late and any(found.neuron.initial):
                 raise RefusalError(
                     "the first time step lacks the bias of the feedback", "feed zeros back in the first step"
@@ -198,7 +198,11 @@ class Roller:
         if sums is not None and sums != nodes:
             source = self.roll(sums if len(sums) == len(nodes) else sums * len(nodes))
             shown = next((node for node in nodes if node.op != "const"), nodes[-1])
-            return Layer("neuron", shown, (source,), recognise(nodes, sums)) if source is not None else None
+            try:
+                found = recognise(nodes, sums)
+            except RefusalError as error:
+                found = _falling(nodes, sums, None, error)
+            return Layer("neuron", shown, (source,), found) if source is not None else None
         if sums is not None:
             terms = [self.roll(tuple(node.args[k] for node in nodes)) for k in range(2)]
             return Layer("add", nodes[0], tuple(t for t in terms if t is not None)) if None not in terms else None
@@ -243,6 +247,14 @@ def is_spikes(layer: Layer) -> bool:
 
 def _ignore(node: str, operator: str, reason: str, hint: str) -> None:
     pass
+
+
+def _falling(nodes: Sequence_, currents: Sequence_, feedback: Feedback | None, refused: RefusalError) -> Recognised:
+    """Return the neuron whose currents enter with a negative gain; raises ``refused`` where there is none."""
+    try:
+        return recognise(nodes, currents, feedback, falling=True)
+    except RefusalError:
+        raise refused from None
 
 
 def _activated(node: StepNode) -> StepNode | None:
