@@ -153,10 +153,13 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     return Cost(tiles * k_tiles * engine + waits, 0, tiles * vector, moved, ends)
 
 
-def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, step: int = 0) -> Cost:
+def weights_cost(
+    shape: ConvShape, t: Tile, machine: Machine, slot: int, step: int = 0, *, by_tap: bool = False
+) -> Cost:
     """Estimate a weight gradient: sums stay on chip while all positions of the stage's samples pass by.
 
-    ``step``: bytes per weight that an optimizer's step on the sums moves instead of them.
+    ``step``: bytes per weight that an optimizer's step on the sums moves instead of them, waiting for DRAM each time;
+    ``by_tap``: for one kernel position after the other.
     """
     parts, shape = shape.taps, t.seen(shape)
     parts //= shape.taps
@@ -175,6 +178,8 @@ def weights_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, step: i
     moved = count * (sums + tiles * (inputs + gradients))
     ends = inputs + gradients + sums + machine.dram.latency_cycles
     waits = count * sums if t.held == 1 else 0
+    if step:
+        moved += count * (shape.taps if by_tap else 1) * machine.dram.latency_cycles / t.held
     vector = count * _vector(shape.taps * t.c * t.k, machine) if step else 0.0
     return Cost(count * tiles * engine + waits, 0, vector, moved, ends)
 

@@ -221,7 +221,12 @@ class BackwardTile(Tile):
 
 @dataclass(frozen=True)
 class WeightTile(Tile):
-    """Tile of a weight gradient: steps to columns are the reduction."""
+    """Tile of a weight gradient: steps to columns are the reduction.
+
+    ``by_tap``: an optimizer's step on it goes over one kernel position after the other.
+    """
+
+    by_tap: bool = False
 
     @property
     def reduce_block(self) -> tuple[int, int, int, int]:
@@ -496,10 +501,7 @@ def _plan_backward(
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes that an optimizer's step in the stage of a weight gradient takes per weight, in the memories A and W.
-
-    It goes over a tile one kernel position after the other.
-    """
+    """Bytes that an optimizer's step in the stage of a weight gradient takes per weight, in the memories A and W."""
 
     A: int = 0
     W: int = 0
@@ -516,21 +518,22 @@ def plan_weights(
     """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits.
 
     ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before. ``step``: what the optimizer's
-    step on each tile takes, if it is in the same stage.
+    step on each tile takes, if it is in the same stage: for all its kernel positions at once or one after the other.
     """
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
 
-    def usage(t: Tile) -> Usage:
+    def usage(t: Tile, by_tap: bool) -> Usage:
         part = t.seen(shape)
         ih = input_extent(t.rows, part.kernel[0], shape.stride[0])
         iw = input_extent(t.columns, part.kernel[1], shape.stride[1])
         inputs = t.steps * t.samples * ih * iw
+        at_once = 1 if by_tap else part.taps
         return Usage(
             S=0 if shape.real else SLOTS * inputs * row_bytes("bits", t.c),
             U=SLOTS * inputs * t.c * shape.item if shape.real else 0,
             G=SLOTS * t.steps * t.positions * row_bytes(f"slots.{shape.dtype}", t.k, gblk),
-            A=t.held * t.c * t.k * (4 * part.taps + step.A) + (SLOTS * 64 if step.A else 0),
-            W=t.held * t.c * t.k * step.W,
+            A=t.held * t.c * t.k * (4 * part.taps + step.A * at_once) + (SLOTS * 64 if step.A else 0),
+            W=t.held * t.c * t.k * step.W * at_once,
         )
 
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})
@@ -538,13 +541,24 @@ def plan_weights(
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
 
-    def cost(t: Tile) -> float:
-        return weights_cost(shape, t, machine, gblk, 2 * step.A + step.W).cycles
-
     unit = machine.weight_update
     speed = unit.lanes_k * unit.lanes_c / LANES_OF_SHAPES
-    found = _cheapest(choices, usage, cost, machine, lambda t: weights_job(t.seen(shape), t, machine) * speed)
-    return WeightTile(**found[1]) if found is not None else _nothing_fits("weight-gradient tile", machine)
+
+    def cheapest(by_tap: bool) -> tuple[float, dict[str, int]] | None:
+        return _cheapest(
+            choices,
+            lambda t: usage(t, by_tap),
+            lambda t: weights_cost(shape, t, machine, gblk, 2 * step.A + step.W, by_tap=by_tap).cycles,
+            machine,
+            lambda t: weights_job(t.seen(shape), t, machine) * speed,
+        )
+
+    ways = [(by_tap, cheapest(by_tap)) for by_tap in ((False, True) if step.A and shape.taps > 1 else (False,))]
+    found = [(*plan, by_tap) for by_tap, plan in ways if plan is not None]
+    if not found:
+        _nothing_fits("weight-gradient tile", machine)
+    _, tile, by_tap = min(found, key=lambda plan: plan[0])
+    return WeightTile(**tile, by_tap=by_tap)
 
 
 def plan_positions(
@@ -652,7 +666,7 @@ def _whole_tiles(
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
     order = ("samples", "rows", "k", "columns", "steps")
-    return WeightTile(**_shrink(choices, order, usage, machine, "tile of sums"))
+    return WeightTile(**_shrink(choices, order, usage, machine, "tile of sums"), by_tap=False)
 
 
 def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits) -> tuple[int, int]:

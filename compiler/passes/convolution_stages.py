@@ -219,7 +219,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     params = {**geometry_params(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
     with ExitStack() as nest:
         nest.enter_context(b.stage(label, op.location))
-        optimizer = None if step is None else OptimizerStep(ctx, step, t.held)
+        optimizer = None if step is None else OptimizerStep(ctx, step, t.held, by_tap=t.by_tap)
         ik = nest.enter_context(b.loop("k", trips(shape.k, t.k)))
         ic = nest.enter_context(b.loop("c", trips(shape.c, t.c)))
         ty, tx = nest.enter_context(part.loops(b))

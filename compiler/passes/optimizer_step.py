@@ -9,7 +9,7 @@ from xdsl.dialects import func
 from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.tiling import StepBytes
-from h2learn.compiler.passes.stage_builder import Affine, Start
+from h2learn.compiler.passes.stage_builder import Affine, Place, Start
 from h2learn.compiler.passes.tile_context import TileContext, load_scalars
 from h2learn.dialects import tile
 from h2learn.dialects.lut import ops as lut
@@ -18,36 +18,40 @@ from h2learn.dialects.lut import ops as lut
 class OptimizerStep:
     """The part of a weight-gradient stage that updates parameter, buffers and storage copy where they lie.
 
-    ``slots``: of each of its buffers.
+    ``slots``: of each of its buffers; ``by_tap``: they hold one kernel position.
     """
 
-    def __init__(self, ctx: TileContext, op: lut.OptOp, slots: int) -> None:
-        self.ctx, self.op, self.slots = ctx, op, slots
+    def __init__(self, ctx: TileContext, op: lut.OptOp, slots: int, *, by_tap: bool) -> None:
+        self.ctx, self.op, self.slots, self.by_tap = ctx, op, slots, by_tap
         self.scal = load_scalars(ctx, ctx.values[op.scalars])
         self.tensors = {"p": ctx.values[op.p], **_buffers(ctx, op)}
         if op.w is not None:
             self.tensors["w"] = ctx.values[op.w]
 
     def tile(self, gradient: SSAValue, starts: Sequence[Start], sizes: Sequence[int]) -> None:
-        """Update the window of the parameters whose whole gradient ``gradient`` holds, a kernel position at a time."""
-        b = self.ctx.builder
+        """Update the window of the parameters whose whole gradient ``gradient`` holds."""
+        if not self.by_tap:
+            self._update(gradient, starts, sizes)
+            return
         first, *inner = starts
         taps, *rows = sizes
-        with b.loop("tap", taps) as tap:
-            window = (Affine() + tap + first, *inner), (1, *rows)
-            buffers: dict[str, SSAValue] = {}
-            for role, tensor in self.tensors.items():
-                memory, form = ("W", "f16") if role == "w" else ("A", "f32")
-                buffers[role] = b.alloc(role, memory, form, window[1], slots=self.slots)
-                if role != "w":
-                    b.load(tensor, buffers[role], *window)
-            b.job(
-                tile.OptOp,
-                {**{role: (buffer, 0) for role, buffer in buffers.items()}, "g": (gradient, tap), "scal": self.scal},
-                optimizer_params(self.op, prod(rows)),
-            )
-            for role, tensor in self.tensors.items():
-                b.store(tensor, buffers[role], *window)
+        with self.ctx.builder.loop("tap", taps) as tap:
+            self._update((gradient, tap), (Affine() + tap + first, *inner), (1, *rows))
+
+    def _update(self, gradient: Place, starts: Sequence[Start], sizes: Sequence[int]) -> None:
+        b = self.ctx.builder
+        buffers: dict[str, SSAValue] = {}
+        for role, tensor in self.tensors.items():
+            memory, form = ("W", "f16") if role == "w" else ("A", "f32")
+            buffers[role] = b.alloc(role, memory, form, sizes, slots=self.slots)
+            if role != "w":
+                b.load(tensor, buffers[role], starts, sizes)
+        operands: dict[str, Place] = {**buffers}
+        if self.by_tap:
+            operands = {role: (buffer, 0) for role, buffer in buffers.items()}
+        b.job(tile.OptOp, operands | {"g": gradient, "scal": self.scal}, optimizer_params(self.op, prod(sizes)))
+        for role, tensor in self.tensors.items():
+            b.store(tensor, buffers[role], starts, sizes)
 
 
 def step_behind(gradient: SSAValue) -> lut.OptOp | None:
