@@ -1,8 +1,5 @@
 """Neurons with several spikes per step and potentials with a lower bound, in many spellings, against PyTorch."""
 
-import math
-
-import numpy as np
 import pytest
 
 import h2learn
@@ -12,7 +9,6 @@ from .test_exports import check, export, spikes_over_time
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
-F = torch.nn.functional
 
 COUNTS = {
     "floor": lambda u, th: torch.floor(u / th).clamp(min=0),
@@ -134,104 +130,3 @@ def test_counts_over_time_are_outputs(tmp_path):
     net = Summed(COUNTS["floor"], RESETS["soft"], BOUNDS["none"])
     model = check(net, spikes_over_time(shape=(5, 2, 6)), tmp_path / "net.onnx")
     assert '"count"' in str(model.module)
-
-
-class Sinabs(nn.Module):
-    """Layers of sinabs, which have the batch first, on inputs ``[T,N,...]``."""
-
-    def __init__(self, *layers):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x.transpose(0, 1)).transpose(0, 1)
-
-    def reset(self):
-        for layer in self.modules():
-            if hasattr(layer, "reset_states"):
-                layer.reset_states()
-        return self
-
-
-def of_sinabs(kind, surrogate=None):
-    """Return a network of a kind of sinabs' neurons."""
-    sl = pytest.importorskip("sinabs.layers", reason="exports layers of sinabs")
-    activation = pytest.importorskip("sinabs.activation")
-    torch.manual_seed(4)
-    theta, shared = torch.tensor(0.25), {} if surrogate is None else {"surrogate_grad_fn": surrogate}
-    shared = {"spike_threshold": theta, **shared}
-    leaky = {"tau_mem": torch.tensor(10.0), **shared}
-    loud = {"norm_input": False, **leaky}
-    made = {
-        "LIF": lambda: sl.LIF(**leaky),
-        "LIF, unnormalised": lambda: sl.LIF(**loud),
-        "IAF with a lower bound": lambda: sl.IAF(min_v_mem=-0.25, **shared),
-        "up to 2": lambda: sl.LIF(spike_fn=activation.MaxSpike(2), **loud),
-        "to 0": lambda: sl.LIF(reset_fn=activation.MembraneReset(), **loud),
-        "synapse": lambda: sl.LIF(tau_syn=torch.tensor(4.0), **loud),
-        "recurrent": lambda: sl.LIFRecurrent(rec_connect=nn.Linear(8, 8, bias=False), **loud),
-        "single": lambda: sl.IAF(spike_fn=activation.SingleSpike, min_v_mem=-0.125, **shared),
-    }[kind]
-    return Sinabs(nn.Linear(6, 8), made(), nn.Linear(8, 4), sl.IAF(**shared))
-
-
-SINABS = ("LIF", "LIF, unnormalised", "IAF with a lower bound", "up to 2", "to 0", "synapse", "recurrent", "single")
-
-
-@pytest.mark.parametrize(
-    ("kind", "dynamo"),
-    [*((kind, False) for kind in SINABS), ("IAF with a lower bound", True), ("up to 2", True), ("recurrent", True)],
-)
-def test_layers_of_sinabs(tmp_path, kind, dynamo):
-    if dynamo:
-        pytest.importorskip("onnxscript")
-    net, x = of_sinabs(kind).eval(), 2 * torch.rand(4, 2, 6, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        path = export(net.reset(), x, tmp_path / "net.onnx", dynamo)
-        expected = net.reset()(x).numpy()
-    model = h2learn.load_model(path)
-    found = h2learn.compile(model).run({"input": x.numpy()}).outputs["output"]
-    np.testing.assert_array_equal(found, expected)
-    assert expected.max() > (0 if kind == "single" else 1)
-
-
-SURROGATES = {
-    "single": ("SingleExponential", {"grad_width": 0.5, "grad_scale": 1.0}, ("Exponential", 0.125, 8.0, False)),
-    "periodic": ("PeriodicExponential", {"grad_width": 0.2, "grad_scale": 0.8}, ("Exponential", 0.2, 0.8, True)),
-    "gaussian": ("Gaussian", {"sigma": 0.5}, ("Gaussian", math.sqrt(0.5), math.sqrt(2 / math.pi), False)),
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [*((kind, "single") for kind in SINABS), ("recurrent", "periodic"), ("up to 2", "periodic"), ("LIF", "gaussian")],
-)
-def test_a_training_step_is_that_of_sinabs(tmp_path, kind, name):
-    known, arguments, (surrogate, width, height, periodic) = SURROGATES[name]
-    activation = pytest.importorskip("sinabs.activation")
-    net = of_sinabs(kind, getattr(activation, known)(**arguments))
-    x, label = torch.rand(4, 2, 6, generator=torch.Generator().manual_seed(6)), torch.tensor([1, 3])
-    with torch.no_grad():
-        model = h2learn.load_model(export(net.eval().reset(), x, tmp_path / "net.onnx"))
-    loss = F.cross_entropy(net.reset()(x).mean(0), label)
-    loss.backward()
-    chosen = getattr(h2learn, surrogate)(width, height, periodic=periodic)
-    step = h2learn.compile(model, train=h2learn.Train(surrogate=chosen, optimizer=h2learn.SGD(lr=0.1)))
-    result = step.run({"input": x.numpy(), "label": label.numpy().astype(np.int32)})
-    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
-    weights = {name: p for name, p in net.named_parameters() if name.endswith(("weight", "bias"))}
-    assert len(weights) == len(result.gradients)
-    for name, parameter in weights.items():
-        found, expected = gradient_of(parameter.detach().numpy(), model, result.gradients), parameter.grad.numpy()
-        assert np.abs(expected).max() > 0, name
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=name)
-
-
-def gradient_of(value, model, gradients):
-    """Return the gradient of the parameter that holds ``value``, which exporters may transpose."""
-    for name, held in model.parameters.items():
-        if np.array_equal(held, value):
-            return gradients[name]
-        if np.array_equal(held.T, value):
-            return gradients[name].T
-    raise AssertionError("the parameter is not in the model")
