@@ -386,8 +386,8 @@ def _classes(result: Result, program: Program) -> npt.NDArray[np.int64]:
     name, output = next(iter(result.outputs.items()))
     spec = program.outputs[name]
     output = np.asarray(output).reshape(spec.unfolded(np.shape(output)))
-    time_axis = 1 if spec.folded[:1] == (-1,) else 0
-    scores = output.astype(np.float64).sum(axis=time_axis) if output.ndim == 3 else output
+    perm = next(e["perm"] for e in program.loaded.note["io"] if (e["role"], e["name"]) == ("output", name))
+    scores = output.astype(np.float64).sum(axis=perm[0] if perm else 0) if output.ndim == 3 else output
     return np.asarray(np.argmax(scores, axis=-1), dtype=np.int64)
 
 

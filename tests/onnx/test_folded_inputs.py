@@ -160,13 +160,27 @@ def test_training_is_that_of_the_same_network_with_its_dimensions_apart(tmp_path
         assert np.abs(gradient).max() > 0
 
 
-def test_training_on_frames_and_calibration(tmp_path):
-    _, x, expected = exported(features, tmp_path / "net.onnx", lambda: Squeezed(steps=T))
-    model, frames = h2learn.load_model(tmp_path / "net.onnx"), x.reshape(N, T, 6)
-    labels = expected.reshape(N, T, -1).sum(1).argmax(-1).astype(np.int32)
+@pytest.mark.parametrize("apart", [False, True])
+def test_training_on_frames(tmp_path, apart):
+    path, generator = tmp_path / "net.onnx", np.random.default_rng(5)
+    net, x, _ = exported(features, path, lambda: Squeezed(steps=T))
+    if apart:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(Apart(net), (torch.from_numpy(x.reshape(N, T, 6)),), str(path), dynamo=False)
+    frames = generator.normal(0, 3, (40, T, 6)).astype(np.float32)
+    with torch.no_grad():
+        labels = net(torch.from_numpy(frames.reshape(-1, 6))).reshape(40, T, -1).sum(1).argmax(-1).int().numpy()
+    assert len(set(labels.tolist())) > 2
     data = h2learn.DataSet("frames", frames, labels, frames, labels)
-    history = h2learn.train(model, data, 1, batch=2, train=h2learn.Train(optimizer=h2learn.SGD(lr=1e-6)))
+    recipe = h2learn.Train(optimizer=h2learn.SGD(lr=1e-9))
+    history = h2learn.train(h2learn.load_model(path), data, 1, batch=9, train=recipe)
     assert history.epochs[-1].test_accuracy == 1.0, "the most active class of every sample is its label"
+
+
+def test_calibration_counts_samples(tmp_path):
+    _, x, _ = exported(features, tmp_path / "net.onnx", lambda: Squeezed(steps=T))
+    model = h2learn.load_model(tmp_path / "net.onnx")
     assert h2learn.calibrate(model, {"input": x}).inputs["input"].shape == x.shape
     with pytest.raises(H2LearnError, match="expected samples like"):
         h2learn.calibrate(model, {"input": x[:5]})
