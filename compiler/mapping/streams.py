@@ -75,6 +75,8 @@ HEAD_SHARES: Shares = {
     "L": (0, 16, 0, 0, 0, 0),
 }
 """Shares where entry and head are parts of their own: the head needs room for weights on their way."""
+STEP_KIB = 4
+"""What an optimizer's step on the least tile of weights takes of A, which is its share on larger machines."""
 SMALL_KIB = 4096
 _WHOLE = 16
 
@@ -89,7 +91,9 @@ def shares_of(machine: Machine, *, headed: bool = False) -> Shares:
     """Return the shares of the parts in the memories of ``machine``; ``headed``: entry and head are parts."""
     if headed:
         return HEAD_SHARES
-    return SMALL_SHARES if is_small(machine) else SHARES
+    if not is_small(machine):
+        return SHARES
+    return SMALL_SHARES if machine.sram_kib.A >= STEP_KIB * _WHOLE else SMALL_SHARES | {"A": (0, 5, 0, 5, 4, 2)}
 
 
 def share(machine: Machine, part: str | None, *, headed: bool = False) -> Machine:

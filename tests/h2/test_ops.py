@@ -158,7 +158,7 @@ def test_illegal_programs_are_refused(lines: list[str], message: str) -> None:
         ("h2.cfg c0.images, 1", "no field 'images'"),
         ("h2.v.opt p=a1, g=a1", "',' expected|Expected"),
         ("h2.nop VECC", "unknown value 'VECC'"),
-        ("h2.fork 0 {\nh2.halt\n}", "stream must be 1 to 3"),
+        ("h2.fork 0 {\nh2.halt\n}", "stream must be 1 to 5"),
         ("h2.fork 1", "Expected region"),
     ],
 )

@@ -44,6 +44,10 @@ def descriptor(mnemonic, rng):
         desc |= {"planes": int(rng.choice([12, 17])), "frac": 8, "signed": 1}  # holds what fill gives, as either type
     if mnemonic == "v.tune":
         desc["drive"] = 0
+    if mnemonic == "v.tune" or (mnemonic == "v.grad" and (desc["seen"] or desc["counted"])):
+        desc["reset"] %= 4  # all but hard_delayed
+    if mnemonic == "v.drop":
+        desc["dst"] %= 3  # numbers, slots
     if kind == "xfer":
         desc |= {"mode": 0, "run": int(rng.integers(1, 9))}
         desc |= {f"{side}s{d}": int(rng.integers(-40, 41)) for side in "sd" for d in range(4)}

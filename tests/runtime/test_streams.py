@@ -222,7 +222,7 @@ def test_assembly_nests_blocks():
         ("fork 1 {\n}\nhalt\n", "length must be 1 to"),
         ("fork 1 {\nhalt\n", "the block is never closed"),
         ("halt\n}\n", "there is no open block to close"),
-        ("fork 4 {\nhalt\n}\nhalt\n", "stream must be 1 to 3"),
+        ("fork 6 {\nhalt\n}\nhalt\n", "stream must be 1 to 5"),
     ],
 )
 def test_what_the_assembler_refuses(text, message):

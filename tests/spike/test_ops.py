@@ -94,7 +94,7 @@ REFUSED = [
     ("periodic surrogate", lambda: spike.LifOp(value(MAPS), Neuron(periodic=True), location=HERE)),
     ("finite number as v_min", lambda: spike.LifOp(value(MAPS), Neuron(v_min=float("inf")), location=HERE)),
     (
-        "one spike per step and no lower bound",
+        "one spike per step, no lower bound and no hard-delayed reset",
         lambda: spike.LifOp(value(MAPS), Neuron(v_min=0.0), value(real((3,))), location=HERE),
     ),
     ("x of f32", lambda: spike.ReadoutOp(value(spikes((2, 1, 3))), "membrane_last", location=HERE)),

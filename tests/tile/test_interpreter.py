@@ -240,6 +240,7 @@ def test_table_entries_are_rounded_to_storage() -> None:
 
 def neuron_params(n: int, k: int, **more: tile.Param) -> dict[str, tile.Param]:
     base: dict[str, tile.Param] = {"n": n, "k": k, "dtype": "f32", "reset": "hard", "spike": "gt", "drive": "plain"}
+    base |= {"counted": "no", "most": 0, "bounded": "no", "lowest": 0.0, "periodic": "no"}
     return {**base, "surrogate": "rectangular", "width": 0.5, "height": 2.0, **more}
 
 
