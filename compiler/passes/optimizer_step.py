@@ -46,10 +46,8 @@ class OptimizerStep:
             buffers[role] = b.alloc(role, memory, form, sizes, slots=self.slots)
             if role != "w":
                 b.load(tensor, buffers[role], starts, sizes)
-        operands: dict[str, Place] = {**buffers}
-        if self.by_tap:
-            operands = {role: (buffer, 0) for role, buffer in buffers.items()}
-        b.job(tile.OptOp, operands | {"g": gradient, "scal": self.scal}, optimizer_params(self.op, prod(sizes)))
+        places: dict[str, Place] = {role: (buffer, 0) if self.by_tap else buffer for role, buffer in buffers.items()}
+        b.job(tile.OptOp, places | {"g": gradient, "scal": self.scal}, optimizer_params(self.op, prod(sizes)))
         for role, tensor in self.tensors.items():
             b.store(tensor, buffers[role], starts, sizes)
 

@@ -20,7 +20,7 @@ def token_uses(block: Block) -> dict[int, TokenUse]:
     stage to stage; any other as long as the loop runs.
     """
     mentions: dict[int, list[_Mention]] = {}
-    inside = {op.token.data for unit in block.ops if is_unit(unit) for op in tokens(unit, tile.SignalOp)}
+    inside = {op.token.data for unit in block.ops if is_unit(unit) for op in _tokens(unit, tile.SignalOp)}
     start = 0
     before = range(1)
     for child in block.ops:
@@ -75,11 +75,11 @@ def _placed_tokens(unit: Operation, stages: Sequence[Operation]) -> Iterator[tup
     number = -1
     for child in (unit,) if isinstance(unit, tile.StageOp) else unit.regions[0].block.ops:
         number += child in stages
-        for op in tokens(child, tile.SignalOp | tile.WaitOp):
+        for op in _tokens(child, tile.SignalOp | tile.WaitOp):
             waits = child is op and isinstance(op, tile.WaitOp)
             yield op, min(max(number + waits, 0), len(stages) - 1)
 
 
-def tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[tile.SignalOp | tile.WaitOp]:
+def _tokens(op: Operation, kinds: type[tile.SignalOp] | UnionType) -> Iterator[tile.SignalOp | tile.WaitOp]:
     """Yield the signals, or waits, or both, in an op."""
     return (inner for inner in op.walk() if isinstance(inner, kinds))
