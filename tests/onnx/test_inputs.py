@@ -8,10 +8,11 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
-from .cells import lif
-from .test_exports import check, spikes_over_time
-
 torch = pytest.importorskip("torch")
+
+from .cells import lif  # noqa: E402
+from .test_exports import check, spikes_over_time  # noqa: E402
+
 nn = torch.nn
 
 

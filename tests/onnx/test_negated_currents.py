@@ -8,9 +8,10 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
-from .test_exports import export, spikes_over_time
-
 torch = pytest.importorskip("torch")
+
+from .test_exports import export, spikes_over_time  # noqa: E402
+
 nn = torch.nn
 
 

@@ -9,9 +9,10 @@ import pytest
 
 import h2learn
 
-from .test_exports import FIRES, LEAKS, RESETS
-
 torch = pytest.importorskip("torch")
+
+from .test_exports import FIRES, LEAKS, RESETS  # noqa: E402
+
 nn = torch.nn
 CASES = int(os.environ.get("H2LEARN_RANDOM_EXPORTS", "16"))
 DYNAMO_EVERY = 3

@@ -8,7 +8,9 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
-from .test_exports import check, export, spikes_over_time, torch
+torch = pytest.importorskip("torch")
+
+from .test_exports import check, export, spikes_over_time  # noqa: E402
 
 nn = torch.nn
 STEPS, HIDDEN, THETA = 5, 7, 0.8
