@@ -45,7 +45,7 @@ class Execution:
     """How to simulate.
 
     ``execute``: ``"fast"`` kernels or the plain ``"reference"``, which give the same bits. ``timing=False``: only the
-    numbers; cycles then count instructions. ``sanitize``: any of ``race uninit bounds``. ``trace``: keep a timeline.
+    numbers, no cycles, counters or energy. ``sanitize``: any of ``race uninit bounds``. ``trace``: keep a timeline.
     ``max_instructions``: fault when more are fetched.
     """
 

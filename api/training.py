@@ -38,7 +38,7 @@ class Epoch:
     """One epoch. ``loss`` and ``accuracy`` are means over the training samples as they were trained.
 
     ``test_accuracy`` is that of the parameters after the epoch (None: not evaluated); cycles, energy and instructions
-    are sums over the epoch's training steps.
+    are sums over the epoch's training steps (cycles and energy 0 where runs are functional).
     """
 
     number: int
@@ -216,8 +216,9 @@ class _Trainer:
         progress.seen += len(labels)
         progress.loss_sum += result.loss * len(labels)
         progress.correct += int((_classes(result, self.program) == labels).sum())
-        progress.cycles += result.cycles
-        progress.energy_pj += result.energy_pj
+        if result.report.timed:
+            progress.cycles += result.cycles
+            progress.energy_pj += result.energy_pj
         progress.instructions += result.report.instructions
         progress.losses.append(result.loss)
         if self.observe is not None:

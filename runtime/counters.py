@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.isa import CONTROL, ENGINES
 
 from .energy import EnergyReport
@@ -53,12 +54,15 @@ class PcCounters:
 class RunReport:
     """One run of a program. Cycles are machine cycles, memory traffic is in bytes.
 
+    A functional run (``timed`` is False) gives an instruction one cycle whatever it does, and has counted nothing but
+    what is not finite: asking it for counters or energy raises H2LearnError.
     ``busy``: cycles per engine (``FE`` look-up lanes, ``FE.fill`` table builder) and ``DRAM`` (channel).
     ``front_end_stalls``: cause -> cycles, of all streams. ``stopped_at``: the pc of a break point that ended the run.
     What adds up instructions is worked out when it is asked for: ``count`` gives their counters, ``price`` the energy
     of work, bytes read and bytes written.
     """
 
+    timed: bool
     cycles: int
     instructions: int
     dispatched: int
@@ -73,6 +77,8 @@ class RunReport:
     @cached_property
     def by_pc(self) -> list[PcCounters]:
         """The counters of every instruction of the program."""
+        if not self.timed:
+            raise H2LearnError("a functional run counts no cycles and no work", hint="run it with timing")
         return self.count()
 
     @cached_property

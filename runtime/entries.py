@@ -63,14 +63,15 @@ class EntryTables:
     blocks that the data decide: ``counted`` names those by pc.
 
     ``inside``: let the event loop execute plain copies; ``counts``: book traffic here, when an entry is met, and not
-    when it is executed.
+    when it is executed; ``counting``: whether blocks count their work.
     """
 
-    def __init__(self, program: LoadedProgram, memories: Memories, *, inside: bool, counts: bool) -> None:
+    def __init__(self, program: LoadedProgram, memories: Memories, *, inside: bool, counts: bool, counting: bool) -> None:
         self.machine = program.machine
         self.memories = memories
         self.inside = inside
         self.counts = counts
+        self.counting = counting
         self.counters: dict[int, PcCounters] = {}
         self.slot_memories: dict[int, tuple[str, str]] = {}
         self.counted: dict[int, tuple[str, ...]] = {}
@@ -181,7 +182,7 @@ class EntryTables:
 
         try:
             check_transfer(operation, kept)
-            prepared = prepare(operation, self.memories)
+            prepared = prepare(operation, self.memories, counting=self.counting)
         except H2LearnError:
             return  # its execution raises again, in its turn
         if prepared is None or self.counted.setdefault(operation.pc, prepared.names) != prepared.names:

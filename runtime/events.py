@@ -81,7 +81,7 @@ engine asked first, and how many it has asked."""
 PERFORMED_HERE = 15
 """Blocks that were executed here since the last pause."""
 TIMED, RACES, TRACE, LATENCY, BURST = range(16, 21)
-"""Settings: timing on, what to log, cycles before a transfer's first byte, bytes of a burst."""
+"""Settings: timing and counters on, what to log, cycles before a transfer's first byte, bytes of a burst."""
 GLOBALS = 21
 _BLOCKS_AT_A_TIME = 256  # then the caller has a look, so that a run can be interrupted
 
@@ -351,7 +351,7 @@ def _step(
                     if head[NONFINITE] >= 0 and counted[head[NONFINITE]]:
                         _note(log, g, LOG_NONFINITE, s, i, counted[head[NONFINITE]], 0)
                 elif entry[INSIDE]:
-                    g[RESULT] = _transfer(entry, pcs[pc], team, g[BURST], bytes_per_cycle)
+                    g[RESULT] = _transfer(entry, pcs[pc], team, g, bytes_per_cycle)
                 g[PERFORMED] = 0
                 end = _start(entry, queue, engine, pcs[pc], g, now)
                 engine[SERVED] = s
@@ -434,10 +434,10 @@ def _start(entry: I64, queue: I64, engine: I64, counters: I64, g: I64, now: int)
 
 
 @jit
-def _transfer(entry: I64, counters: I64, team: tuple[I64, I64], burst: int, bytes_per_cycle: float) -> int:
+def _transfer(entry: I64, counters: I64, team: tuple[I64, I64], g: I64, bytes_per_cycle: float) -> int:
     """Execute a transfer; returns its cycles on the channel, where its data decide them."""
     cycles = 0
-    if entry[SLOTS]:
+    if entry[SLOTS] and g[TIMED]:
         a = entry[SLOT:]
         moved, in_bursts = slot_traffic(
             a[0],
@@ -450,7 +450,7 @@ def _transfer(entry: I64, counters: I64, team: tuple[I64, I64], burst: int, byte
             a[16],
             (a[17], a[18]),
             (a[19], a[20]),
-            burst,
+            g[BURST],
         )
         counters[MOVED] += moved
         cycles = _quotient(in_bursts, bytes_per_cycle)

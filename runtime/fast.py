@@ -67,8 +67,8 @@ def execute(op: Operation, memories: Memories) -> Work:
     return work
 
 
-def prepare(op: Operation, memories: Memories) -> Prepared | None:
-    """Return an instruction as a block of calls.
+def prepare(op: Operation, memories: Memories, *, counting: bool = True) -> Prepared | None:
+    """Return an instruction as a block of calls; ``counting``: with those that count its work.
 
     None for one that has none, or whose operands lie where kernels cannot work on them. Raises H2LearnError when it
     faults.
@@ -79,7 +79,7 @@ def prepare(op: Operation, memories: Memories) -> Prepared | None:
         if preparer is not None:
             places = operand_places(op, memories)
             if not any(address % _ALIGNMENT for address, _ in places.values()):
-                prepared = preparer(op, Site(places, memories))
+                prepared = preparer(op, Site(places, memories, counting))
         known = op.kept["prepared"] = _Known(memories, prepared)
     return known.prepared
 

@@ -28,10 +28,18 @@ _THOUSANDTHS = 1000
 
 
 class Site(NamedTuple):
-    """Where an instruction is executed: the places of its operands, and the memory for what it needs meanwhile."""
+    """Where an instruction is executed: the places of its operands, and the memory for what it needs meanwhile.
+
+    ``counting``: whether its work is to be counted.
+    """
 
     places: dict[str, Place]
     memories: Memories
+    counting: bool = True
+
+    def builder(self) -> Builder:
+        """Return what collects the calls."""
+        return Builder(self.counting)
 
     def scratch(self, name: str, size: int, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
         """Return ``size`` elements; the name must not be used twice in an instruction."""
@@ -53,7 +61,7 @@ class Lists(NamedTuple):
 def fe_fill(op: Operation, site: Site) -> Prepared:
     """``fe.fill``: entry[p] = st(entry[p & (p-1)] + w[ctz(p)])."""
     c, k, fan, half = op.number("c"), op.number("k"), op.number("fan"), is_half(op)
-    builder, units = Builder(), taps(op) * -(-c // fan)
+    builder, units = site.builder(), taps(op) * -(-c // fan)
     size = (units << fan) * k
     weights, table = stored(builder, op, site, "w"), site.places["lut"]
     args = Arguments()
@@ -77,7 +85,7 @@ def fe_run(op: Operation, site: Site) -> Prepared:
     Of numbers in bit-planes every plane is a pattern of its own, whose entry counts by the weight of the plane.
     """
     c, k, fan, depth = op.number("c"), op.number("k"), op.number("fan"), op.number("planes")
-    groups, maps, builder = -(-c // fan), forward_maps(op), Builder()
+    groups, maps, builder = -(-c // fan), forward_maps(op), site.builder()
     (ih, iw), positions, entries = input_shape(op), position_count(op), groups * max(1, depth)
     sources = op.number("imgs") * ih * iw
     listed, summed = (
@@ -104,7 +112,7 @@ def fe_run(op: Operation, site: Site) -> Prepared:
         passes, lanes, least = lane_passes(op)
         args = Arguments().array(lists[-2]).array(maps[0]).array(maps[1])
         args.numbers(*maps[2], op.number("imgs"), lanes, least)
-        builder.call(calls.lanes_call, args, 1, extra=passes)
+        builder.count(calls.lanes_call, args, 1, extra=passes)
         counts, result = {"lane_cycles": (calls.LANES_TIME, 1)}, calls.LANES_TIME
     values = positions * taps(op) * c
     fixed = {"inputs": values * max(1, depth), "dense_products": values * k}
@@ -114,7 +122,7 @@ def fe_run(op: Operation, site: Site) -> Prepared:
 def wu_run(op: Operation, site: Site) -> Prepared:
     """``wu.run``: acc += table(gradients of a group of positions)[spikes of a channel at these positions]."""
     c, k, fan = op.number("c"), op.number("k"), op.number("fan")
-    builder, starts, shape = Builder(), position_starts(op), forward_maps(op)[2]
+    builder, starts, shape = site.builder(), position_starts(op), forward_maps(op)[2]
     lists = gradient_lists(builder, op, site, "g", starts.size, calls.LIVE)
     groups, size = -(-starts.size // fan), (1 << fan) * k
     block = max(1, min(_MOST_GROUPS, _TABLE_VALUES // size, groups))
@@ -165,7 +173,7 @@ def _looked_up(
 
 def be_fwd(op: Operation, site: Site) -> Prepared:
     """``be.fwd``: acc += x * w, taps then channels ascending, zero inputs skipped."""
-    c, k, builder = op.number("c"), op.number("k"), Builder()
+    c, k, builder = op.number("c"), op.number("k"), site.builder()
     ih, iw = input_shape(op)
     sources = op.number("imgs") * ih * iw
     lists = new_lists(site, sources, c)
@@ -178,7 +186,7 @@ def be_fwd(op: Operation, site: Site) -> Prepared:
 
 def be_run(op: Operation, site: Site) -> Prepared:
     """``be.run``: acc += g * w over taps, then live k ascending; +0 where the mask is 0."""
-    c, k, builder = op.number("c"), op.number("k"), Builder()
+    c, k, builder = op.number("c"), op.number("k"), site.builder()
     gradients = op.number("imgs") * op.number("gh") * op.number("gw")
     lists = gradient_lists(builder, op, site, "g", gradients, calls.PRODUCTS_BROKEN + 1, scale=c)
     weights = stored(builder, op, site, "w")
@@ -221,7 +229,7 @@ def _products(
     args.array(site.scratch("buckets", 4 * room, np.uint16)).array(site.scratch("marks", 4 * room // 64, np.uint64))
     number, every = BACKWARD_MODES.index(mode), op.mnemonic == "be.run"
     start, modes = (0, len(BACKWARD_MODES)) if every else (number, 1)
-    builder.call(calls.tally_call, args, modes, 10 * modes * positions, first=start, extra=start)
+    builder.count(calls.tally_call, args, modes, 10 * modes * positions, first=start, extra=start)
     first = calls.MODES + 3 * number
     counts = {
         "live_inputs": (calls.LIVE_INPUTS, 1),
@@ -247,7 +255,7 @@ def _existing_inputs(images: int, maps: Maps) -> int:
 
 def be_wgt(op: Operation, site: Site) -> Prepared:
     """``be.wgt``: acc += x * g, positions ascending, zero x and dead g skipped."""
-    c, k, rows, builder = op.number("c"), op.number("k"), taps(op) * op.number("c"), Builder()
+    c, k, rows, builder = op.number("c"), op.number("k"), taps(op) * op.number("c"), site.builder()
     starts, shape = position_starts(op), forward_maps(op)[2]
     positions = starts.size
     lists = gradient_lists(builder, op, site, "g", positions, calls.LIVE_OUTPUTS)
@@ -269,7 +277,7 @@ def be_wgt(op: Operation, site: Site) -> Prepared:
     args = Arguments()
     for array in per_row:
         args.array(array)
-    builder.call(calls.rows_call, args.numbers(unit_count(op)), 1)
+    builder.count(calls.rows_call, args.numbers(unit_count(op)), 1)
     fixed = {
         "positions": positions,
         "dense_inputs": positions * rows,

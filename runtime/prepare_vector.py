@@ -34,7 +34,7 @@ def v_lif(op: Operation, site: Site) -> Prepared:
     n, k, reset, spike = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike")
     windowed = op.choice("surrogate") in ("rectangular", "triangular")
     counts = {"spikes": (calls.FIRED, 1), "masked_in": (calls.PASSED, 1), "nonfinite": (calls.NEURON_BROKEN, 1)}
-    builder = Builder()
+    builder = site.builder()
     if _is_plain(op):
         args = Arguments()
         for name, item in {"acc": 4, "par": 4, "us": 4, "uo": 4, "ss": 1, "so": 1, "mo": 1}.items():
@@ -69,7 +69,7 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     n, k, reset = op.number("n"), op.number("k"), op.choice("reset")
     windowed = op.choice("seen") == "window"
     counts = {"live_outputs": (calls.LIVE_OUT, 1), "nonfinite": (calls.BROKEN, 1)}
-    builder, never, detach = Builder(), op.choice("spike") == "never", op.choice("detach") == "yes"
+    builder, never, detach = site.builder(), op.choice("spike") == "never", op.choice("detach") == "yes"
     rectangular = op.choice("surrogate") == "rectangular" and (detach or not windowed)
     if _is_plain(op) and rectangular and op.number("gblk") % LANES == 0:
         args = Arguments()
@@ -102,7 +102,7 @@ def v_grad(op: Operation, site: Site) -> Prepared:
 
 def v_pool(op: Operation, site: Site) -> Prepared:
     """``v.pool``: average, sum, or maximum with the number of the first largest window element that exists."""
-    k, positions, builder, places = op.number("k"), position_count(op), Builder(), site.places
+    k, positions, builder, places = op.number("k"), position_count(op), site.builder(), site.places
     elements, maximum = positions * k * taps(op), op.choice("kind") == "max"
     geometry = (*forward_maps(op)[2], op.number("sh"), op.number("sw"), k)
     divisor = np.float32(taps(op) if op.choice("kind") == "avg" else 1)
@@ -131,7 +131,7 @@ def v_pool(op: Operation, site: Site) -> Prepared:
 
 def v_unpool(op: Operation, site: Site) -> Prepared:
     """``v.unpool``: each element gathers its share of the gradients of the windows that it lies in."""
-    k, positions, builder = op.number("k"), position_count(op), Builder()
+    k, positions, builder = op.number("k"), position_count(op), site.builder()
     sources = op.number("imgs") * op.number("gh") * op.number("gw")
     elements, slots, maps = positions * k * taps(op), op.choice("src") == "slots", backward_maps(op)
     args, counts = Arguments(), {"nonfinite": (calls.BROKEN, 1)}
@@ -162,7 +162,7 @@ def v_reduce(op: Operation, site: Site) -> Prepared | None:
     n, k, kind = op.number("n"), op.number("k"), op.choice("kind")
     if kind not in ("tsum", "bias"):
         return None
-    builder, time_sum = Builder(), kind == "tsum"
+    builder, time_sum = site.builder(), kind == "tsum"
     steps, rows = (op.number("steps"), n) if time_sum else (n, 1)
     args, counts = Arguments(), {"live_inputs": (calls.LIVE_IN, 1), "nonfinite": (calls.BROKEN, 1)}
     if time_sum:
@@ -183,7 +183,7 @@ def v_opt(op: Operation, site: Site) -> Prepared | None:
     """``v.opt``: gradient descent with momentum; the storage copy follows."""
     if op.choice("kind") in ADAM_KINDS:
         return None
-    n, places, builder = op.number("n"), site.places, Builder()
+    n, places, builder = op.number("n"), site.places, site.builder()
     args = Arguments().memory(places["p"], 4).memory(places["g"], 4).memory(places.get("mom", _NOTHING), 4)
     args.memory(places.get("w", _NOTHING), 2).memory(places["scal"], 4)
     args.reals(op.desc["momentum"], op.desc["scale"], op.desc["decay"])

@@ -143,9 +143,10 @@ class Arguments:
 
 
 class Builder:
-    """Collects the calls of an instruction."""
+    """Collects the calls of an instruction; ``counting``: whether anybody wants its counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, counting: bool = True) -> None:
+        self.counting = counting
         self.calls: list[tuple[int, Arguments, int, int, int, int]] = []
 
     def call(
@@ -157,6 +158,13 @@ class Builder:
         pieces = max(1, min(elements // WORTH_A_PIECE, total, team.MOST_PIECES))
         self.calls.append((call.address, args, extra, first, total, pieces))
 
+    def count(
+        self, call: Call, args: Arguments, total: int, elements: int = 0, *, first: int = 0, extra: int = 0
+    ) -> None:
+        """Append a call that does nothing but count."""
+        if self.counting:
+            self.call(call, args, total, elements, first=first, extra=extra)
+
     def prepared(
         self,
         fixed: Mapping[str, int],
@@ -164,7 +172,12 @@ class Builder:
         *,
         result: int = -1,
     ) -> Prepared:
-        """Return the block; ``counts``: name -> (counter, factor); ``result``: counter of the cycles."""
+        """Return the block; ``counts``: name -> (counter, factor); ``result``: counter of the cycles.
+
+        Where nobody wants counts, only what is not finite is left of them.
+        """
+        if not self.counting:
+            fixed, counts, result = {}, {name: counts[name] for name in counts if name == "nonfinite"}, -1
         blocks: dict[int, tuple[int, Arguments]] = {}
         size = BLOCK_WORDS + len(self.calls) * CALL_WORDS + len(counts) * COUNT_WORDS
         for _, args, *_ in self.calls:

@@ -111,8 +111,8 @@ class Timeline:
 class Simulator:
     """Executes a program; memories keep their contents from run to run, everything else starts afresh.
 
-    ``execute``: ``"fast"`` kernels or the plain ``"reference"``; same bits. ``timing=False``: every instruction
-    takes one cycle (functional runs). ``sanitize``: any of ``race uninit bounds``. ``trace``: keep
+    ``execute``: ``"fast"`` kernels or the plain ``"reference"``; same bits. ``timing=False``: functional runs,
+    in which every instruction takes one cycle and only what is not finite is counted. ``sanitize``: any of ``race uninit bounds``. ``trace``: keep
     a timeline in ``spans``.
     ``max_instructions``: fault when the front end has executed that many. ``break_at``: stop before this pc.
     ``profile``: energies per operation (default: the machine's).
@@ -141,7 +141,7 @@ class Simulator:
         self._trace = trace
         self._front = FrontEnd(program, max_instructions, break_at)
         plain = execute == "fast" and not self._checks and break_at is None
-        self._tables = EntryTables(program, self.memories, inside=plain, counts=break_at is None)
+        self._tables = EntryTables(program, self.memories, inside=plain, counts=break_at is None, counting=timing)
         self._timeline = Timeline(program.machine.queue_depth, len(program.code))
         self._timeline.scalars[events.TIMED :] = (
             *(self._timed, "race" in self._checks, trace),
@@ -286,9 +286,6 @@ class Simulator:
 
     def _perform(self, agent: int, entry: Entry, operation: Operation, kept: Kept) -> Work:
         """Execute an instruction and book its work; faults get their place in the program."""
-        counters = self._counters.get(operation.pc)
-        if counters is None:
-            counters = self._counters[operation.pc] = PcCounters(operation.pc, operation.mnemonic, "", "")
         try:
             if "checked" not in operation.kept:
                 check_transfer(operation, kept)
@@ -301,14 +298,21 @@ class Simulator:
             where = self.program.describe(operation.pc, entry.iterations)
             hint = f"the program never set {' and '.join(entry.unset)}" if entry.unset else error.hint
             raise H2LearnError(f"{operation.mnemonic}: {error.message}", location=where, hint=hint) from error
+        if self._timed:
+            self._book(operation, kept, work)
+        if work.counts.get("nonfinite"):
+            self._book_nonfinite(entry, operation.pc, work.counts["nonfinite"])
+        return work
+
+    def _book(self, operation: Operation, kept: Kept, work: Work) -> None:
+        counters = self._counters.get(operation.pc)
+        if counters is None:
+            counters = self._counters[operation.pc] = PcCounters(operation.pc, operation.mnemonic, "", "")
         if not self._tables.counts:
             self._tables.book(operation, kept, counters)
         if moves_slots(operation):
             _book_slots(operation, kept, work, counters)
         add_counts(counters.work, work.counts)
-        if work.counts.get("nonfinite"):
-            self._book_nonfinite(entry, operation.pc, work.counts["nonfinite"])
-        return work
 
     def _book_nonfinite(self, entry: Entry, pc: int, count: int) -> None:
         known = self._nonfinite.get(pc)
@@ -371,6 +375,7 @@ class Simulator:
             self._executed = [template.executed for template in front.templates]
         parts = self._tables.counters, self._counters
         return RunReport(
+            timed=self._timed,
             cycles=int(max(timeline.streams[:, events.CYCLE].max(), engines[:, events.ENGINE_DONE].max())),
             instructions=front.executed,
             dispatched=int(timeline.streams[:, events.DISPATCHED].sum()),

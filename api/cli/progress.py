@@ -52,9 +52,10 @@ class EpochBars:
 
 
 def epoch_text(epoch: Epoch) -> str:
-    """Return one line: loss, accuracy, cycles and energy of an epoch."""
+    """Return one line: loss, accuracy, and of an epoch that was timed cycles and energy."""
     tested = "" if epoch.test_accuracy is None else f"  test {epoch.test_accuracy:.2%}"
-    return (
-        f"loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}{tested}  "
-        f"{epoch.cycles / epoch.samples:,.0f} cycles and {epoch.energy_pj / epoch.samples / 1e6:.2f} uJ per sample"
-    )
+    line = f"loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}{tested}"
+    if not epoch.cycles:
+        return line
+    energy = epoch.energy_pj / epoch.samples / 1e6
+    return f"{line}  {epoch.cycles / epoch.samples:,.0f} cycles and {energy:.2f} uJ per sample"

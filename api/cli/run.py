@@ -39,7 +39,7 @@ Array = npt.NDArray[np.generic]
 @click.option("--sanitize", default="", metavar="CHECKS", help="Any of race,uninit,bounds; a finding is an error.")
 @click.option("--max-instructions", type=int, help="Fail when more instructions are fetched.")
 @click.option("--output-dir", metavar="FOLDER", help="Write outputs, gradients and parameters here.")
-@click.option("--functional", is_flag=True, help="Only the numbers: no timing.")
+@click.option("--functional", is_flag=True, help="Only the numbers: no timing, no counters.")
 @click.option("--reference", is_flag=True, help="Plain instead of compiled kernels; slow, same bits.")
 @profile_option
 def run(
@@ -68,6 +68,8 @@ def run(
         trace is not None,
         max_instructions,
     )
+    if functional and stats is not None:
+        raise H2LearnError("--stats prints counters, and a functional run has none", hint="leave out --functional")
     loaded = load_program(program)
     given = named_arrays(inputs, "--input")
     wanted = named_arrays(expected, "--expected")
@@ -151,8 +153,9 @@ def _write_results(folder: Path, result: Result, session: Session) -> None:
 
 
 def _json(result: Result, stats: str | None) -> dict[str, Any]:
-    data: dict[str, Any] = {"cycles": result.cycles, "energy_pj": result.energy_pj, "loss": result.loss}
-    data["energy"] = result.report.energy.to_dict()
+    data: dict[str, Any] = {"loss": result.loss}
+    if result.report.timed:
+        data = {"cycles": result.cycles, "energy_pj": result.energy_pj, **data, "energy": result.report.energy.to_dict()}
     data["outputs"] = {name: np.asarray(value).tolist() for name, value in result.outputs.items()}
     return data if stats is None else data | {"stats": result.stats}
 
@@ -162,8 +165,9 @@ def _text(result: Result, stats: str | None) -> str:
     for name, value in result.outputs.items():
         array = np.asarray(value)
         lines.append(f"output  {name} {list(array.shape)} {np.array2string(array.reshape(-1)[:10], precision=5)}")
-    lines.append(f"cycles  {result.cycles}")
-    lines.append(f"energy  {result.energy_pj / 1e6:.3f} uJ ({result.report.energy.summary})")
+    if result.report.timed:
+        lines.append(f"cycles  {result.cycles}")
+        lines.append(f"energy  {result.energy_pj / 1e6:.3f} uJ ({result.report.energy.summary})")
     for item in result.report.nonfinite:
         lines.append(f"not finite: {item.count} results of {item.mnemonic} at {item.where}")
     return "\n".join(lines + (stats_lines(result) if stats else []))

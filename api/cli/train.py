@@ -52,7 +52,7 @@ from .progress import EpochBars, epoch_text
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Also write it after every so many steps.")
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint, bit for bit.")
 @click.option("--no-test", is_flag=True, help="Do not evaluate on the test images.")
-@click.option("--functional", is_flag=True, help="Only the numbers: no timing.")
+@click.option("--functional", is_flag=True, help="Only the numbers: no timing, no counters.")
 @click.option("-o", "--output", metavar="FILE", help="Write the trained parameters here (.safetensors).")
 @click.option("--json", "as_json", is_flag=True, help="Print the history as JSON.")
 @target_options
@@ -119,7 +119,7 @@ def train(
             return _interrupted(stop.checkpoint)
     if output is not None:
         write_parameters(output, history.parameters)
-    energy = None if history.last is None else history.last.report.energy
+    energy = None if history.last is None or functional else history.last.report.energy
     if as_json:
         data_of = {"epochs": [asdict(epoch) for epoch in history.epochs], "losses": history.losses}
         basis = {} if energy is None else {"profile": energy.profile, "assumptions": list(energy.assumptions)}
