@@ -3,7 +3,9 @@
 ``python benchmarks/speed.py [--mnist mnist.npz --cifar cifar10.npz]``. The simulator first trains by itself for some
 steps, so that spikes and gradients are as dense as in a network that learns (the densities are printed; without data
 files the images are uniform noise). Then steps of all sides alternate in one process that is bound to the given number
-of cores; each number of cores has a process of its own. The ratio (simulator / PyTorch) is that of neighbouring steps:
+of cores; each number of cores has a process of its own. Every round has an order of its own, drawn from a seed, and a
+rest before each side: whoever comes behind PyTorch would find its threads still spinning and the caches full of its
+arrays. The ratio (simulator / PyTorch) is that of neighbouring steps:
 median, 10th and 90th percentile; beside it stand the ratio of processor time, that to SpikingJelly's multi-step neurons
 where they are installed, and that of the simulator without timing to itself with. Peak memory of the simulator and of
 PyTorch is that of a process for each.
@@ -17,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from h2learn.program import Execution
 HERE = Path(__file__).parent
 CLASSES = 10
 WARM_UP = 3
+REST_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def measure(name: str, threads: int, steps: int, data: str | None) -> Timing:
 
     net = NETS[name]
     model = h2learn.load_model(net.path)
-    batches = _samples(model, data, net.trained + WARM_UP + steps, net.batch)
+    batches, rng = _samples(model, data, net.trained + WARM_UP + steps, net.batch), np.random.default_rng(0)
     torch.set_num_threads(threads)
     source = next(iter(model.inputs))
     program = _program(model, net)
@@ -95,16 +98,19 @@ def measure(name: str, threads: int, steps: int, data: str | None) -> Timing:
         plain.restore(session.parameters, session.states, steps=net.trained, samples=net.trained * net.batch)
         other = torch_network(net.path, session.parameters)
         third = spikingjelly_network(net.path, session.parameters)
-        rows = []
-        for x, label in batches[net.trained :]:
-            fed, given = {source: x, "label": label}, (torch.from_numpy(x), torch.from_numpy(label).long())
-            report, simulated = _timed(lambda fed=fed: session.run(fed).report)
-            _, eager = _timed(lambda given=given: other.step(*given))
-            _, jelly = (None, (np.nan, np.nan)) if third is None else _timed(lambda given=given: third.step(*given))
-            _, functional = _timed(lambda fed=fed: plain.run(fed).report)
-            rows.append((*simulated, *eager, jelly[0], functional[0]))
-    times = np.array(rows[WARM_UP:])
-    ratios = times[:, 0] / times[:, 2]
+        sides = {
+            "timed": lambda x, label: session.run({source: x, "label": label}).report,
+            "functional": lambda x, label: plain.run({source: x, "label": label}).report,
+            "eager": lambda x, label: other.step(torch.from_numpy(x), torch.from_numpy(label).long()),
+        }
+        if third is not None:
+            sides["jelly"] = lambda x, label: third.step(torch.from_numpy(x), torch.from_numpy(label).long())
+        rounds = [_round(sides, batch, rng) for batch in batches[net.trained :]]
+        report = sides["timed"](*batches[-1])
+    clock, processor = (
+        {side: np.array([times[side][column] for times in rounds[WARM_UP:]]) for side in sides} for column in (0, 1)
+    )
+    ratios = clock["timed"] / clock["eager"]
     low, middle, high = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
     neurons, gradients = report.work["v.lif"], report.work["v.grad"]
     simulator_mib, torch_mib = (_peak_mib(name, side, threads) for side in SIDES)
@@ -112,19 +118,32 @@ def measure(name: str, threads: int, steps: int, data: str | None) -> Timing:
         name,
         threads,
         steps,
-        simulator_ms=1e3 * float(np.median(times[:, 0])),
-        torch_ms=1e3 * float(np.median(times[:, 2])),
+        simulator_ms=1e3 * float(np.median(clock["timed"])),
+        torch_ms=1e3 * float(np.median(clock["eager"])),
         ratio=middle,
         ratio_p10=low,
         ratio_p90=high,
-        processor_ratio=float(np.median(times[:, 1] / times[:, 3])),
-        spikingjelly_ratio=None if third is None else float(np.median(times[:, 0] / times[:, 4])),
-        functional_ratio=float(np.median(times[:, 5] / times[:, 0])),
+        processor_ratio=float(np.median(processor["timed"] / processor["eager"])),
+        spikingjelly_ratio=None if third is None else float(np.median(clock["timed"] / clock["jelly"])),
+        functional_ratio=float(np.median(clock["functional"] / clock["timed"])),
         spikes=neurons["spikes"] / neurons["elements"],
         gradients=gradients["live_outputs"] / gradients["elements"],
         simulator_mib=simulator_mib,
         torch_mib=torch_mib,
     )
+
+
+def _round(
+    sides: Mapping[str, Callable[..., Any]], batch: tuple[npt.NDArray[Any], ...], rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
+    """Return each side's seconds for a step on a batch, by the clock and of the processor, in an order of chance."""
+    found = {}
+    for side in rng.permutation(list(sides)):
+        time.sleep(REST_SECONDS)
+        start, processor = time.perf_counter(), time.process_time()
+        sides[side](*batch)
+        found[str(side)] = time.perf_counter() - start, time.process_time() - processor
+    return found
 
 
 SIDES = ("simulator", "PyTorch")
@@ -163,13 +182,6 @@ def _own_peak_mib() -> float:
 def _program(model: h2learn.Model, net: Net) -> h2learn.Program:
     recipe = replace(model.train or h2learn.Train(), keep_gradients=False)
     return h2learn.compile(model, train=recipe, batch=net.batch)
-
-
-def _timed(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
-    """Return what a call gives, and its seconds by the clock and of the processor."""
-    start, processor = time.perf_counter(), time.process_time()
-    found = call()
-    return found, (time.perf_counter() - start, time.process_time() - processor)
 
 
 def _peak_mib(name: str, side: str, threads: int) -> float:

@@ -66,7 +66,9 @@ class EntryTables:
     when it is executed; ``counting``: whether blocks count their work.
     """
 
-    def __init__(self, program: LoadedProgram, memories: Memories, *, inside: bool, counts: bool, counting: bool) -> None:
+    def __init__(
+        self, program: LoadedProgram, memories: Memories, *, inside: bool, counts: bool, counting: bool
+    ) -> None:
         self.machine = program.machine
         self.memories = memories
         self.inside = inside

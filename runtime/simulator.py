@@ -111,9 +111,9 @@ class Timeline:
 class Simulator:
     """Executes a program; memories keep their contents from run to run, everything else starts afresh.
 
-    ``execute``: ``"fast"`` kernels or the plain ``"reference"``; same bits. ``timing=False``: functional runs,
-    in which every instruction takes one cycle and only what is not finite is counted. ``sanitize``: any of ``race uninit bounds``. ``trace``: keep
-    a timeline in ``spans``.
+    ``execute``: ``"fast"`` kernels or the plain ``"reference"``; same bits. ``timing=False``: functional runs, in which
+    every instruction takes one cycle and only what is not finite is counted. ``sanitize``: any of ``race uninit
+    bounds``. ``trace``: keep a timeline in ``spans``.
     ``max_instructions``: fault when the front end has executed that many. ``break_at``: stop before this pc.
     ``profile``: energies per operation (default: the machine's).
     """

@@ -155,7 +155,8 @@ def _write_results(folder: Path, result: Result, session: Session) -> None:
 def _json(result: Result, stats: str | None) -> dict[str, Any]:
     data: dict[str, Any] = {"loss": result.loss}
     if result.report.timed:
-        data = {"cycles": result.cycles, "energy_pj": result.energy_pj, **data, "energy": result.report.energy.to_dict()}
+        data = {"cycles": result.cycles, "energy_pj": result.energy_pj} | data
+        data["energy"] = result.report.energy.to_dict()
     data["outputs"] = {name: np.asarray(value).tolist() for name, value in result.outputs.items()}
     return data if stats is None else data | {"stats": result.stats}
 

@@ -124,7 +124,11 @@ def test_frames_train_a_network(tmp_path, kind, capsys):
     given = {"events": data.x_train.swapaxes(0, 1), "label": data.y_train}
     assert step.run(given).loss == pytest.approx(whole.losses[0], rel=1e-5)
     base = ["train", str(tmp_path / "net.snn"), "--data", str(tmp_path / "e.npz")]
+    assert run([*base, "--bins", "3", "--bin-by", "count"]) == 0
+    assert "uJ per sample" in capsys.readouterr().err
     assert run([*base, "--bins", "3", "--bin-by", "count", "--functional"]) == 0
+    found = capsys.readouterr()
+    assert "accuracy" in found.err and "per sample" not in found.err and "energy" not in found.out
     assert run([*base, "--bins", "4"]) == 1
     assert "takes (3, 2, 6, 5)" in capsys.readouterr().err
 

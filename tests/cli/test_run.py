@@ -91,6 +91,10 @@ def test_functional_and_reference_runs_agree(capsys: pytest.CaptureFixture[str],
     modes = ([], ["--functional"], ["--reference"])
     assert len({json.loads(call(capsys, *arguments, *mode)[1])["loss"] for mode in modes}) == 1
     assert "busy" in call(capsys, "run", folder / "step.h2x", *inputs(folder), "--stats", "text")[1]
+    found = json.loads(call(capsys, *arguments, "--functional")[1])
+    assert found.keys() == {"loss", "outputs"}
+    words = call(capsys, *arguments[:-1], "--functional")[1].split()
+    assert "loss" in words and not {"cycles", "energy"} & set(words)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,7 @@ def test_functional_and_reference_runs_agree(capsys: pytest.CaptureFixture[str],
         (["--input", "image=@{}/tiny.snn"], "cannot be read"),
         (["--input", "wrong=@{}/xy.npz"], "no array 'wrong'"),
         (["--input", "image=@{}/x.npy", "--sanitize", "everything"], "no sanitizer 'everything'"),
+        (["--input", "image=@{}/x.npy", "--functional", "--stats", "text"], "a functional run has none"),
         (["--input", "image=@{}/x.npy", "--max-instructions", "5"], "5"),
         (["--input", "image=@{}/x.npy", "--trace", "/no/such/folder/t.json"], "cannot write here"),
         (["--input", "image=@{}/x.npy", "--expected", "nothing=@{}/x.npy"], "no output 'nothing'"),
