@@ -212,10 +212,10 @@ def slot_bytes(gblk: int, item: int) -> int:
     return -(-(BITMAP_BYTES + gblk * item) // 8) * 8
 
 
-def slot_row_bytes(op: Operation) -> int:
-    """Return the bytes of all slots of one position with ``k`` channels."""
-    require(op, gblk=(1, 64))
-    gblk = op.number("gblk")
+def slot_row_bytes(op: Operation, channels: str = "gblk") -> int:
+    """Return the bytes of all slots of one position with ``k`` channels; ``channels`` names the field of a slot's."""
+    require(op, **{channels: (1, 64)})
+    gblk = op.number(channels)
     return -(-op.number("k") // gblk) * slot_bytes(gblk, item_bytes(op))
 
 
@@ -327,8 +327,8 @@ def _v_lif(op: Operation) -> dict[str, int]:
         sizes["so"] = real
     elif op.choice("spike") != "never":
         sizes |= {"ss": bits, "so": bits}
-    if op.choice("save_u") == "yes":
-        sizes["uo"] = real
+    if op.choice("save_u") != "no":
+        sizes["uo"] = n * slot_row_bytes(op, "ublk") if op.choice("save_u") == "inside" else real
     if op.choice("save_m") == "yes":
         sizes["mo"] = bits
     return sizes
@@ -344,9 +344,12 @@ def _v_grad(op: Operation) -> dict[str, int]:
     if op.choice("spike") == "never":
         return sizes
     _check_reset(op)
-    if op.choice("seen") == "window":
+    seen = op.choice("seen")
+    if seen == "potential":
+        sizes["u"] = real
+    else:
         _check_window(op)
-    sizes["u"] = n * _packed(k) if op.choice("seen") == "window" else real
+        sizes["u"] = n * (_packed(k) if seen == "window" else slot_row_bytes(op, "ublk"))
     return sizes if op.choice("counted") == "yes" else sizes | {"s": n * _packed(k)}
 
 
@@ -357,12 +360,13 @@ def _check_reset(op: Operation) -> None:
 
 
 def _check_window(op: Operation) -> None:
-    """Raise H2LearnError unless the bits of the window are all that a gradient needs of the potential."""
-    if op.choice("surrogate") != "rectangular":
+    """Raise H2LearnError unless a gradient needs no potential outside the window, and none at all if it sees bits."""
+    bits, hard = op.choice("seen") == "window", op.choice("reset") == "hard"
+    if op.choice("surrogate") not in (("rectangular",) if bits else ("rectangular", "triangular")):
         raise op.fault(f"the window says too little about the surrogate {op.choice('surrogate')}")
-    if op.choice("reset") == "hard" and op.choice("detach") == "no":
+    if bits and hard and op.choice("detach") == "no":
         raise op.fault("the gradient through a hard reset needs the potential, not its window alone")
-    if op.choice("bounded") == "yes" or (op.choice("counted") == "yes" and op.choice("reset") == "hard"):
+    if op.choice("bounded") == "yes" or (op.choice("counted") == "yes" and hard):
         raise op.fault("the gradient needs the potential, not its window alone, to know what the reset left of it")
 
 

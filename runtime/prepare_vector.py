@@ -11,7 +11,7 @@ from .kernels import vector_calls as calls
 from .kernels.convolution import I32
 from .kernels.rows import LANES
 from .kernels.vector import WINDOW
-from .operation import ADAM_KINDS, Operation
+from .operation import ADAM_KINDS, Operation, item_bytes, slot_bytes
 from .prepare_engines import (
     Site,
     backward_maps,
@@ -33,14 +33,21 @@ def v_lif(op: Operation, site: Site) -> Prepared:
     """``v.lif``: u = st(alpha*reset(u, s) + acc + bias); s = u > theta; mask = abs(u - theta) < width."""
     n, k, reset, spike = op.number("n"), op.number("k"), op.choice("reset"), op.choice("spike")
     windowed = op.choice("surrogate") in ("rectangular", "triangular")
-    counts = {"spikes": (calls.FIRED, 1), "masked_in": (calls.PASSED, 1), "nonfinite": (calls.NEURON_BROKEN, 1)}
+    masked, inside = op.choice("save_m") == "yes", op.choice("save_u") == "inside"
+    counts = {"spikes": (calls.FIRED, 1), "nonfinite": (calls.NEURON_BROKEN, 1)}
+    counts["masked_in"] = (calls.PASSED, int(masked))
     builder = site.builder()
-    if _is_plain(op):
+    if _is_plain(op) and not (inside and op.number("ublk") % LANES):
         args = Arguments()
-        for name, item in {"acc": 4, "par": 4, "us": 4, "uo": 4, "ss": 1, "so": 1, "mo": 1}.items():
+        for name, item in {"acc": 4, "par": 4, "us": 4, "uo": 4, "ss": 1, "so": 1}.items():
             args.memory(site.places.get(name, _NOTHING), item)
+        if inside and not masked:
+            args.array(site.scratch("mask", n * k // 8, np.uint8))
+        else:
+            args.memory(site.places.get("mo", _NOTHING), 1)
         args.numbers(k, op.init, reset == "hard", reset == "soft", spike == "ge", spike == "never")
-        args.numbers(op.choice("save_u") == "yes", op.choice("save_m") == "yes", windowed).reals(op.desc["width"])
+        args.numbers(op.choice("save_u") == "yes", masked or inside, windowed).reals(op.desc["width"])
+        _slots_inside(args, op, site, "uo", inside)
         builder.call(calls.integrate_plain_call, args, n, n * k)
         return builder.prepared(neuron_counts(op), counts)
     counted = op.choice("counted") == "yes"
@@ -53,13 +60,14 @@ def v_lif(op: Operation, site: Site) -> Prepared:
     _either(args, op, site, "cs")
     hard, late = reset in ("hard", "hard_delayed"), reset in ("soft_delayed", "hard_delayed")
     args.numbers(k, op.init, is_half(op), hard, reset == "soft", late, spike == "ge")
-    args.numbers(spike == "never", op.choice("save_u") == "yes", op.choice("save_m") == "yes", windowed)
+    args.numbers(spike == "never", op.choice("save_u") == "yes", masked, windowed)
     args.numbers(op.number("drive"), counted, op.choice("bounded") == "yes", op.choice("periodic") == "yes")
     args.reals(op.desc["width"], op.number("most"), op.desc["lowest"])
     if counted:
         _either(args, op, site, "so")
     else:
         args.memory(_NOTHING, 4).memory(_NOTHING, 2)
+    _slots_inside(args, op, site, "uo", inside)
     builder.call(calls.integrate_call, args, n, n * k)
     return builder.prepared(neuron_counts(op), counts)
 
@@ -67,7 +75,7 @@ def v_lif(op: Operation, site: Site) -> Prepared:
 def v_grad(op: Operation, site: Site) -> Prepared:
     """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
     n, k, reset = op.number("n"), op.number("k"), op.choice("reset")
-    windowed = op.choice("seen") == "window"
+    windowed, inside = op.choice("seen") == "window", op.choice("seen") == "inside"
     counts = {"live_outputs": (calls.LIVE_OUT, 1), "nonfinite": (calls.BROKEN, 1)}
     builder, never, detach = site.builder(), op.choice("spike") == "never", op.choice("detach") == "yes"
     rectangular = op.choice("surrogate") == "rectangular" and (detach or not windowed)
@@ -79,10 +87,11 @@ def v_grad(op: Operation, site: Site) -> Prepared:
         args.memory(site.places["go"], 8).memory(seen if windowed else _NOTHING, 1)
         args.numbers(slot_words(op), op.number("gblk"), k, op.init, reset == "hard", reset == "soft", detach, never)
         args.numbers(windowed).reals(op.desc["width"], op.desc["height"])
+        _slots_inside(args, op, site, "u", inside and not never)
         builder.call(calls.differentiate_plain_call, args, n, 3 * n * k)
         return builder.prepared(neuron_counts(op), counts)
     args = Arguments().memory(site.places["gs"], 4)
-    if windowed:
+    if windowed or inside:
         args.memory(_NOTHING, 4).memory(_NOTHING, 2)
     else:
         _either(args, op, site, "u")
@@ -96,6 +105,7 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     args.numbers(*(op.choice(name) == "yes" for name in ("counted", "bounded", "periodic")))
     args.reals(op.desc["width"], op.desc["height"], op.number("most"), op.desc["lowest"])
     args.memory(site.places.get("u", _NOTHING) if windowed else _NOTHING, 1)
+    _slots_inside(args, op, site, "u", inside and not never)
     builder.call(calls.differentiate_call, args, n, 4 * n * k)
     return builder.prepared(neuron_counts(op), counts)
 
@@ -221,6 +231,12 @@ def _either(args: Arguments, op: Operation, site: Site, name: str) -> None:
     """Append a stored operand as float32 and as half, the one that it is not empty."""
     place = site.places.get(name, _NOTHING)
     args.memory(_NOTHING if is_half(op) else place, 4).memory(place if is_half(op) else _NOTHING, 2)
+
+
+def _slots_inside(args: Arguments, op: Operation, site: Site, name: str, there: bool) -> None:
+    """Append an operand of potentials inside the window, the words of a slot, and its channels (0: not ``there``)."""
+    words = slot_bytes(op.number("ublk"), item_bytes(op)) // 8
+    args.memory(site.places[name] if there else _NOTHING, 8).numbers(words, op.number("ublk") if there else 0)
 
 
 def _first_taps(op: Operation, axis: str) -> I32:

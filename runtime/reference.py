@@ -286,9 +286,11 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
     spikes = np.zeros((n, k), np.bool_) if never else (u > theta if op.choice("spike") == "gt" else u >= theta)
     open_ended = never or op.choice("surrogate") not in ("rectangular", "triangular")
     mask = np.ones((n, k), np.bool_) if open_ended else _distance(op, u, theta) < np.float32(op.desc["width"])
-    for name in ("us", "uo"):
-        if name in buffers:
-            _save(buffers[name], u, op.storage())
+    _save(buffers["us"], u, op.storage())
+    if op.choice("save_u") == "inside":
+        _encode(op, buffers["uo"], u, mask, "ublk")
+    elif "uo" in buffers:
+        _save(buffers["uo"], u, op.storage())
     if counted:
         spikes = _spike_count(op, u, theta)
         _save(buffers["so"], _round(op, spikes), op.storage())
@@ -348,8 +350,7 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
     if op.choice("spike") == "never":
         gu = _round(op, gs + alpha * gn)
     else:
-        window = op.choice("seen") == "window"
-        u = np.zeros((n, k), np.float32) if window else _load(buffers["u"], op.storage()).reshape(n, k)
+        u, inside = _seen(op, buffers["u"], (n, k))
         s = _spike_count(op, u, theta) if op.choice("counted") == "yes" else _unpack(buffers["s"], (n, k))
         reset = op.choice("reset")
         e: F32 = gs
@@ -361,10 +362,11 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
             free = _after_reset(op, u, s, theta, v_reset) > np.float32(op.desc["lowest"])
             p, e = np.where(free, p, np.float32(0)), e if reset == "soft_delayed" else np.where(free, e, gs)
         size = np.float32(op.desc["width"]), np.float32(op.desc["height"])
-        if window:
-            sg = np.where(_unpack(buffers["u"], (n, k)), size[1], np.float32(0))
+        if op.choice("seen") == "window":
+            sg = np.where(inside, size[1], np.float32(0))
         else:
             sg = numerics.surrogate(op.choice("surrogate"), _distance(op, u, theta), *size)
+            sg = np.where(inside, sg, np.float32(0))
         gu = _round(op, np.where(sg != 0, sg * e + p, p))
     _save(buffers["gc"], gu, op.storage())
     gx = gu
@@ -379,6 +381,15 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
             _save(buffers["gi"], gx, op.storage())
     live = _encode(op, buffers["go"], gx)
     return Work(neuron_counts(op) | {"live_outputs": live, "nonfinite": nonfinite(gx)})
+
+
+def _seen(op: Operation, buffer: Bytes, shape: tuple[int, int]) -> tuple[F32, Bool]:
+    """Return what a gradient sees of potentials, 0 where it sees none, and where the surrogate may be other than 0."""
+    if op.choice("seen") == "window":
+        return np.zeros(shape, np.float32), _unpack(buffer, shape)
+    if op.choice("seen") == "inside":
+        return _decode(op, buffer, shape[:1], "ublk")
+    return _load(buffer, op.storage()).reshape(shape), np.ones(shape, np.bool_)
 
 
 def v_pool(op: Operation, buffers: Buffers) -> Work:
@@ -878,9 +889,9 @@ def _transposed_taps(op: Operation) -> Iterator[tuple[npt.NDArray[np.int64], ...
         yield y[:, None], x[None, :], ny[:, None], nx[None, :]
 
 
-def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...]) -> tuple[F32, Bool]:
-    """Return values and liveness ``[*shape][k]`` of gradient slots."""
-    k, gblk, item = op.number("k"), op.number("gblk"), item_bytes(op)
+def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...], channels: str = "gblk") -> tuple[F32, Bool]:
+    """Return values and liveness ``[*shape][k]`` of slots; ``channels`` names the field that says how many in each."""
+    k, gblk, item = op.number("k"), op.number(channels), item_bytes(op)
     values = np.zeros((int(np.prod(shape)), k), np.float32)
     alive = np.zeros(values.shape, np.bool_)
     blocks = -(-k // gblk)
@@ -894,19 +905,20 @@ def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...]) -> tuple[F32, 
     return values.reshape(*shape, k), alive.reshape(*shape, k)
 
 
-def _encode(op: Operation, buffer: Bytes, values: F32) -> int:
-    """Write ``values`` [positions][k] as gradient slots and return how many are live."""
-    k, gblk, item = op.number("k"), op.number("gblk"), item_bytes(op)
+def _encode(op: Operation, buffer: Bytes, values: F32, alive: Bool | None = None, channels: str = "gblk") -> int:
+    """Write the ``alive`` ones (None: those that are not 0) of ``values`` [positions][k] as slots; return how many."""
+    k, gblk, item = op.number("k"), op.number(channels), item_bytes(op)
+    alive = values != 0 if alive is None else alive
     slots = buffer.reshape(len(values), -(-k // gblk), slot_bytes(gblk, item))
     for position, row in enumerate(values):
         for block, first in enumerate(range(0, k, gblk)):
-            part = row[first : first + gblk]
+            chosen = alive[position, first : first + gblk]
             bits = np.zeros(64, np.bool_)
-            bits[: part.size] = part != 0
-            live = part[part != 0]
+            bits[: chosen.size] = chosen
+            live = row[first : first + gblk][chosen]
             slots[position, block, :8] = np.packbits(bits, bitorder="little")
             _save(slots[position, block, 8 : 8 + live.size * item], live, op.storage())
-    return int(np.count_nonzero(values))
+    return int(np.count_nonzero(alive))
 
 
 def _ordered_sum(values: F32) -> F32:

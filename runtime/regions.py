@@ -26,7 +26,8 @@ HALF = _value("conv", "dtype", "f16")
 SLOTS_MODE = _value("xfer", "mode", "slots")
 HARD, NO_RESET = _value("neuron", "reset", "hard"), _value("neuron", "reset", "none")
 NEVER = _value("neuron", "spike", "never")
-WINDOW = _value("neuron", "seen", "window")
+WINDOW, SEEN_INSIDE = _value("neuron", "seen", "window"), _value("neuron", "seen", "inside")
+SAVED_INSIDE = _value("neuron", "save_u", "inside")
 COUNTED, BOUNDED = _value("neuron", "counted", "yes"), _value("neuron", "bounded", "yes")
 PLAIN = _value("neuron", "drive", "plain")
 SYNAPTIC = (_value("neuron", "drive", "synapse"), _value("neuron", "drive", "delayed"))
@@ -134,9 +135,9 @@ def item_bytes(desc: Desc) -> int:
     return 2 if desc["dtype"] == HALF else 4
 
 
-def slot_bytes(desc: Desc) -> int:
-    """Return the bytes of one gradient slot: bitmap and room for ``gblk`` values, in whole 8 bytes."""
-    return (8 + int(desc["gblk"]) * item_bytes(desc) + 7) // 8 * 8
+def slot_bytes(desc: Desc, channels: str = "gblk") -> int:
+    """Return the bytes of one slot: bitmap and room for as many values as the field ``channels`` says, in 8 bytes."""
+    return (8 + int(desc[channels]) * item_bytes(desc) + 7) // 8 * 8
 
 
 def groups(channels: int, per_group: int) -> int:
@@ -210,8 +211,8 @@ def _spikes(channels: int) -> int:
     return groups(channels, 8)
 
 
-def _slots(positions: int, desc: Desc) -> int:
-    return positions * groups(int(desc["k"]), int(desc["gblk"])) * slot_bytes(desc)
+def _slots(positions: int, desc: Desc, channels: str = "gblk") -> int:
+    return positions * groups(int(desc["k"]), int(desc[channels])) * slot_bytes(desc, channels)
 
 
 def _fe_fill(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
@@ -267,7 +268,8 @@ def _v_lif(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     found += [_read("ss", bits)] if not init and spiking and resets else []
     found += [_write("ss", bits), _write("so", bits)] if spiking else []
     found += [_write("so", membrane)] if counted else []
-    found += [_write("uo", membrane)] if desc["save_u"] else []
+    saved = _slots(n, desc, "ublk") if desc["save_u"] == SAVED_INSIDE else membrane
+    found += [_write("uo", saved)] if desc["save_u"] else []
     found += [_write("mo", bits)] if desc["save_m"] else []
     return found
 
@@ -278,7 +280,8 @@ def _v_grad(desc: Desc, init: bool, fields: Mapping[str, int]) -> list[Access]:
     membrane = n * k * item_bytes(desc)
     found = [_read("gs", n * k * 4), _parameters(desc), *_update("gc", membrane, init)]
     found += _update("gi", membrane, init) if desc["drive"] in SYNAPTIC else []
-    found += [_read("u", n * _spikes(k) if desc["seen"] == WINDOW else membrane)] if spiking else []
+    seen = {WINDOW: n * _spikes(k), SEEN_INSIDE: _slots(n, desc, "ublk")}.get(int(desc["seen"]), membrane)
+    found += [_read("u", seen)] if spiking else []
     fired = desc["reset"] == HARD or desc["bounded"] == BOUNDED
     found += [_read("s", n * _spikes(k))] if spiking and fired and desc["counted"] != COUNTED else []
     return [*found, _write("go", _slots(n, desc))]

@@ -252,10 +252,11 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _e("detach", ("no", "yes"), "leave the reset path out of the gradient"),
             _e(
                 "seen",
-                ("potential", "window"),
-                "v.grad: operand u holds potentials, or the bits of the window in which the surrogate is not 0",
+                ("potential", "window", "inside"),
+                "v.grad: operand u holds potentials, the bits of the window in which the surrogate is not 0, "
+                "or slots of the potentials inside it",
             ),
-            _e("save_u", ("no", "yes"), "write u to operand uo"),
+            _e("save_u", ("no", "yes", "inside"), "write u to operand uo: all, or slots of those inside the window"),
             _e("save_m", ("no", "yes"), "write the surrogate mask to operand mo"),
             _e(
                 "drive",
@@ -267,6 +268,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
             _e("bounded", ("no", "yes"), "potentials do not stay below `lowest` after the reset"),
             _f("lowest", "lowest potential after the reset"),
             _e("periodic", ("no", "yes"), "the surrogate repeats at every multiple of theta"),
+            _u("ublk", 8, "channels per slot of potentials inside the window", low=0, high=64),
         ),
         "neuron tile: equation and surrogate",
     ),

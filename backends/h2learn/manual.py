@@ -90,7 +90,7 @@ _HOLDS = {
     "DRAM": "every tensor of the program: parameters, optimizer state, inputs, outputs, saved activations",
     "W": "weights in storage type",
     "S": "spikes and real inputs",
-    "U": "membrane potentials in storage type",
+    "U": "membrane potentials in storage type, all or those inside the window",
     "G": "gradient slots",
     "M": "surrogate masks, pool winners",
     "A": "binary32 sums, weight gradients, neuron constants",

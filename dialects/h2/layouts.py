@@ -106,14 +106,21 @@ def read_grads(place: Place, shape: Sequence[int], gblk: int, dtype: str) -> tup
 
 
 def write_grads(place: Place, values: F32, gblk: int, dtype: str) -> None:
-    """Store gradients ``[..., k]`` as slots: live where not 0, live values packed in ascending order of channels."""
+    """Store gradients ``[..., k]`` as slots: live where not 0."""
+    write_slots(place, values != 0, values, gblk, dtype)
+
+
+def write_slots(place: Place, alive: Bits, values: F32, gblk: int, dtype: str) -> None:
+    """Store the values ``[..., k]`` that are ``alive`` as slots, packed in ascending order of channels."""
     channels = values.shape[-1]
     rows = values.size // channels
     blocks = _blocks(channels, gblk)
     padded = np.zeros((rows, blocks * gblk), dtype=np.float32)
     padded[:, :channels] = values.reshape(rows, channels)
     padded = padded.reshape(rows, blocks, gblk)
-    live = padded != 0
+    live = np.zeros((rows, blocks * gblk), dtype=np.bool_)
+    live[:, :channels] = alive.reshape(rows, channels)
+    live = live.reshape(rows, blocks, gblk)
     bitmap = np.zeros((rows, blocks, 8 * _BITMAP_BYTES), dtype=np.bool_)
     bitmap[..., :gblk] = live
     order = np.argsort(~live, axis=-1, kind="stable")

@@ -30,6 +30,7 @@ from .layouts import (
     write_grads,
     write_numbers,
     write_real,
+    write_slots,
 )
 
 Ints = npt.NDArray[np.int64]
@@ -254,12 +255,14 @@ def lif(job: Job) -> None:
         spikes = u > theta if spike == "gt" else u >= theta
         write_bits(job["ss"], spikes)
         write_bits(job["so"], spikes)
-    if job.word("save_u") == "yes":
+    inside: Bits = np.ones(shape, dtype=np.bool_)
+    if spike != "never" and job.word("surrogate") in ("rectangular", "triangular"):
+        inside = _from_threshold(job, u, theta) < job.real("width")
+    if job.word("save_u") == "inside":
+        write_slots(job["uo"], inside, u, job.integer("ublk"), dtype)
+    elif job.word("save_u") == "yes":
         write_real(job["uo"], u, dtype)
     if job.word("save_m") == "yes":
-        inside: Bits = np.ones(shape, dtype=np.bool_)
-        if spike != "never" and job.word("surrogate") in ("rectangular", "triangular"):
-            inside = _from_threshold(job, u, theta) < job.real("width")
         write_bits(job["mo"], inside)
 
 
@@ -321,17 +324,7 @@ def gradient(job: Job) -> None:
         reset = job.word("reset")
         if reset == "hard_delayed":
             raise H2LearnError("a hard-delayed reset has no gradient of its own")
-        if job.word("seen") == "window":
-            seen_spikes = job.word("counted") == "yes" and reset == "hard"
-            through_reset = reset == "hard" and job.word("detach") == "no"
-            bounded = job.word("bounded") == "yes"
-            if job.word("surrogate") != "rectangular" or seen_spikes or through_reset or bounded:
-                raise H2LearnError("this gradient needs more of the potential than its window")
-            u, slope = np.zeros(shape, dtype=np.float32), read_bits(job["u"], shape) * job.real("height")
-        else:
-            u = read_real(job["u"], shape, dtype)
-            apart = _from_threshold(job, u, theta)
-            slope = surrogate(job.word("surrogate"), apart, job.real("width"), job.real("height"))
+        u, slope = _seen(job, shape, theta)
         e = gs
         if job.word("detach") == "no":
             if reset == "hard":
@@ -353,6 +346,27 @@ def gradient(job: Job) -> None:
     gu = round_to_storage(gu, dtype)
     write_real(job["gc"], gu, dtype)
     write_grads(job["go"], _driving(job, par, gu, later), job.integer("gblk"), dtype)
+
+
+def _seen(job: Job, shape: tuple[int, ...], theta: F32) -> tuple[F32, F32]:
+    """Return potentials (0 where nothing of them is known) and the derivatives of the surrogate there."""
+    kind, seen, dtype = job.word("surrogate"), job.word("seen"), job.word("dtype")
+    width, height = job.real("width"), job.real("height")
+    if seen != "potential":
+        hard = job.word("reset") == "hard"
+        resets = job.word("bounded") == "yes" or (hard and job.word("counted") == "yes")
+        if resets or kind not in ("rectangular", "triangular"):
+            raise H2LearnError("this gradient needs potentials outside the window")
+        if seen == "window" and (kind != "rectangular" or (hard and job.word("detach") == "no")):
+            raise H2LearnError("this gradient needs more of the potential than its window")
+    if seen == "window":
+        return np.zeros(shape, dtype=np.float32), read_bits(job["u"], shape) * height
+    if seen == "inside":
+        open_here, u = read_grads(job["u"], shape, job.integer("ublk"), dtype)
+        slope = surrogate(kind, _from_threshold(job, u, theta), width, height)
+        return u, np.where(open_here, slope, _ZERO)
+    u = read_real(job["u"], shape, dtype)
+    return u, surrogate(kind, _from_threshold(job, u, theta), width, height)
 
 
 def _driving(job: Job, par: dict[str, F32], gu: F32, later: F32) -> F32:

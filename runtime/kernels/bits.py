@@ -254,21 +254,6 @@ def decode_lists(
 
 
 @jit
-def bitmap_of(values: F32, start: np.uint64, count: np.uint64) -> np.uint64:
-    """Return the bitmap of the values (at most 64 from ``start`` on) that are not zero."""
-    bitmap = np.uint64(0)
-    whole = count & ~np.uint64(7)
-    for first in range(np.uint64(0), whole, np.uint64(8)):
-        byte = np.uint64(0)
-        for j in range(np.uint64(8)):
-            byte |= np.uint64(values[start + first + j] != np.float32(0)) << j
-        bitmap |= byte << first
-    for j in range(whole, count):
-        bitmap |= np.uint64(values[start + j] != np.float32(0)) << j
-    return bitmap
-
-
-@jit
 def encode(
     values: F32, slots: U64, slot_words: int, half: bool, first_position: int, rows: int, k: int, gblk: int
 ) -> int:
@@ -276,15 +261,23 @@ def encode(
 
     ``values`` holds ``rows`` rows; returns how many values are live.
     """
+    flags = np.empty((rows * k + 7) // 8 * 8, np.uint8)
+    for i in range(np.uint64(rows * k)):
+        flags[i] = np.uint8(values[i] != np.float32(0))
+    return encode_where(flags, values, slots, slot_words, half, first_position, rows, k, gblk)
+
+
+@jit
+def encode_where(
+    flags: U8, values: F32, slots: U64, slot_words: int, half: bool, first_position: int, rows: int, k: int, gblk: int
+) -> int:
+    """Write the values whose flag (0 or 1, a multiple of 8 of them) is set as slots; see ``encode``."""
     narrow_values, wide_values = slots.view(np.uint16), slots.view(np.float32)
     width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
     blocks = (width + block_channels - np.uint64(1)) // block_channels
     total = np.uint64(0)
     in_bytes = (width | block_channels) & np.uint64(7) == np.uint64(0)
-    flags = np.empty(rows * k if in_bytes else 0, np.uint8)
     eights = flags.view(np.uint64)
-    for i in range(np.uint64(flags.size)):
-        flags[i] = np.uint8(values[i] != np.float32(0))
     for row in range(np.uint64(rows)):
         for block in range(blocks):
             first = block * block_channels
@@ -297,7 +290,8 @@ def encode(
                     lanes = eights[(start >> np.uint64(3)) + byte]
                     bitmap |= np.uint64(collect(lanes)) << (byte << np.uint64(3))
             else:
-                bitmap = bitmap_of(values, start, here)
+                for j in range(here):
+                    bitmap |= np.uint64(flags[start + j]) << j
             slots[slot] = bitmap
             live = population(bitmap)
             total += live
@@ -312,6 +306,30 @@ def encode(
                     wide_values[target + i] = values[start + lowest(bitmap)]
                     bitmap &= bitmap - np.uint64(1)
     return np.int64(total)
+
+
+@jit
+def decode_where(
+    slots: U64, slot_words: int, half: bool, first_position: int, rows: int, k: int, gblk: int, values: F32
+) -> None:
+    """The inverse of ``encode_where`` for ``rows`` rows; values that the slots do not hold become NaN."""
+    narrow_values, wide_values = slots.view(np.uint16), slots.view(np.float32)
+    width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
+    blocks = (width + block_channels - np.uint64(1)) // block_channels
+    for i in range(np.uint64(rows) * width):
+        values[i] = np.float32(np.nan)
+    for row in range(np.uint64(rows)):
+        for block in range(blocks):
+            first = block * block_channels
+            start = row * width + first
+            slot = ((np.uint64(first_position) + row) * blocks + block) * words
+            bitmap = live_bits(slots[slot], min(block_channels, width - first))
+            live = population(bitmap)
+            source = (slot + np.uint64(1)) * np.uint64(4 if half else 2)
+            for i in range(live):
+                value = half_value(narrow_values[source + i]) if half else wide_values[source + i]
+                values[start + lowest(bitmap)] = value
+                bitmap &= bitmap - np.uint64(1)
 
 
 @jit

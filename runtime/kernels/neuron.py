@@ -18,7 +18,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..jit import jit
-from .bits import EXPONENT, F32, I64, U8, U64, lowest, population
+from .bits import EXPONENT, F32, I64, U8, U64, decode_where, lowest, population
 from .rows import LANES
 
 _BIT, _SHORT, _U32, _WORD = (ir.IntType(bits) for bits in (1, LANES, 32, 64))
@@ -164,11 +164,13 @@ def differentiate_strip(
     flags: Any,
     half_width: Any,
     height: Any,
+    known: Any,
 ) -> Any:
     """Step sixteen neurons backwards; returns which gradients are not 0 (bits) and how many not finite (above them).
 
-    ``flags``: init, hard, soft, detach, never, and whether ``windows`` has bits for the potentials inside the
-    rectangular window of the surrogate (then there are no potentials, and nothing goes through the reset).
+    Their potentials stand in ``us`` from ``known`` on. ``flags``: init, hard, soft, detach, never, and whether
+    ``windows`` has bits for the potentials inside the rectangular window of the surrogate (then there are no
+    potentials, and nothing goes through the reset).
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -191,7 +193,7 @@ def differentiate_strip(
                     with bits:
                         builder.store(strip.bits(2), window)
                     with potentials:
-                        u, theta = strip.floats(1), strip.parameter(4, 2)
+                        u, theta = strip.floats(1, args[12]), strip.parameter(4, 2)
                         builder.store(strip.within(u, theta, args[10]), window)
                         with builder.if_then(builder.and_(builder.not_(detach), builder.or_(hard, soft))):
                             height_of_reset = builder.select(hard, builder.fsub(u, strip.parameter(4, 3)), theta)
@@ -210,7 +212,7 @@ def differentiate_strip(
         live = builder.zext(builder.bitcast(builder.fcmp_unordered("!=", gu, zero), _SHORT), _WORD)
         return builder.or_(live, builder.shl(strip.count(strip.is_broken(gu)), _WORD(LANES)))
 
-    return types.uint64(gs, us, windows, ss, par, gc, at, channel, width, flags, half_width, height), codegen
+    return types.uint64(gs, us, windows, ss, par, gc, at, channel, width, flags, half_width, height, known), codegen
 
 
 @jit
@@ -222,6 +224,9 @@ def integrate_plain(
     ss: U8,
     so: U8,
     mo: U8,
+    slots: U64,
+    slot_words: int,
+    ublk: int,
     k: int,
     flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool],
     half_width: np.float32,
@@ -229,7 +234,11 @@ def integrate_plain(
     low: int,
     high: int,
 ) -> None:
-    """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes)."""
+    """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
+
+    Where ``ublk`` (a multiple of 16) is not 0, ``slots`` of as many channels take the potentials whose bit in ``mo`` is
+    set.
+    """
     width, lanes = np.uint64(k), np.uint64(LANES)
     field = (np.uint64(1) << np.uint64(_FIELD)) - np.uint64(1)
     found = waiting = np.uint64(0)
@@ -237,6 +246,8 @@ def integrate_plain(
         for channel in range(np.uint64(0), width, lanes):
             at = position * width + channel
             found += integrate_strip(acc, par, us, uo, ss, so, mo, at, channel, width, flags, half_width)
+        if ublk:
+            keep_inside(us, mo, position, width, slots, np.uint64(slot_words), np.uint64(ublk))
         waiting += width
         if waiting > np.uint64(_STRIPS) or position + np.uint64(1) == np.uint64(high):
             work[0] += np.int64(found & field)
@@ -246,10 +257,33 @@ def integrate_plain(
 
 
 @jit
+def keep_inside(
+    us: F32, mo: U8, position: np.uint64, width: np.uint64, slots: U64, words: np.uint64, block: np.uint64
+) -> None:
+    """Write the slots of a position: the potentials whose bit in ``mo`` is set."""
+    values = slots.view(np.float32)
+    slot = position * ((width + block - np.uint64(1)) // block) * words
+    for first in range(np.uint64(0), width, block):
+        start, bitmap = position * width + first, np.uint64(0)
+        for byte in range(min(block, width - first) >> np.uint64(3)):
+            bitmap |= np.uint64(mo[(start >> np.uint64(3)) + byte]) << (byte << np.uint64(3))
+        slots[slot] = bitmap
+        target = (slot + np.uint64(1)) * np.uint64(2)
+        while bitmap:
+            values[target] = us[start + lowest(bitmap)]
+            bitmap &= bitmap - np.uint64(1)
+            target += np.uint64(1)
+        slot += words
+
+
+@jit
 def differentiate_plain(
     gs: F32,
     us: F32,
     windows: U8,
+    kept: U64,
+    kept_words: int,
+    ublk: int,
     ss: U8,
     par: F32,
     gc: F32,
@@ -266,19 +300,27 @@ def differentiate_plain(
 ) -> None:
     """One step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
 
-    ``gblk`` is a multiple of 16 too.
+    ``gblk`` is a multiple of 16 too. Where ``ublk`` is not 0, the potentials inside the window stand in the slots
+    ``kept`` of as many channels.
     """
     values = slots.view(np.float32)
+    row = np.empty(k if ublk else 0, np.float32)
+    u = row if ublk else us
     width, block, words, lanes = np.uint64(k), np.uint64(gblk), np.uint64(slot_words), np.uint64(LANES)
     blocks = (width + block - np.uint64(1)) // block
     live = broken = np.uint64(0)
     for position in range(np.uint64(low), np.uint64(high)):
         slot = position * blocks * words
+        if ublk:
+            decode_where(kept, kept_words, False, np.int64(position), 1, k, ublk, row)
         for first in range(np.uint64(0), width, block):
             bitmap = np.uint64(0)
             for channel in range(first, min(first + block, width), lanes):
                 at = position * width + channel
-                strip = differentiate_strip(gs, us, windows, ss, par, gc, at, channel, width, flags, half_width, height)
+                known = channel if ublk else at
+                strip = differentiate_strip(
+                    gs, u, windows, ss, par, gc, at, channel, width, flags, half_width, height, known
+                )
                 bitmap |= (strip & np.uint64(0xFFFF)) << (channel - first)
                 broken += strip >> lanes
             slots[slot] = bitmap

@@ -24,7 +24,9 @@ from .bits import (
     U32,
     U64,
     bits_of,
+    decode_where,
     encode,
+    encode_where,
     float_of,
     half_bits,
     half_value,
@@ -245,6 +247,9 @@ def integrate(
     mo: U8,
     cs: F32,
     cs_half: U16,
+    slots: U64,
+    slot_words: int,
+    ublk: int,
     k: int,
     flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool, bool, bool, int, bool, bool, bool],
     width: np.float32,
@@ -259,7 +264,7 @@ def integrate(
     ``flags``: init, half, hard, soft, soft-delayed (with hard: hard-delayed), greater-or-equal, never, save_u, save_m,
     windowed, drive (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`), counted, bounded and periodic.
     Counted spikes, at most ``most``, go to ``numbers`` instead of ``so``; bounded potentials are not below ``lowest``
-    after the reset.
+    after the reset. Where ``ublk`` is not 0, ``slots`` of as many channels take the potentials inside the window.
     """
     init, half, hard, soft, late, inclusive, never, save_u, save_m, windowed, drive, counted, bounded, periodic = flags
     rows = min(block_rows(k), max(1, high - low))
@@ -271,7 +276,8 @@ def integrate(
     spikes, mask = lanes_for(rows, k), lanes_for(rows, k)
     resets = not never and not init and (hard or soft or late)
     count = np.zeros(rows * k if counted else 0, np.float32)
-    distance = np.zeros(rows * k if periodic and save_m else 0, np.float32)
+    masks = save_m or ublk > 0
+    distance = np.zeros(rows * k if periodic and masks else 0, np.float32)
     fired = passed = broken = np.uint32(0)
     for first in range(low, high, rows):
         here = np.uint64(min(rows, high - first))
@@ -330,7 +336,7 @@ def integrate(
         if save_u:
             store_block(u, start, size, half, uo, uo_half)
         if never:
-            if save_m:
+            if masks:
                 mask[:] = np.uint8(1)
         else:
             if counted:
@@ -344,15 +350,17 @@ def integrate(
                     fired += np.uint32(spikes[i])
                 pack(spikes, ss, np.uint64(first), here, np.uint64(k))
                 pack(spikes, so, np.uint64(first), here, np.uint64(k))
-            if save_m and windowed and periodic:
+            if masks and windowed and periodic:
                 distance_block(u, theta, periodic, size, distance)
                 for i in range(size):
                     mask[i] = np.uint8(distance[i] < width)
-            elif save_m and windowed:
+            elif masks and windowed:
                 for i in range(size):
                     mask[i] = np.uint8(abs(u[i] - theta[i]) < width)
-            elif save_m:
+            elif masks:
                 mask[:] = np.uint8(1)
+        if ublk > 0:
+            encode_where(mask, u, slots, slot_words, half, first, np.int64(here), k, ublk)
         if save_m:
             for i in range(size):
                 passed += np.uint32(mask[i])
@@ -368,6 +376,9 @@ def differentiate(
     us: F32,
     us_half: U16,
     window: U8,
+    inside: U64,
+    inside_words: int,
+    ublk: int,
     ss: U8,
     par: F32,
     gc: F32,
@@ -391,7 +402,8 @@ def differentiate(
 
     ``flags``: init, half, hard, soft, soft-delayed, never, detach, the surrogate (:data:`RECTANGULAR` and on), the
     drive (:data:`PLAIN` and on), counted, bounded and periodic, as in :func:`integrate`. With the surrogate
-    :data:`WINDOW` bits stand in ``window`` instead of potentials.
+    :data:`WINDOW` bits stand in ``window`` instead of potentials; where ``ublk`` is not 0, those inside the window
+    stand in the slots ``inside`` of as many channels.
     """
     init, half, hard, soft, late, never, detach, surrogate, drive, counted, bounded, periodic = flags
     rows = min(block_rows(k), max(1, high - low))
@@ -414,8 +426,11 @@ def differentiate(
             for i in range(size):
                 gu[i] = gs[start + i] + alpha[i] * gn[i]
         else:
-            if surrogate != WINDOW:
+            if ublk > 0:
+                decode_where(inside, inside_words, half, first, np.int64(here), k, ublk, u)
+            elif surrogate != WINDOW:
                 load_block(us, us_half, half, start, size, u)
+            if surrogate != WINDOW:
                 distance_block(u, theta, periodic, size, distance)
             if detach or not (hard or soft or late):
                 for i in range(size):
@@ -486,8 +501,8 @@ def differentiate(
             else:
                 flat = height != zero
                 for i in range(size):
-                    inside = (distance[i] < width) & flat
-                    gu[i] = height * gu[i] + gn[i] if inside else gn[i]
+                    near = (distance[i] < width) & flat
+                    gu[i] = height * gu[i] + gn[i] if near else gn[i]
         if half:
             for i in range(size):
                 gu[i] = round_half(gu[i])

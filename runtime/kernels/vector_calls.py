@@ -30,10 +30,13 @@ LIVE_OUT, LIVE_IN, BROKEN = range(3)
 """Counters of the others."""
 
 
-@call(words=44)
+@call(words=48)
 def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Acc, par, us twice, ss, so, uo twice, mo, cs twice (float32, half), k, fourteen flags, three reals, so twice."""
-    a = words_at(args, 44)
+    """Acc, par, us twice, ss, so, uo twice, mo, cs twice (float32, half), k, fourteen flags, three reals, so twice.
+
+    Then uo as slots, words and channels of a slot.
+    """
+    a = words_at(args, 48)
     flags = (
         *(a[23] != 0, a[24] != 0, a[25] != 0, a[26] != 0, a[27] != 0),
         *(a[28] != 0, a[29] != 0, a[30] != 0, a[31] != 0, a[32] != 0, a[33]),
@@ -53,6 +56,9 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
         u8_at(a, 16),
         f32_at(a, 18),
         u16_at(a, 20),
+        u64_at(a, 44),
+        a[46],
+        a[47],
         a[22],
         flags,
         real(a, 37),
@@ -65,10 +71,10 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
     return 1
 
 
-@call(words=24)
+@call(words=28)
 def integrate_plain_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Acc, par, us, uo, ss, so, mo, k, eight flags, width."""
-    a = words_at(args, 24)
+    """Acc, par, us, uo, ss, so, mo, k, eight flags, width, uo as slots, words and channels of a slot."""
+    a = words_at(args, 28)
     flags = (a[15] != 0, a[16] != 0, a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
     state, spikes = (f32_at(a, 4), f32_at(a, 6)), (u8_at(a, 8), u8_at(a, 10))
     found = words_at(counts, COUNTERS)
@@ -80,6 +86,9 @@ def integrate_plain_call(args: int, extra: int, low: int, high: int, counts: int
         spikes[0],
         spikes[1],
         u8_at(a, 12),
+        u64_at(a, 24),
+        a[26],
+        a[27],
         a[14],
         flags,
         real(a, 23),
@@ -90,10 +99,10 @@ def integrate_plain_call(args: int, extra: int, low: int, high: int, counts: int
     return 1
 
 
-@call(words=25)
+@call(words=29)
 def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Gs, u, s, par, gc, slots, window, words of a slot, gblk, k, six flags, width, height."""
-    a, found = words_at(args, 25), words_at(counts, COUNTERS)
+    """Gs, u, s, par, gc, slots, window, words of a slot, gblk, k, six flags, width, height; u as slots, words, ublk."""
+    a, found = words_at(args, 29), words_at(counts, COUNTERS)
     flags = (a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
     operands = f32_at(a, 0), f32_at(a, 2), f32_at(a, 6), f32_at(a, 8)
     work = np.zeros(2, np.int64)
@@ -101,6 +110,9 @@ def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts:
         operands[0],
         operands[1],
         u8_at(a, 12),
+        u64_at(a, 25),
+        a[27],
+        a[28],
         u8_at(a, 4),
         operands[2],
         operands[3],
@@ -120,10 +132,13 @@ def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts:
     return 1
 
 
-@call(words=41)
+@call(words=45)
 def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Gs, u twice, s, par, gc twice, gi twice, slots, words of a slot, gblk, k, twelve flags, four reals, window."""
-    a, found = words_at(args, 41), words_at(counts, COUNTERS)
+    """Gs, u twice, s, par, gc twice, gi twice, slots, words of a slot, gblk, k, twelve flags, four reals, window.
+
+    Then u as slots, words and channels of a slot.
+    """
+    a, found = words_at(args, 45), words_at(counts, COUNTERS)
     flags = (
         *(a[23] != 0, a[24] != 0, a[25] != 0, a[26] != 0, a[27] != 0, a[28] != 0, a[29] != 0),
         *(a[30], a[31], a[32] != 0, a[33] != 0, a[34] != 0),
@@ -134,6 +149,9 @@ def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) 
         f32_at(a, 2),
         u16_at(a, 4),
         u8_at(a, 39),
+        u64_at(a, 41),
+        a[43],
+        a[44],
         u8_at(a, 6),
         f32_at(a, 8),
         f32_at(a, 10),

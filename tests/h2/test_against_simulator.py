@@ -34,7 +34,7 @@ def geometry(kind: str, rng: np.random.Generator) -> dict[str, int | float | str
         words |= {"surrogate": word(*isa.SURROGATES)}
         words |= {"detach": word("no", "yes"), "drive": word("plain", "scaled", "synapse", "delayed")}
         words |= {"save_u": word("no", "yes"), "save_m": word("no", "yes")}
-        return common | words | {"n": pick(1, 6), "width": 0.8, "height": 1.1}
+        return common | words | {"n": pick(1, 6), "ublk": pick(1, 9), "width": 0.8, "height": 1.1}
     if kind == "vec":
         return (
             common
@@ -86,6 +86,8 @@ CASES += [
 ]
 CASES += [(name, {"bounded": "yes", "lowest": 0.2}) for name in ("v.lif", "v.grad")]
 CASES += [("v.grad", {"seen": "window", "surrogate": "rectangular", "spike": "ge", "reset": "soft"})]
+CASES += [("v.grad", {"seen": "inside", "surrogate": kind}) for kind in ("rectangular", "triangular")]
+CASES += [("v.lif", {"save_u": "inside"}), ("v.lif", {"save_u": "inside", "surrogate": "triangular", "spike": "gt"})]
 CASES += [("fe.run", {"signed": signed, "planes": 3, "frac": 1}) for signed in ("no", "yes")]
 CASES += [("v.pack", {"signed": signed, "planes": 4, "frac": 2}) for signed in ("no", "yes")]
 CASES += [("v.stat", {"kind": kind}) for kind in ("sum", "square", "product")]
@@ -135,10 +137,10 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
         if name in COORDINATES:
             addresses[name] = int(rng.integers(0, 4))
     gradients = {"g", "src"} if settings.get("kind") in ("tsum", "bias") or settings.get("src") == "slots" else {"g"}
-    gradients |= {"later"}
+    gradients |= {"later"} | ({"u"} if settings.get("seen") == "inside" else set())
     gradients |= {name for name in ("a", "b") if settings.get(name) == "slots"}
     for name in gradients & set(addresses) if kind != "opt" else ():
-        slots(image, addresses[name], descriptor, rng)
+        slots(image, addresses[name], block_of(descriptor, name), rng)
     if mnemonic == "v.pack":
         lowest = -8 if settings["signed"] == "yes" else 0
         numbers = rng.integers(lowest, lowest + 16, 128) / 4
@@ -183,17 +185,24 @@ def test_same_bytes(mnemonic: str, settings: dict[str, int | float | str], seed:
     written = set(row.writes)
     if (
         mnemonic == "v.grad"
+        or descriptor.get("save_u") == "inside"
         or settings.get("kind") in ("tsum", "backward")
         or "slots" in (settings.get("src"), settings.get("dst"))
     ):
-        written -= {"go", "dst"}
-        target = addresses["go" if mnemonic == "v.grad" else "dst"]
-        rows = slot_rows(mnemonic, descriptor)
-        assert live_bytes(got, target, rows, descriptor) == live_bytes(wanted, target, rows, descriptor)
+        name = {"v.grad": "go", "v.lif": "uo"}.get(mnemonic, "dst")
+        written -= {name}
+        form = block_of(descriptor, name)
+        rows = slot_rows(mnemonic, form)
+        assert live_bytes(got, addresses[name], rows, form) == live_bytes(wanted, addresses[name], rows, form)
     for name in written:
         start = addresses[name]
         different = np.flatnonzero(got[start : start + DISTANCE] != wanted[start : start + DISTANCE])
         assert not different.size, f"{name} differs from byte {different[0]} on; {descriptor} init={init}"
+
+
+def block_of(descriptor: dict[str, int | float | str], name: str) -> dict[str, int | float | str]:
+    """The descriptor with the channels of a slot of the operand in ``gblk``."""
+    return descriptor | {"gblk": descriptor["ublk"]} if name in ("u", "uo") else descriptor
 
 
 def slot_bytes(descriptor: dict[str, int | float | str]) -> int:

@@ -470,6 +470,46 @@ def test_v_grad_is_the_adjoint_equation(
     assert (unpack_slots(bench.raw("go", slots_size(4, 11, 8, dtype)), 4, 11, 8, dtype) == expected).all()
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("surrogate", ["rectangular", "triangular"])
+def test_potentials_inside_the_window_are_all_that_a_gradient_needs(dtype: str, surrogate: str) -> None:
+    bench, item, ublk = Bench(9), np.dtype(STORAGE[dtype]), 3
+    arrays = neuron_inputs(bench)
+    arrays["par"][:4, :3] = [[0], [0], [0.5], [0]]
+    arrays["acc"][:, :3] = [0.0, 1.25, -0.25]  # inside with the value 0, and the edges of the window, which are outside
+    for name in ("acc", "par"):
+        bench.put(name, arrays[name].tobytes())
+    settings = {"dtype": dtype, "reset": "hard", "surrogate": surrogate, "width": 0.75, "ublk": ublk}
+    for name in ("us", "ss", "so", "cs"):
+        bench.put(name, b"")
+    for name in ("uo", "mo"):
+        bench.put(name, b"\x55" * 600)
+    bench.run("v.lif", NEURON | settings | {"save_u": "inside"}, "n", init="0")
+    u = bench.get("us", (4, 11), STORAGE[dtype])
+    inside = np.abs(u - arrays["par"][2]) < np.float32(0.75)
+    assert bench.raw("mo", 8) == b"\x55" * 8 and inside[:, :3].tolist() == [[True, False, False]] * 4
+    slot = -(-(8 + ublk * item.itemsize) // 8) * 8
+    for i, block in np.ndindex(4, 4):
+        channels = range(ublk * block, min(11, ublk * block + ublk))
+        values = u[i, [ch for ch in channels if inside[i, ch]]].astype(item).tobytes()
+        bitmap = sum(1 << n for n, ch in enumerate(channels) if inside[i, ch])
+        kept = bench.raw("uo", 4 * 4 * slot)[(4 * i + block) * slot :]
+        assert kept[: 8 + len(values)] == bitmap.to_bytes(8, "little") + values
+    kept, s = bench.raw("uo", 4 * 4 * slot), bench.raw("ss", 8)
+    gs, gc = (bench.rng.normal(size=(4, 11)).astype(np.float32) for _ in range(2))
+    found = []
+    for seen, potentials in (("potential", u.astype(item).tobytes()), ("inside", kept)):
+        bench = Bench(10)
+        for name, data in (("gs", gs.tobytes()), ("u", potentials), ("s", s), ("par", arrays["par"].tobytes())):
+            bench.put(name, data)
+        bench.put("gc", gc.astype(item).tobytes())
+        bench.put("go", b"\x55" * 600)
+        bench.put("gi", b"")
+        bench.run("v.grad", NEURON | settings | {"detach": "no", "seen": seen}, "n", init="0x100")
+        found.append((bench.raw("gc", 44 * item.itemsize), bench.raw("go", slots_size(4, 11, 8, dtype))))
+    assert found[0] == found[1]
+
+
 def test_v_grad_of_a_leaky_integrator() -> None:
     bench = Bench(11)
     gs, par, gc = (dyadic(bench.rng, 4, 11) for _ in range(3))

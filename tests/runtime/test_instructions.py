@@ -68,6 +68,7 @@ class Builder:
 
     def draw_neuron(self) -> None:
         self.desc |= {"n": self.pick(1, 5, 33, 300), "k": self.pick(1, 3, 8, 10, 16, 67), "gblk": self.pick(4, 16, 64)}
+        self.desc |= {"ublk": self.pick(3, 8, 16, 48, 64)}
         self.desc |= {"width": self.pick(1, 2, 9) / 4, "height": self.pick(0, 1, 2) / 2}
         for field in ("dtype", "reset", "spike", "surrogate", "detach", "save_u", "save_m", "drive"):
             self.enum(field)
@@ -77,8 +78,11 @@ class Builder:
             self.enum("reset", "none", "hard", "soft"), self.enum("surrogate", "rectangular", "rectangular", "atan")
         if self.row.mnemonic != "v.lif" and self.fields["reset"].values[self.desc["reset"]] == "hard_delayed":
             self.enum("reset", "hard")
-        if self.row.mnemonic == "v.grad" and self.pick(0, 1):
+        seen = self.pick(0, 1, 2) if self.row.mnemonic == "v.grad" else 0
+        if seen == 1:
             self.enum("surrogate", "rectangular"), self.enum("detach", "yes"), self.enum("seen", "window")
+        elif seen == 2:
+            self.enum("surrogate", "rectangular", "triangular"), self.enum("seen", "inside")
         elif self.pick(0, 0, 1):
             self.enum("bounded", "yes")
             self.desc |= {"lowest": self.pick(-2, 0, 3) / 4}
@@ -244,7 +248,7 @@ class Builder:
         elif kind == "bits":
             buffer[:] = self.rng.integers(0, 256, buffer.size) & self.rng.integers(0, 256, buffer.size)
         elif kind == "slots":
-            self.fill_slots(op, buffer)
+            self.fill_slots(op, buffer, slot_channels(op, name))
         elif name == "label":
             buffer[:] = self.rng.integers(0, op.number("k"), buffer.size // 4).astype(np.int32).view(np.uint8)
         elif name == "scal":
@@ -260,8 +264,8 @@ class Builder:
             values[self.rng.integers(0, count, 2)] = [-0.0, 1e-7]
         return np.where(self.rng.random(count) < 0.2, 0, values).astype(np.float32)
 
-    def fill_slots(self, op: Operation, buffer: np.ndarray) -> None:
-        gblk, item = op.number("gblk"), 4 if op.storage() == "f32" else 2
+    def fill_slots(self, op: Operation, buffer: np.ndarray, gblk: int) -> None:
+        item = 4 if op.storage() == "f32" else 2
         for slot in buffer.reshape(-1, slot_bytes(gblk, item)):
             slot[:8] &= self.rng.integers(0, 256, 8, dtype=np.uint8)
             values = self.reals(gblk).astype(np.float32 if item == 4 else np.float16)
@@ -294,11 +298,18 @@ def format_of(op: Operation, name: str) -> str:
         return "slots" if name == "dst" and op.choice("kind") == "backward" else "f32"
     if op.mnemonic == "v.tune" and name == "dst":
         return "f32"
+    if (op.mnemonic, name) in (("v.lif", "uo"), ("v.grad", "u")):
+        return "slots" if op.choice("save_u" if name == "uo" else "seen") == "inside" else storage
     if name in ("go", "later") or (name == "g" and op.mnemonic != "v.opt"):
         return "slots"
     if name in ("x", "w", "lut", "us", "uo", "u", "gc", "cs", "gi"):
         return storage
     return "f32" if name in REALS else "raw"
+
+
+def slot_channels(op: Operation, name: str) -> int:
+    """Return the channels of a slot of an operand."""
+    return op.number("ublk" if name in ("u", "uo") else "gblk")
 
 
 def canonical(op: Operation, memories: Memories) -> dict[str, bytes]:
@@ -311,7 +322,7 @@ def canonical(op: Operation, memories: Memories) -> dict[str, bytes]:
             values[np.isnan(values)] = np.nan
             buffer[:] = values.view(np.uint8)
         if kind == "slots":
-            gblk, item = op.number("gblk"), 4 if op.storage() == "f32" else 2
+            gblk, item = slot_channels(op, name), 4 if op.storage() == "f32" else 2
             for slot in buffer.reshape(-1, slot_bytes(gblk, item)):
                 values = slot[8 : 8 + gblk * item].copy().view(np.float32 if item == 4 else np.float16)
                 values[np.isnan(values)] = np.nan
@@ -460,6 +471,65 @@ def test_the_window_says_as_much_as_the_potential(engine: object, dtype: str) ->
     bounded = dataclasses.replace(op, desc=op.desc | {"seen": 1, "reset": 1, "bounded": 1}, kept={})
     with pytest.raises(H2LearnError, match="to know what the reset left"):
         engine.execute(bounded, twin)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("engine", [reference, fast])
+def test_potentials_inside_the_window_say_as_much_as_all(engine: object, dtype: str) -> None:
+    """``v.lif`` keeps those inside in slots, and ``v.grad`` gives the same bits from them as from all potentials."""
+    resets: set[str] = set()
+    for seed in range(40):
+        builder = Builder("v.grad", seed)
+        op, memories = builder.operation()
+        plain = {"seen": 0, "bounded": 0, "detach": seed % 2, "surrogate": seed // 2 % 2, "reset": seed // 4 % 4}
+        plain |= {"dtype": int(dtype == "f16"), "n": min(op.number("n"), 33)}
+        op = dataclasses.replace(op, desc=op.desc | plain, kept={})
+        if op.choice("spike") == "never" or builder.special:
+            continue
+        other = dataclasses.replace(op, desc=op.desc | {"seen": 2}, kept={})
+        memories = Memories(dict.fromkeys(isa.MEMORIES, 1 << 19), DRAM_BASE)
+        twin = copied(memories)
+        if op.choice("counted") == "yes" and op.choice("reset") == "hard":
+            with pytest.raises(H2LearnError, match="to know what the reset left"):
+                engine.execute(other, twin)  # type: ignore[attr-defined]
+            continue
+        for name, buffer in open_operands(op, memories).items():
+            builder.fill(op, name, buffer)
+        twin = copied(memories)
+        n, k, item = op.number("n"), op.number("k"), np.float32 if dtype == "f32" else np.float16
+        par = open_operands(op, memories)["par"].view(np.float32).reshape(-1, k)
+        u = open_operands(op, memories)["u"].view(item).astype(np.float32).reshape(n, k)
+        inside = np.full((n, -(-k // op.number("ublk")) * op.number("ublk")), np.nan, np.float32)
+        inside[:, :k] = np.where(distances(op, u, par[2]) < np.float32(op.desc["width"]), u, np.nan)
+        slots = open_operands(other, twin)["u"].reshape(-1, slot_bytes(op.number("ublk"), np.dtype(item).itemsize))
+        for slot, values in zip(slots, inside.reshape(len(slots), -1), strict=True):
+            kept = values[~np.isnan(values)].astype(item).view(np.uint8)
+            slot[:8] = np.packbits(np.pad(~np.isnan(values), (0, 64 - values.size)), bitorder="little")
+            slot[8 : 8 + kept.size] = kept
+        expected = engine.execute(op, memories)  # type: ignore[attr-defined]
+        assert engine.execute(other, twin).counts == expected.counts  # type: ignore[attr-defined]
+        for name in ("gc", "go"):
+            assert np.array_equal(open_operands(op, memories)[name], open_operands(other, twin)[name]), seed
+        resets.add(f"{op.choice('reset')} {op.choice('detach')} {op.choice('surrogate')}")
+    assert {"hard no rectangular", "hard no triangular", "soft no rectangular"} <= resets
+    curved = dataclasses.replace(other, desc=other.desc | {"surrogate": 2, "counted": 0}, kept={})
+    with pytest.raises(H2LearnError, match="says too little about the surrogate atan"):
+        engine.execute(curved, twin)  # type: ignore[attr-defined]
+    bounded = dataclasses.replace(other, desc=other.desc | {"surrogate": 0, "bounded": 1}, kept={})
+    with pytest.raises(H2LearnError, match="to know what the reset left"):
+        engine.execute(bounded, twin)  # type: ignore[attr-defined]
+    without = dataclasses.replace(other, desc=other.desc | {"surrogate": 0, "counted": 0, "ublk": 0}, kept={})
+    with pytest.raises(H2LearnError, match="ublk"):
+        engine.execute(without, twin)  # type: ignore[attr-defined]
+
+
+def distances(op: Operation, u: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """Return how far potentials are from the threshold, or twice that from the nearest multiple above it."""
+    with np.errstate(all="ignore"):
+        turns = u / theta - np.float32(0.5)
+        turned = theta * np.abs((turns - np.floor(turns)) * np.float32(2) - np.float32(1))
+        near = np.abs(u - theta)
+        return np.where((u < theta) | (op.choice("periodic") == "no"), near, turned)
 
 
 @pytest.mark.parametrize("engine", [reference, fast])

@@ -29,7 +29,7 @@ def descriptor(mnemonic, rng):
         else:
             desc[field.name] = int(rng.integers(1, 4))
     desc |= {name: int(rng.choice([3, 8, 13])) for name in ("c", "k") if name in desc}
-    desc |= {name: int(rng.choice([4, 16])) for name in ("gblk",) if name in desc}
+    desc |= {name: int(rng.choice([4, 16])) for name in ("gblk", "ublk") if name in desc}
     if mnemonic in KINDS:
         desc["kind"] = int(rng.choice(KINDS[mnemonic]))
     if mnemonic == "v.pool":
@@ -112,6 +112,7 @@ def test_nothing_else_is_read_or_written(mnemonic):
         read, written = touched(op, False), touched(op, True)
         results = [outcome(op, seed, read, background) for background in (0, 1)]
         slots = "go" in op.operands or op.desc.get("dst") == 3 or (mnemonic == "v.reduce" and op.desc["kind"] == 3)
+        slots |= mnemonic == "v.lif" and op.desc["save_u"] == 2
         slots |= mnemonic == "v.norm" and op.desc["kind"] == 6
         slots |= mnemonic in ("v.map", "v.drop") and op.desc["dst"] == 2
         for name in isa.MEMORIES:
