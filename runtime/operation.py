@@ -212,10 +212,10 @@ def slot_bytes(gblk: int, item: int) -> int:
     return -(-(BITMAP_BYTES + gblk * item) // 8) * 8
 
 
-def slot_row_bytes(op: Operation, channels: str = "gblk") -> int:
-    """Return the bytes of all slots of one position with ``k`` channels; ``channels`` names the field of a slot's."""
-    require(op, **{channels: (1, 64)})
-    gblk = op.number(channels)
+def slot_row_bytes(op: Operation, field: str = "gblk") -> int:
+    """Return the bytes of all slots of one position with ``k`` channels, as many in each as the ``field`` says."""
+    require(op, **{field: (1, 64)})
+    gblk = op.number(field)
     return -(-op.number("k") // gblk) * slot_bytes(gblk, item_bytes(op))
 
 

@@ -889,9 +889,9 @@ def _transposed_taps(op: Operation) -> Iterator[tuple[npt.NDArray[np.int64], ...
         yield y[:, None], x[None, :], ny[:, None], nx[None, :]
 
 
-def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...], channels: str = "gblk") -> tuple[F32, Bool]:
-    """Return values and liveness ``[*shape][k]`` of slots; ``channels`` names the field that says how many in each."""
-    k, gblk, item = op.number("k"), op.number(channels), item_bytes(op)
+def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...], field: str = "gblk") -> tuple[F32, Bool]:
+    """Return values and liveness ``[*shape][k]`` of slots of as many channels as the ``field`` says."""
+    k, gblk, item = op.number("k"), op.number(field), item_bytes(op)
     values = np.zeros((int(np.prod(shape)), k), np.float32)
     alive = np.zeros(values.shape, np.bool_)
     blocks = -(-k // gblk)
@@ -905,9 +905,9 @@ def _decode(op: Operation, buffer: Bytes, shape: tuple[int, ...], channels: str 
     return values.reshape(*shape, k), alive.reshape(*shape, k)
 
 
-def _encode(op: Operation, buffer: Bytes, values: F32, alive: Bool | None = None, channels: str = "gblk") -> int:
+def _encode(op: Operation, buffer: Bytes, values: F32, alive: Bool | None = None, field: str = "gblk") -> int:
     """Write the ``alive`` ones (None: those that are not 0) of ``values`` [positions][k] as slots; return how many."""
-    k, gblk, item = op.number("k"), op.number(channels), item_bytes(op)
+    k, gblk, item = op.number("k"), op.number(field), item_bytes(op)
     alive = values != 0 if alive is None else alive
     slots = buffer.reshape(len(values), -(-k // gblk), slot_bytes(gblk, item))
     for position, row in enumerate(values):
