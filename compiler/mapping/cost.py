@@ -161,27 +161,53 @@ def weights_cost(
     ``step``: bytes per weight that an optimizer's step on the sums moves instead of them, waiting for DRAM each time;
     ``by_tap``: for one kernel position after the other.
     """
-    parts, shape = shape.taps, t.seen(shape)
-    parts //= shape.taps
-    tiles = _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps)
-    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
-    engine = weights_job(shape, t, machine)
-    images = t.steps * t.samples
-    seen = Patch(
-        images, _halo(t.rows, shape.kernel[0], shape.stride[0]), _halo(t.columns, shape.kernel[1], shape.stride[1])
-    )
-    inputs = _map(seen, shape.in_h, shape.in_w, t.c * shape.item if shape.real else row_bytes("bits", t.c), machine)
-    outs = Patch(images, t.rows, t.columns)
-    gradients = _slots(outs, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
-    sums = _rows(shape.taps * t.c, t.k * 4, t.k < shape.k, machine) * (step or 8) / 4
-    count = k_tiles * c_tiles * parts
-    moved = count * (sums + tiles * (inputs + gradients))
+    part = t.seen(shape)
+    parts = shape.taps // part.taps
+    tiles = weight_blocks(shape, t)
+    k_tiles, c_tiles = _up(part.k, t.k), _up(part.c, t.c) * parts
+    engine = weights_job(part, t, machine)
+    inputs, gradients = _weight_reads(part, t, machine, slot)
+    sums = _rows(part.taps * t.c, t.k * 4, t.k < part.k, machine) * (step or 8) / 4
+    count = k_tiles * c_tiles
+    stay = what_stays(shape, t, machine, slot)
+    inputs_read = c_tiles if stay == "inputs" else count * tiles
+    gradients_read = k_tiles if stay == "gradients" else count * tiles
+    moved = count * sums + inputs_read * inputs + gradients_read * gradients
     ends = inputs + gradients + sums + machine.dram.latency_cycles
     waits = count * sums if t.held == 1 else 0
     if step:
-        moved += count * (shape.taps if by_tap else 1) * machine.dram.latency_cycles / t.held
-    vector = count * _vector(shape.taps * t.c * t.k, machine) if step else 0.0
+        moved += count * (part.taps if by_tap else 1) * machine.dram.latency_cycles / t.held
+    vector = count * _vector(part.taps * t.c * t.k, machine) if step else 0.0
     return Cost(count * tiles * engine + waits, 0, vector, moved, ends)
+
+
+def weight_blocks(shape: ConvShape, t: Tile) -> int:
+    """Return the blocks of positions that pass by for every tile of a weight gradient."""
+    return _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps)
+
+
+def what_stays(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> str:
+    """Return what a weight gradient reads once where all positions are one block: ``inputs`` or ``gradients``.
+
+    Of one the loop over tiles is outside that of the other, as moves fewer bytes. Of several blocks neither stays.
+    """
+    if weight_blocks(shape, t) > 1:
+        return ""
+    part = t.seen(shape)
+    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c) * shape.taps // part.taps
+    inputs, gradients = _weight_reads(part, t, machine, slot)
+    return "inputs" if inputs * (k_tiles - 1) * c_tiles > gradients * (c_tiles - 1) * k_tiles else "gradients"
+
+
+def _weight_reads(part: ConvShape, t: Tile, machine: Machine, slot: int) -> tuple[float, float]:
+    """Return the cycles of the inputs and of the gradients that a block of a weight gradient reads."""
+    images = t.steps * t.samples
+    seen = Patch(
+        images, _halo(t.rows, part.kernel[0], part.stride[0]), _halo(t.columns, part.kernel[1], part.stride[1])
+    )
+    inputs = _map(seen, part.in_h, part.in_w, t.c * part.item if part.real else row_bytes("bits", t.c), machine)
+    outs = Patch(images, t.rows, t.columns)
+    return inputs, _slots(outs, part.out_h, part.out_w, t.k, slot, part.item, machine)
 
 
 def weights_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
@@ -247,10 +273,10 @@ def _map(patch: Patch, height: int, width: int, size: int, machine: Machine) -> 
 
 
 def _slots(patch: Patch, height: int, width: int, channels: int, slot: int, item: int, machine: Machine) -> float:
-    """Return the cycles of gradient slots: bitmaps and live values, packed along whole rows of a map."""
+    """Return the cycles of gradient slots: bitmaps and live values, packed along whole rows and maps."""
     rows, columns = min(patch.rows, height), min(patch.columns, width)
     live = 8 + GRADIENT_DENSITY * min(slot, channels) * item
-    packed = columns if columns == width else 1
+    packed = 1 if columns < width else columns if rows < height else columns * rows * patch.images
     return _rows(patch.images * rows * columns / packed * _up(channels, slot), packed * live, True, machine)
 
 

@@ -23,6 +23,7 @@ from h2learn.compiler.mapping.cost import (
     forward_cost,
     weights_cost,
     weights_job,
+    what_stays,
 )
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 from h2learn.compiler.mapping.streams import OVERLAPS
@@ -223,10 +224,12 @@ class BackwardTile(Tile):
 class WeightTile(Tile):
     """Tile of a weight gradient: steps to columns are the reduction.
 
-    ``by_tap``: an optimizer's step on it goes over one kernel position after the other.
+    ``by_tap``: an optimizer's step on it goes over one kernel position after the other. ``stay``: what is read once
+    where all positions are one block, ``inputs`` or ``gradients``.
     """
 
     by_tap: bool = False
+    stay: str = ""
 
     @property
     def reduce_block(self) -> tuple[int, int, int, int]:
@@ -558,7 +561,7 @@ def plan_weights(
     if not found:
         _nothing_fits("weight-gradient tile", machine)
     _, tile, by_tap = min(found, key=lambda plan: plan[0])
-    return WeightTile(**tile, by_tap=by_tap)
+    return WeightTile(**tile, by_tap=by_tap, stay=what_stays(shape, Tile(**tile), machine, gblk))
 
 
 def plan_positions(

@@ -217,12 +217,28 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     part = Part(shape, t)
     taps = part.shape.taps
     params = {**geometry_params(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
+
+    def load_gradients(area: Area, time: Affine, ik: Affine) -> SSAValue:
+        window = activation_window(gradient, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k))
+        g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
+        b.load(gradient, g, *window)
+        return g
+
     with ExitStack() as nest:
         nest.enter_context(b.stage(label, op.location))
         optimizer = None if step is None else OptimizerStep(ctx, step, t.held, by_tap=t.by_tap)
-        ik = nest.enter_context(b.loop("k", trips(shape.k, t.k)))
+        whole = Area(t.samples, t.rows, t.columns, ctx.group or Affine(), Affine(), Affine())
+        ik = Affine()
+        inputs = g = None
+        if t.stay != "inputs":
+            ik = nest.enter_context(b.loop("k", trips(shape.k, t.k)))
+            if t.stay:
+                g = load_gradients(whole, Affine(), ik)
         ic = nest.enter_context(b.loop("c", trips(shape.c, t.c)))
         ty, tx = nest.enter_context(part.loops(b))
+        if t.stay == "inputs":
+            inputs = load_input(ctx, source, part, t, whole, Cut(Affine(), t.steps), ic * t.c, (ty, tx))
+            ik = nest.enter_context(b.loop("k", trips(shape.k, t.k)))
         tap = part.tap(ty, tx)
         acc = b.alloc("gw", "A", "f32", (taps, t.c, t.k), slots=t.held)
         if running is not None:
@@ -235,21 +251,13 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
         ):
             area = Area(t.samples, t.rows, t.columns, n, y, x_)
             time = Cut(it * t.steps, t.steps)
-            inputs = load_input(ctx, source, part, t, area, time, ic * t.c, (ty, tx))
-            window = activation_window(gradient, time, *area.cuts, Cut(ik * t.k, t.k))
-            g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
-            b.load(gradient, g, *window)
+            seen = inputs or load_input(ctx, source, part, t, area, time, ic * t.c, (ty, tx))
             first, carry = ([n, y, x_, it], False) if running is None else ([], True)
+            read = {"acc": acc, "g": g or load_gradients(area, time.start, ik)}
             if isinstance(op, lut.WuOp):
-                b.job(
-                    tile.WuRunOp,
-                    {"acc": acc, "s": inputs, "g": g},
-                    {**params, "fan": op.fan_in},
-                    first=first,
-                    carry=carry,
-                )
+                b.job(tile.WuRunOp, read | {"s": seen}, {**params, "fan": op.fan_in}, first=first, carry=carry)
             else:
-                b.job(tile.BeWgtOp, {"acc": acc, "x": inputs, "g": g}, params, first=first, carry=carry)
+                b.job(tile.BeWgtOp, read | {"x": seen}, params, first=first, carry=carry)
         window_of_tile: Window = ([tap, ic * t.c, ik * t.k], [taps, t.c, t.k])
         if result is not None:
             b.store(result, acc, *window_of_tile)
