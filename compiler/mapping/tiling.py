@@ -561,7 +561,8 @@ def plan_weights(
     if not found:
         _nothing_fits("weight-gradient tile", machine)
     _, tile, by_tap = min(found, key=lambda plan: plan[0])
-    return WeightTile(**tile, by_tap=by_tap, stay=what_stays(shape, Tile(**tile), machine, gblk))
+    stay = what_stays(shape, Tile(**tile), machine, gblk)
+    return replace(WeightTile(**tile), by_tap=by_tap, stay=stay)
 
 
 def plan_positions(

@@ -218,7 +218,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     taps = part.shape.taps
     params = {**geometry_params(part.shape, t, images(gradient, t), ctx.dtype), "gblk": gblk}
 
-    def load_gradients(area: Area, time: Affine, ik: Affine) -> SSAValue:
+    def load_gradients(area: Area, time: Start, ik: Affine) -> SSAValue:
         window = activation_window(gradient, Cut(time, t.steps), *area.cuts, Cut(ik * t.k, t.k))
         g = b.alloc("gu", "G", f"slots.{ctx.dtype}", tuple(window[1]), gblk)
         b.load(gradient, g, *window)
