@@ -221,7 +221,17 @@ class BackwardTile(Tile):
 
 
 @dataclass(frozen=True)
-class WeightTile(Tile):
+class SumTile(Tile):
+    """Tile of sums over steps, samples, rows and columns."""
+
+    @property
+    def reduce_block(self) -> tuple[int, int, int, int]:
+        """(steps, samples, rows, columns) of positions that form one flat block."""
+        return (self.steps, self.samples, self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class WeightTile(SumTile):
     """Tile of a weight gradient: steps to columns are the reduction.
 
     ``by_tap``: an optimizer's step on it goes over one kernel position after the other. ``stay``: what is read once
@@ -230,11 +240,6 @@ class WeightTile(Tile):
 
     by_tap: bool = False
     stay: str = ""
-
-    @property
-    def reduce_block(self) -> tuple[int, int, int, int]:
-        """(steps, samples, rows, columns) of positions that form one flat block."""
-        return (self.steps, self.samples, self.rows, self.columns)
 
 
 @dataclass(frozen=True)
@@ -561,8 +566,8 @@ def plan_weights(
     if not found:
         _nothing_fits("weight-gradient tile", machine)
     _, tile, by_tap = min(found, key=lambda plan: plan[0])
-    stay = what_stays(shape, Tile(**tile), machine, gblk)
-    return replace(WeightTile(**tile), by_tap=by_tap, stay=stay)
+    chosen = Tile(**tile)
+    return WeightTile(**vars(chosen), by_tap=by_tap, stay=what_stays(shape, chosen, machine, gblk))
 
 
 def plan_positions(
@@ -604,7 +609,7 @@ def plan_sums(
     reduce_block: tuple[int, int, int, int] | None = None,
     *,
     gradients: bool = True,
-) -> WeightTile:
+) -> SumTile:
     """Choose the tile of sums per channel over fp32 values ``[steps, batch, height, width, channels]``.
 
     With ``gradients`` slots (``item`` bytes a value) lie beside the values. Tiles are whole everywhere, because zeros
@@ -628,7 +633,7 @@ def plan_constants(
     machine: Machine,
     limits: TileLimits,
     reduce_block: tuple[int, int, int, int] | None = None,
-) -> WeightTile:
+) -> SumTile:
     """Choose the tile of the gradients of neuron constants over ``[steps, batch, height, width, channels]``.
 
     Two gradients, potentials (``item`` bytes a value) and spikes are read. Otherwise as :func:`plan_sums`.
@@ -655,7 +660,7 @@ def _whole_tiles(
     machine: Machine,
     limits: TileLimits,
     reduce_block: tuple[int, int, int, int] | None,
-) -> WeightTile:
+) -> SumTile:
     """Choose a tile whose sizes divide the ``shape``."""
     steps, batch, height, width, channels = shape
     choices: Choices = {
@@ -670,7 +675,7 @@ def _whole_tiles(
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
     order = ("samples", "rows", "k", "columns", "steps")
-    return WeightTile(**_shrink(choices, order, usage, machine, "tile of sums"), by_tap=False)
+    return SumTile(**_shrink(choices, order, usage, machine, "tile of sums"))
 
 
 def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits) -> tuple[int, int]:
