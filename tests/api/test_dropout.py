@@ -11,6 +11,8 @@ from h2learn.backends.reference.training import RunScalars
 from h2learn.compiler.folding import folded
 from h2learn.compiler.frontends.dsl import parse_snn
 
+from ..surrogate import fire
+
 NET = """network dropped
 input x: 2 x 5 x 5 over time
 time steps: 3
@@ -65,21 +67,11 @@ def test_gradients_agree_with_pytorch_under_the_same_masks() -> None:
         n: torch.tensor(v, dtype=torch.float64, requires_grad=True) for n, v in parse_snn(NET).parameters.items()
     }
 
-    class Spike(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, u):
-            ctx.save_for_backward(u)
-            return (u > 0.6).to(u.dtype)
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * ((ctx.saved_tensors[0] - 0.6).abs() < 0.5)
-
     def lif(currents):
         u, s, found = torch.zeros_like(currents[0]), torch.zeros_like(currents[0]), []
         for current in currents:
             u = 0.5 * u * (1 - s) + current
-            s = Spike.apply(u)
+            s = fire(u - 0.6)
             found.append(s)
         return torch.stack(found)
 

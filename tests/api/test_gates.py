@@ -17,6 +17,8 @@ from h2learn.dialects.lut.ops import tensor
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import real, spikes
 
+from ..surrogate import fire
+
 NET = """network gates
 input x: 2 x 5 x 5 over time
 time steps: 3
@@ -50,16 +52,6 @@ def test_gradients_agree_with_pytorch() -> None:
     result = h2learn.compile(model, train=h2learn.Train(optimizer=h2learn.SGD(lr=0.1)), batch=2).run(fed)
     p = {n: torch.tensor(v, dtype=torch.float64, requires_grad=True) for n, v in model.parameters.items()}
 
-    class Spike(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, u):
-            ctx.save_for_backward(u)
-            return (u > 0.4).to(u.dtype)
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * ((ctx.saved_tensors[0] - 0.4).abs() < 0.5)
-
     def conv(x, name):
         return functional.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=1)
 
@@ -68,7 +60,7 @@ def test_gradients_agree_with_pytorch() -> None:
     def lif(current, name):
         u, s = states[name]
         u = 0.5 * u * (1 - s) + current
-        states[name] = (u, Spike.apply(u))
+        states[name] = (u, fire(u - 0.4))
         return states[name][1]
 
     for x in torch.tensor(fed["x"], dtype=torch.float64):

@@ -8,6 +8,8 @@ import pytest
 import h2learn
 from h2learn.compiler.frontends.dsl import parse_snn
 
+from ..surrogate import fire
+
 NET = """network learned
 input x: 6 over time
 time steps: 5
@@ -46,17 +48,6 @@ def torch_gradients(
     functional = torch.nn.functional
     tensors = {n: torch.tensor(v, dtype=torch.float64, requires_grad=True) for n, v in model.parameters.items()}
 
-    class Spike(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, distance):
-            ctx.save_for_backward(distance)
-            return (distance >= 0).to(distance.dtype)
-
-        @staticmethod
-        def backward(ctx, g):
-            (distance,) = ctx.saved_tensors
-            return g * torch.clamp(1 - distance.abs() / 1.5, min=0)
-
     decay = tensors.get("n1.decay", torch.tensor([0.6], dtype=torch.float64))
     decay = torch.sigmoid(decay) if "sigmoid" in model.name else decay.clamp(0, 1)
     threshold = tensors.get("n1.threshold", torch.tensor([0.7], dtype=torch.float64))
@@ -64,7 +55,7 @@ def torch_gradients(
     v, total = torch.zeros(BATCH, 3, dtype=torch.float64), 0
     for x in torch.tensor(fed["x"], dtype=torch.float64):
         u = decay * rest + functional.linear(x, tensors["f1.weight"], tensors["f1.bias"]) - taken
-        s = Spike.apply(u - threshold)
+        s = fire(u - threshold, 1.5, touching=True, slope="tent")
         rest = {"hard to 0.1": u * (1 - s) + 0.1 * s, "soft": u - threshold * s}.get(reset, u)
         taken = threshold * s if reset == "soft delayed" else taken
         v = 0.7 * v + functional.linear(s, tensors["f2.weight"], tensors["f2.bias"])

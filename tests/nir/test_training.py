@@ -5,24 +5,12 @@ import pytest
 
 import h2learn
 
+from ..surrogate import fire
 from . import graphs
 
 torch = pytest.importorskip("torch")
 
 T, N, LR = 6, 4, 0.5
-
-
-class _Spike(torch.autograd.Function):
-    """A step at 0 with a rectangular surrogate derivative."""
-
-    @staticmethod
-    def forward(ctx, distance, width, height):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward((distance.abs() < width) * height)
-        return (distance > 0).to(distance.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return gradient * ctx.saved_tensors[0], None, None
 
 
 @pytest.mark.parametrize("surrogate", [None, h2learn.Rectangular(half_width=0.8, height=0.6)])
@@ -54,7 +42,7 @@ def test_gradients_of_neurons_with_a_gain(surrogate: h2learn.Rectangular | None)
         current, v, spikes = signal @ weights[f"{name}.weight"].T + weights[f"{name}.bias"], torch.tensor(leak), []
         for i in current:
             u = v + ratio * ((leak - v) + constants["r"] * i)
-            s = _Spike.apply(u - theta, width, height)
+            s = fire(u - theta, width, height)
             v = u * (1 - s) + reset * s
             spikes.append(s)
         signal = torch.stack(spikes)

@@ -14,24 +14,6 @@ torch = pytest.importorskip("torch")
 SURROGATE = h2learn.Rectangular(0.5, 1.0)
 
 
-class Fire(torch.autograd.Function):
-    """1 above 0, with a rectangular surrogate."""
-
-    @staticmethod
-    def forward(ctx, u):
-        ctx.save_for_backward(u)
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * (ctx.saved_tensors[0].abs() < 0.5).to(g.dtype)
-
-
-def fire(u):
-    """Return spikes at potentials ``u`` above 0."""
-    return Fire.apply(u)
-
-
 def imported(net, example, path, *, dynamo=False, opset=17):
     """Return the model of an exported network."""
     with warnings.catch_warnings():

@@ -9,6 +9,8 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 
+from ..surrogate import fire
+
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
@@ -440,22 +442,12 @@ def test_the_dynamo_exporter(tmp_path, order):
 
 
 def test_training_equals_pytorch(tmp_path):
-    class Rect(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, u, th):
-            ctx.save_for_backward(u - th)
-            return (u >= th).float()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * (ctx.saved_tensors[0].abs() < 0.5).float(), None
-
     net = Net()
     x, label = spikes_over_time(), torch.tensor([1, 3])
     model = h2learn.load_model(export(net, x, tmp_path / "net.onnx"))
     step = h2learn.compile(model, train=h2learn.Train(loss="cross_entropy"))
     result = step.run({"input": x.numpy(), "label": label.numpy().astype(np.int32)})
-    net.c1.fires = net.c2.fires = lambda u, th: Rect.apply(u, torch.tensor(th))
+    net.c1.fires = net.c2.fires = lambda u, th: fire(u - th, touching=True)
     loss = nn.functional.cross_entropy(net(x).mean(0), label)
     loss.backward()
     assert result.loss == pytest.approx(loss.item(), rel=1e-5)

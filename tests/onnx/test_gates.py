@@ -5,7 +5,8 @@ import pytest
 
 import h2learn
 
-from .autograd import compare, fire, imported
+from ..surrogate import fire
+from .autograd import compare, imported
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -10,6 +10,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 
 torch = pytest.importorskip("torch")
 
+from ..surrogate import fire  # noqa: E402
 from .test_exports import check, export, spikes_over_time  # noqa: E402
 
 nn = torch.nn
@@ -93,21 +94,11 @@ def test_spikes_and_potentials_of_one_recurrent_layer(tmp_path):
 
 
 def test_gradients_of_recurrent_layers(tmp_path):
-    class Rect(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, u):
-            ctx.save_for_backward(u)
-            return (u >= THETA).float()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * ((ctx.saved_tensors[0] - THETA).abs() < 0.5).float()
-
     net, x, label = Recurrent(), spikes_over_time(shape=(STEPS, 2, 6)), torch.tensor([1, 3])
     model = h2learn.load_model(export(net, x, tmp_path / "net.onnx"))
     step = h2learn.compile(model, train=h2learn.Train(loss="cross_entropy"))
     result = step.run({"input": x.numpy(), "label": label.numpy().astype(np.int32)})
-    net.fire = Rect.apply
+    net.fire = lambda u: fire(u - THETA, touching=True)
     loss = nn.functional.cross_entropy(net(x).mean(0), label)
     loss.backward()
     assert result.loss == pytest.approx(loss.item(), rel=1e-5)
