@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn.energy_profile import EnergyProfile
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.numerics import in_planes
 from h2learn.backends.h2learn.object_file import Symbol
 
 from .counters import NonFinite, RunReport
@@ -36,6 +37,7 @@ class Port:
     user's shape. ``batch_axis``: the axis of samples in the user's array, None for what has no samples.
     ``folded``: what the first dimension of the user's array is made of, time steps and -1 for the samples; then
     ``batch_axis`` counts in the array where they are two (empty: it is one dimension).
+    ``shadow``: its storage copy, which lies in planes of ``shadow_plane`` channels (0: all together).
     ``bits``: what it holds are multiples of ``2^-bits`` from 0 to below 1 (0: any reals).
     """
 
@@ -49,6 +51,7 @@ class Port:
     source: Shape
     batch_axis: int | None
     shadow: Symbol | None
+    shadow_plane: int = 0
     bits: int = 0
     folded: Shape = ()
 
@@ -186,7 +189,7 @@ class Device:
         device = np.ascontiguousarray(ordered).reshape(port.shape)
         self._store(port.symbol, _encode(device, port.dtype))
         if port.shadow is not None:
-            self._store(port.shadow, _encode(device, "f16"))
+            self._store(port.shadow, _encode(in_planes(device, port.shadow_plane), "f16"))
         return samples
 
     def read(self, name: str, role: str | None = None, samples: int | None = None) -> Array:
@@ -389,6 +392,7 @@ def _port(entry: Mapping[str, object], program: LoadedProgram, batch: int, shape
         source,
         batch_axis,
         program.symbols[str(shadow)] if shadow else None,
+        int(str(entry.get("shadow_plane", 0))),
         int(str(entry.get("bits", 0))),
         folded,
     )

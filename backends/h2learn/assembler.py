@@ -94,6 +94,9 @@ def objdump(obj: ObjectFile) -> str:
     for entry in note["io"]:
         shape = "x".join(map(str, entry["shape"])) or "scalar"
         lines.append(f"{entry['role']:<11} {entry['name']:<32} {entry['dtype']:<8} {shape:<20} {entry['symbol']}")
+        if entry.get("shadow"):
+            planes = f", in planes of {entry['shadow_plane']} channels" if entry.get("shadow_plane") else ""
+            lines.append(f"{'':<11} {'  storage copy' + planes:<62} {entry['shadow']}")
     return "\n".join([*lines, "", "code", *_code_lines(obj, directives=False)]) + "\n"
 
 

@@ -16,7 +16,7 @@ from h2learn.dialects.h2.ops import LOOPS_ATTRIBUTE, setup_words
 from .encoder import encode
 from .errors import H2LearnError
 from .machine import Machine
-from .numerics import round_to_storage, storage_dtype
+from .numerics import in_planes, round_to_storage, storage_dtype
 from .object_file import DATA_SECTIONS, DRAM_BASE, PAGE_BYTES, ObjectFile, Symbol, new_note
 
 
@@ -60,7 +60,7 @@ def emit(
         "time_steps": time_steps,
         "training": any(entry.role == "label" for entry in get_io(module)),
         "gradient_scale": _gradient_scale(module),
-        "io": [_io_note(e, s) for e, s in zip(get_io(module), get_io_symbols(module), strict=True)],
+        "io": [_io_note(e, s, symbols) for e, s in zip(get_io(module), get_io_symbols(module), strict=True)],
     }
     return ObjectFile(
         text=b"".join(encode(op.mnemonic, op.named_fields(), f"pc {pc}") for pc, op in enumerate(ops)),
@@ -111,12 +111,12 @@ def _all_contents(
         found[name] = raw
         if symbol.shadow and symbol.shadow not in parameters:
             copy = symbols[symbol.shadow]
-            values = round_to_storage(np.frombuffer(raw, dtype="<f4"), copy.dtype)
-            found[copy.name] = values.astype(storage_dtype(copy.dtype)).tobytes()
+            values = round_to_storage(np.frombuffer(raw, dtype="<f4"), copy.dtype).astype(storage_dtype(copy.dtype))
+            found[copy.name] = in_planes(values.reshape(copy.shape), copy.plane).tobytes()
     return found
 
 
-def _io_note(entry: IoEntry, symbol: TensorSymbol) -> dict[str, Any]:
+def _io_note(entry: IoEntry, symbol: TensorSymbol, symbols: Mapping[str, TensorSymbol]) -> dict[str, Any]:
     note: dict[str, Any] = {
         "name": entry.name,
         "role": entry.role,
@@ -127,7 +127,10 @@ def _io_note(entry: IoEntry, symbol: TensorSymbol) -> dict[str, Any]:
         "perm": list(entry.perm),
     }
     note |= {"bits": entry.bits} if entry.bits else {}
-    return note | {"shadow": symbol.shadow} if symbol.shadow else note
+    if symbol.shadow:
+        plane = symbols[symbol.shadow].plane
+        note |= {"shadow": symbol.shadow} | ({"shadow_plane": plane} if plane else {})
+    return note
 
 
 def _gradient_scale(module: builtin.ModuleOp) -> float:

@@ -8,10 +8,13 @@ Philox4x32-10 is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (S
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 
 EXP_C = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 LOG_C = (
@@ -41,6 +44,13 @@ def round_to_storage(x: npt.ArrayLike, dtype: str) -> F32:
 def storage_dtype(dtype: str) -> np.dtype[np.generic]:
     """Return the NumPy dtype in which a storage type lies in memory (little-endian)."""
     return np.dtype("<f4") if dtype == "f32" else np.dtype("<f2")
+
+
+def in_planes(values: npt.NDArray[Number], plane: int) -> npt.NDArray[Number]:
+    """Return ``[..., k]`` as ``[k/plane, ..., plane]``, the order of planes of channels in memory (0: as it is)."""
+    if not plane:
+        return values
+    return np.moveaxis(values.reshape(*values.shape[:-1], -1, plane), -2, 0)
 
 
 def exp(x: npt.ArrayLike) -> F32:

@@ -532,3 +532,13 @@ def _check_io(entry: object, symbols: dict[str, Symbol], require: _Require) -> N
     require(
         shadow is None or (isinstance(shadow, str) and shadow in symbols), f"io {name!r}: there is no symbol {shadow!r}"
     )
+    require(
+        shadow is None or tensor_bytes("f16", entry["shape"]) <= symbols[shadow].size,
+        f"io {name!r} does not fit its storage copy {shadow!r}",
+    )
+    plane = entry.get("shadow_plane")
+    require(
+        plane is None
+        or (shadow is not None and type(plane) is int and plane > 0 and not (entry["shape"] or [1])[-1] % plane),
+        f"io {name!r}: shadow_plane must divide the channels of a parameter with a shadow",
+    )

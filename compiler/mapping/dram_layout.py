@@ -33,10 +33,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Copied:
-    """A copy of a window of a tensor, executed ``times`` times; extents from the outermost dimension to channels."""
+    """A copy of a window of a tensor, executed ``times`` times; extents from the outermost dimension to channels.
+
+    ``shape``: the sizes with which it sees the tensor, the channels excepted (none: the tensor's own).
+    """
 
     times: int
     extents: tuple[Extent, ...]
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,12 @@ def choose_layout(tensor: TensorFormat, copies: Sequence[Copied], burst: int) ->
 
 
 def slots_together(tensor: TensorFormat, copies: Sequence[Copied], plane: int) -> int:
-    """Return how many consecutive slots all copies move together: whole rows of a map, or more, or fewer."""
+    """Return how many consecutive slots all copies move together: whole rows of a map, or more, or fewer.
+
+    A copy that sees the tensor with other sizes moves them one by one.
+    """
+    if any(copy.shape not in ((), tensor.shape[:-1]) for copy in copies):
+        return 1
     blocks = -(-plane // tensor.gblk)
     steps = [-(-copy.extents[-1].step // tensor.gblk) for copy in copies]
     unit = _capped(1, gcd(blocks, *steps))
@@ -107,7 +116,7 @@ def copy_bursts(tensor: TensorFormat, copy: Copied, plane: int, pack: int, burst
     whole = row_bytes(tensor.form, plane, tensor.gblk)
     stride = whole
     rows = count
-    for extent, size in zip(reversed(outer), reversed(tensor.shape[:-1]), strict=True):
+    for extent, size in zip(reversed(outer), reversed(copy.shape or tensor.shape[:-1]), strict=True):
         existing = min(extent.size, size)
         if run == stride:
             run *= existing

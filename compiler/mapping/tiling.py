@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import Any, NoReturn
 
 from h2learn.backends.h2learn.errors import H2LearnError
@@ -691,6 +691,39 @@ def plan_rows(shape: Sequence[int], bytes_per_element: int, capacity: int, limit
     )
     elements = min(limits.elements or most, most)
     return per_row, max(1, min(prod(shape) // per_row, elements // per_row))
+
+
+THINNEST_PLANE = 8
+"""Channels of the thinnest planes in which a storage copy may lie: a tile has no fewer."""
+
+
+def plan_channels(
+    shape: Sequence[int], bytes_per_element: int, capacity: int, limits: TileLimits, burst: int
+) -> tuple[int, int]:
+    """Return (channels, rows per tile) for an element-wise stage over a parameter with a storage copy in planes.
+
+    A tile has an equal part of some rows. Tensors of fp32 move the channels of a row together (whole rows, if those are
+    all channels), the copy (fp16) all rows of a plane: such tiles are taken that need the fewest bursts of ``burst``
+    bytes, of these the one with the most channels.
+    """
+    most = max(1, capacity // (SLOTS * bytes_per_element))
+    most = min(limits.elements or most, most)
+    unit = max(1, burst // (2 * THINNEST_PLANE))
+    found: list[tuple[float, int, int]] = []
+    for channels in _divisors(shape[-1], most, 1):
+        rows = min(prod(shape[:-1]), most // channels)
+        rows -= rows % unit if unit < rows < prod(shape[:-1]) else 0
+        together = rows * channels if channels == shape[-1] else channels
+        plane = gcd(channels, THINNEST_PLANE)
+        moved = bytes_per_element * _waste(4 * together, burst) + 2 * _waste(2 * rows * plane, burst)
+        found.append((moved, channels, rows))
+    _, channels, rows = min(found, key=lambda one: one[0])
+    return channels, rows
+
+
+def _waste(size: int, burst: int) -> float:
+    """Return how many times its bytes a row takes in whole bursts."""
+    return -(-size // burst) * burst / size
 
 
 Choices = dict[str, tuple[int, ...]]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.compiler.mapping.dram_layout import plane_bytes
 from h2learn.compiler.mapping.layout import item_bytes, slot_bytes
-from h2learn.compiler.passes.tile_layout import base_form, channel_bytes, enclosing_loops, layout_of, tensor_strides
+from h2learn.compiler.passes.tile_layout import channel_bytes, enclosing_loops, plane_stride, tensor_strides
 from h2learn.dialects import tile
 from h2learn.dialects.common import source_of
 
@@ -67,7 +66,7 @@ def linear(index: tile.Index, op: tile.LoadOp | tile.StoreOp | tile.JobOp) -> Li
 def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     """Return the strided transfer of a copy; raises H2LearnError when it has too many dimensions."""
     placed, _ = op.placed
-    layout = layout_of(op.tensor)
+    layout = tile.layout_of(op.tensor)
     trips = [loop.trips.data for loop in enclosing_loops(op)]
     starts = [linear(index, op) for index in op.window.data]
     plane = min(layout.plane, placed.shape[-1])
@@ -84,10 +83,10 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     channel = _Dimension(op.sizes.data[-1], 0, 0, starts[-1], placed.shape[-1])
     if channel.bounded(trips):
         raise H2LearnError(f"{op.name} reaches outside the channels of its tensor", location=source_of(op) or None)
-    plane_stride = plane_bytes(base_form(placed), placed.shape, plane, placed.gblk)
-    dram = _byte_offset(placed, strides, starts, plane, plane_stride)
+    apart = plane_stride(op.tensor, plane)
+    dram = _byte_offset(placed, strides, starts, plane, apart)
     bounded = [d for d in dimensions if d.bounded(trips)]
-    across = _Dimension(planes, plane_stride, run, _ZERO, planes)
+    across = _Dimension(planes, apart, run, _ZERO, planes)
     chip_step = run
     run, free = _merge([across, *dimensions] if planes > 1 else dimensions, bounded, run)
     times = 1
@@ -96,7 +95,9 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     if len(bounded) > 2 or len(free) > 4 - len(bounded):
         raise H2LearnError(f"{op.name} needs more than four dimensions", location=source_of(op) or None)
     slots: list[_Dimension | None] = [None] * 4
-    slots[2 : 2 + len(bounded)] = bounded
+    nearest = len(bounded) == 1 and all(bounded[0].dram <= dimension.dram for dimension in free)
+    first = 3 if nearest else 2  # rows that touch in DRAM follow each other
+    slots[first : first + len(bounded)] = bounded
     places = [n for n in (3, 2, 1, 0) if slots[n] is None]
     for place, unbounded in zip(places, reversed(free), strict=False):
         slots[place] = unbounded
@@ -115,19 +116,17 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
         limit = dimension.limit if dimension in bounded and dimension else dimension.count if dimension else 1
         fields.append((name, limit))
     plan = Transfer(tuple(fields), dram, coordinates[0], coordinates[1])
-    return plan if times == 1 else replace(plan, times=times, dram_step=plane_stride, chip_step=chip_step)
+    return plan if times == 1 else replace(plan, times=times, dram_step=apart, chip_step=chip_step)
 
 
-def _byte_offset(
-    placed: tile.Placed, strides: list[int], starts: list[Linear], plane: int, plane_stride: int
-) -> Linear:
+def _byte_offset(placed: tile.Placed, strides: list[int], starts: list[Linear], plane: int, apart: int) -> Linear:
     offset, coeffs = 0, [0] * len(starts[0].coeffs)
     for n, start in enumerate(starts):
         last = n == len(starts) - 1
 
         def to_bytes(count: int, last: bool = last, n: int = n) -> int:
             if last:
-                return count // plane * plane_stride + channel_bytes(placed, count % plane)
+                return count // plane * apart + channel_bytes(placed, count % plane)
             return count * strides[n]
 
         offset += to_bytes(start.offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xdsl.ir import Operation, SSAValue
 
+from h2learn.compiler.mapping.dram_layout import plane_bytes
 from h2learn.compiler.mapping.layout import row_bytes, tensor_bytes
 from h2learn.compiler.mapping.placement import aligned
 from h2learn.dialects import tile
@@ -63,10 +64,10 @@ def dimension_bytes(placed: tile.Placed, plane: int | None = None) -> list[int]:
     return strides
 
 
-def layout_of(value: SSAValue) -> tile.Layout:
-    """Return the layout of the tensor behind a value; where none was chosen all channels are one plane."""
-    layout = value.owner.layout if isinstance(value.owner, tile.TensorOp) else None
-    return tile.Layout(tile.placed_of(value).shape[-1]) if layout is None else layout.data
+def plane_stride(value: SSAValue, plane: int) -> int:
+    """Return the bytes from one plane of ``plane`` channels to the next; in a stack every member has its own planes."""
+    placed = tile.placed_of(first_tensor(value))
+    return plane_bytes(base_form(placed), placed.shape, plane, placed.gblk)
 
 
 def tensor_strides(tensor: SSAValue, plane: int | None = None) -> list[int]:

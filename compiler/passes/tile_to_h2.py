@@ -106,8 +106,9 @@ def _symbols(module: builtin.ModuleOp, main: func.FuncOp) -> tuple[dict[SSAValue
             contents = _rows(op.rows.data, placed.shape) if op is not None and op.rows is not None else b""
             dtype = "slots" if placed.gblk else "scalars" if wanted == "scalars" else placed.form
             shadow = shadows.get(wanted, "") if op is None else ""
+            plane = tile.layout_of(value).plane if op is not None and op.layout is not None else 0
             symbols[names[value]] = h2.TensorSymbol(
-                names[value], top, size, section, dtype, placed.shape, shadow, contents
+                names[value], top, size, section, dtype, placed.shape, shadow, contents, plane
             )
             top += aligned(size)
     return names, symbols

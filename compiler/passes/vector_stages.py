@@ -15,6 +15,7 @@ from h2learn.compiler.mapping.tiling import (
     Usage,
     gradient_extent,
     input_extent,
+    plan_channels,
     plan_positions,
     plan_rows,
     plan_weights,
@@ -731,16 +732,20 @@ def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
     places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
     item = 4 * len(places)
     room = min(ctx.chip.memory_bytes("A") - 4096, (ctx.chip.memory_bytes("W") - 4096) * item // 2)  # a copy has 2 bytes
-    per_row, rows = plan_rows(shape, item, room, ctx.limits)
+    if op.w is None:
+        per_row, rows = plan_rows(shape, item, room, ctx.limits)
+        whole = per_row
+    else:
+        places["w"] = op.w
+        whole = shape[-1]
+        per_row, rows = plan_channels(shape, item, room, ctx.limits, ctx.machine.dram.burst_bytes)
     b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
-    tensors = {role: b.view(ctx.values[value], (count // per_row, per_row)) for role, value in places.items()}
-    if op.w is not None:
-        tensors["w"] = b.view(ctx.values[op.w], (count // per_row, per_row))
+    tensors = {role: b.view(ctx.values[value], (count // whole, whole)) for role, value in places.items()}
     params = optimizer_params(op, rows * per_row)
     with b.stage(label, op.location):
         scal = load_scalars(ctx, ctx.values[op.scalars])
-        with b.loop("e", trips(count // per_row, rows)) as e:
-            starts: list[Start] = [e * rows, 0]
+        with b.loop("e", trips(count // whole, rows)) as e, b.loop("k", trips(whole, per_row)) as k:
+            starts: list[Start] = [e * rows, k * per_row]
             sizes = (rows, per_row)
             buffers: dict[str, SSAValue] = {}
             for role, tensor in tensors.items():

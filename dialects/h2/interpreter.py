@@ -15,6 +15,7 @@ from xdsl.dialects import builtin
 
 from h2learn.backends.h2learn import isa
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.numerics import storage_dtype
 
 from ..common import Array, get_io, source_of
 from .layouts import (
@@ -277,7 +278,9 @@ def _write_tensor(dram: Memory, symbol: TensorSymbol, values: Array) -> None:
     elif symbol.dtype in _PLAIN:
         write_numbers(place, dense, _PLAIN[symbol.dtype])
     elif symbol.dtype in ("f32", "f16"):
-        write_real(place, dense.astype(np.float32), symbol.dtype)
+        for plane in np.split(dense, dense.shape[-1] // symbol.plane, axis=-1) if symbol.plane else [dense]:
+            write_real(place, plane.astype(np.float32), symbol.dtype)
+            place = place.offset(plane.size * storage_dtype(symbol.dtype).itemsize)
     else:
         raise H2LearnError(f"{symbol.name!r} of type {symbol.dtype} cannot be an argument")
 

@@ -285,7 +285,8 @@ class TensorSymbol:
 
     ``dtype`` is one of ``f32 f16 bits slots i32 u8 scalars``, ``shape`` the device shape (logical for bits).
     ``shadow`` names the symbol of a storage copy (fp16 parameters). ``contents`` are constant bytes (neuron constants),
-    empty for everything that the host or the program writes.
+    empty for everything that the host or the program writes. ``plane``: how many channels of all positions lie
+    together (0: all of them).
     """
 
     name: str
@@ -296,6 +297,7 @@ class TensorSymbol:
     shape: tuple[int, ...]
     shadow: str = ""
     contents: bytes = b""
+    plane: int = 0
 
 
 def set_symbols(module: builtin.ModuleOp, symbols: Sequence[TensorSymbol], io: Sequence[str]) -> None:
@@ -359,6 +361,10 @@ def verify_program(module: builtin.ModuleOp) -> None:
     for symbol in symbols.values():
         if symbol.shadow and symbol.shadow not in symbols:
             raise VerifyException(f"symbol {symbol.name!r}: there is no symbol {symbol.shadow!r}")
+        if symbol.plane < 0 or (symbol.plane and (not symbol.shape or symbol.shape[-1] % symbol.plane)):
+            raise VerifyException(
+                f"symbol {symbol.name!r}: planes of {symbol.plane} channels do not divide the shape {symbol.shape}"
+            )
         if len(symbol.contents) not in (0, symbol.size):
             raise VerifyException(
                 f"symbol {symbol.name!r} has {symbol.size} bytes, its contents have {len(symbol.contents)}"
@@ -488,6 +494,8 @@ def _symbol_attribute(symbol: TensorSymbol) -> builtin.DictionaryAttr:
         entries["shadow"] = builtin.StringAttr(symbol.shadow)
     if symbol.contents:
         entries["contents"] = builtin.StringAttr(base64.b64encode(symbol.contents).decode())
+    if symbol.plane:
+        entries["plane"] = builtin.IntegerAttr(symbol.plane, 64)
     return builtin.DictionaryAttr(entries)
 
 
@@ -517,4 +525,5 @@ def _symbol(item: object) -> TensorSymbol:
         tuple(int(n) for n in shape.iter_values()),
         text("shadow"),
         base64.b64decode(text("contents")),
+        number("plane") if "plane" in item.data else 0,
     )

@@ -37,6 +37,7 @@ from .attributes import (
     BufferType,
     Index,
     IndicesAttr,
+    Layout,
     LayoutAttr,
     Param,
     ParamsAttr,
@@ -241,8 +242,8 @@ class TensorOp(IRDLOperation):
             return
         placed, layout = placed_of(self.result), self.layout.data
         unit = placed.gblk or (8 if placed.form == "bits" else 1)
-        if self.rows is not None or self.shadow is not None:
-            raise VerifyException("tile.dram expects no layout where the host writes the tensor")
+        if self.rows is not None:
+            raise VerifyException("tile.dram expects no layout of constant rows")
         if (
             layout.plane < 1
             or placed.shape[-1] % layout.plane
@@ -278,6 +279,9 @@ class ViewOp(IRDLOperation):
             raise VerifyException(f"tile.view expects plain numbers, found {before.form} and {after.form}")
         if prod(before.shape) != prod(after.shape):
             raise VerifyException(f"tile.view expects equal volumes, found {before} and {after}")
+        plane = layout_of(self.source).plane
+        if before.shape[-1] != after.shape[-1] and plane < before.shape[-1]:
+            raise VerifyException(f"tile.view expects the channels of planes of {plane} to stay, found {after}")
         if isinstance(self.source.owner, StackOp) and before.shape[0] != after.shape[0]:
             raise VerifyException(f"tile.view expects the {before.shape[0]} tensors of a stack, found {after}")
 
@@ -336,6 +340,8 @@ class StackOp(IRDLOperation):
                 raise VerifyException(f"tile.stack expects whole tensors, found the result of {member.owner.name}")
             if sum(isinstance(use.operation, StackOp) for use in member.uses) > 1:
                 raise VerifyException("tile.stack expects tensors that are in no other stack")
+            if layout_of(member) != layout_of(self.members[0]):
+                raise VerifyException("tile.stack expects tensors of one layout")
 
     def print(self, printer: Printer) -> None:
         """Print the members."""
@@ -348,6 +354,15 @@ class StackOp(IRDLOperation):
         """Parse the members."""
         members = parser.parse_comma_separated_list(parser.Delimiter.NONE, lambda: parse_value(parser, TensorType))
         return _with_attributes(cls(members), parser)
+
+
+def layout_of(value: SSAValue) -> Layout:
+    """Return the layout of the tensor behind a value, in a stack that of each member; without one: a single plane."""
+    tensor = value
+    while isinstance(tensor.owner, ViewOp | RepeatOp | StackOp):
+        tensor = tensor.owner.operands[0]
+    layout = tensor.owner.layout if isinstance(tensor.owner, TensorOp) else None
+    return Layout(placed_of(value).shape[-1]) if layout is None else layout.data
 
 
 @irdl_op_definition
