@@ -355,9 +355,12 @@ def verify_program(module: builtin.ModuleOp) -> None:
     module.verify()
     try:
         symbols = get_symbols(module)
-        get_io_symbols(module)
+        io = get_io_symbols(module)
     except ValueError as error:
         raise VerifyException(str(error)) from error
+    for symbol in io:
+        if symbol.plane:
+            raise VerifyException(f"symbol {symbol.name!r} is in the io table and cannot lie in planes")
     for symbol in symbols.values():
         if symbol.shadow and symbol.shadow not in symbols:
             raise VerifyException(f"symbol {symbol.name!r}: there is no symbol {symbol.shadow!r}")

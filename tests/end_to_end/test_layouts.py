@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
+from math import gcd, prod
 
 import numpy as np
+import pytest
 from xdsl.dialects import builtin
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.autodiff.spec import SGD, Train
 from h2learn.compiler.driver import Recipe, emit_program
+from h2learn.compiler.frontends.builder import NetworkBuilder
+from h2learn.compiler.model import Model
+from h2learn.compiler.passes.h2_transfer import transfer
+from h2learn.compiler.passes.tile_layout import enclosing_loops, first_tensor
 from h2learn.compiler.universe import new_context
 from h2learn.dialects import tile
 
-from .networks import Case, random_data, random_model, random_train
+from .networks import HERE, Case, random_data, random_model, random_train
 
 
 def lowered_with(case: Case, lay_out: Callable[[builtin.ModuleOp], None]) -> builtin.ModuleOp:
@@ -39,6 +48,14 @@ def part(module: builtin.ModuleOp) -> None:
             users = [use.operation for use in op.result.uses]
             if not placed.gblk and placed.shape[-1] % 8 == 0 and all(isinstance(user, tile.CopyOp) for user in users):
                 op.layout = tile.LayoutAttr(tile.Layout(8))
+        elif isinstance(op, tile.TensorOp) and op.shadow is not None:
+            channels = tile.placed_of(op.result).shape[-1]
+            op.layout = tile.LayoutAttr(tile.Layout(gcd(channels, 8)))
+
+
+def storage_copies(module: builtin.ModuleOp) -> list[tile.TensorOp]:
+    """Return the storage copies of parameters."""
+    return [op for op in module.walk() if isinstance(op, tile.TensorOp) and op.shadow is not None]
 
 
 def loops(module: builtin.ModuleOp) -> int:
@@ -48,7 +65,7 @@ def loops(module: builtin.ModuleOp) -> int:
 
 def test_layouts_change_bursts_and_no_numbers() -> None:
     """A program whose tensors lie channels last, and one in thin planes, give the same bytes; DRAM is busy longer."""
-    chosen = over_planes = 0
+    chosen = over_planes = copies = 0
     busy = np.zeros(2)
     for seed in range(10):
         rng = np.random.default_rng([31, seed])
@@ -71,5 +88,84 @@ def test_layouts_change_bursts_and_no_numbers() -> None:
             else:
                 busy += other.busy["DRAM"], report.busy["DRAM"]
         chosen += sum(isinstance(op, tile.TensorOp) and op.layout is not None for op in case.levels["tile"].walk())
+        copies += sum(tile.placed_of(op.result).shape[-1] > 8 for op in storage_copies(case.levels["tile"]))
     print(f"\n{chosen} layouts; DRAM busy {busy[0]:.0f}, {busy[1]:.0f} cycles; {over_planes} loops over planes")
-    assert chosen > 20 and over_planes > 0 and busy[1] < 0.95 * busy[0]
+    assert chosen > 20 and copies > 0 and over_planes > 0 and busy[1] < 0.95 * busy[0]
+
+
+def equal_layers() -> Model:
+    """Return four equal convolutions between others, and a linear layer."""
+    builder = NetworkBuilder(4)
+    x = builder.encode(builder.input("x", (2, 6, 6), HERE), "direct", 2, HERE)
+    for n, channels in enumerate((16, 32, 32, 32, 32, 48)):
+        x = builder.conv(x, f"c{n}", channels, HERE, kernel=(3, 3), padding=(1, 1), bias=False)
+        x = builder.lif(x, Neuron(theta=(0.4,)), HERE)
+    x = builder.linear(builder.flatten(x, HERE), "last", 10, HERE)
+    builder.output("logits", builder.readout(builder.li(x, 0.5, HERE), "membrane_mean", HERE))
+    network = builder.finish("equal", HERE)
+    rng = np.random.default_rng(3)
+    values = {
+        name: rng.normal(0.03, 1.5 / np.sqrt(prod(spec.shape[1:])), spec.shape).astype(np.float32)
+        for name, spec in network.parameters.items()
+    }
+    return Model("equal", network, values, None, lambda _: network)
+
+
+def rows_in_dram(op: tile.LoadOp | tile.StoreOp) -> tuple[int, list[int]]:
+    """Return how often a copy runs, and the sizes of the pieces of DRAM that one execution inside the tensor moves."""
+    plan = transfer(op)
+    fields, side = dict(plan.fields), "s" if isinstance(op, tile.LoadOp) else "d"
+    run, counts = int(fields["run"]), [int(fields[f"n{n}"]) for n in range(4)]
+    steps = [int(fields.get(f"{side}s{n}", 0)) for n in range(4)]
+    pieces: list[list[int]] = []
+    for index in product(*(range(count) for count in counts)):
+        start = sum(n * step for n, step in zip(index, steps, strict=True))
+        if pieces and pieces[-1][1] == start:
+            pieces[-1][1] += run
+        else:
+            pieces.append([start, start + run])
+    times = prod(loop.trips.data for loop in enclosing_loops(op)) * plan.times
+    return times, [end - start for start, end in pieces]
+
+
+def bytes_of_weights(module: builtin.ModuleOp) -> tuple[int, int]:
+    """Return the bytes that copies of storage copies move, and what these are in whole bursts of 64 bytes."""
+    moved = bursts = 0
+    for op in module.walk():
+        if isinstance(op, tile.LoadOp | tile.StoreOp):
+            root = first_tensor(op.tensor).owner
+            if isinstance(root, tile.TensorOp) and root.shadow is not None:
+                times, rows = rows_in_dram(op)
+                moved += times * sum(rows)
+                bursts += times * sum(-(-row // 64) * 64 for row in rows)
+    return moved, bursts
+
+
+def tiles_of(case: Case, *, laid_out: bool) -> builtin.ModuleOp:
+    """Return the tile level of a case before buffers are placed, with or without layouts."""
+    module = case.levels["lut"].clone()
+    for one in case.recipe.passes("tile"):
+        if one.name in ("h2l-lut-to-tile", "h2l-share-stages") or (laid_out and one.name == "h2l-lay-out-tensors"):
+            one.apply(new_context(), module)
+    return module
+
+
+@pytest.mark.parametrize("limits", ["k=8,elements=64", "k=16,elements=1000", "k=8,c=16,elements=96,group=2"])
+def test_weights_are_moved_in_whole_bursts(limits: str) -> None:
+    """Tiles of 8 and 16 output channels waste half of a burst and more where all channels of a weight lie together."""
+    model = equal_layers()
+    recipe = Recipe("h2l-edge", "fp16", Train(optimizer=SGD(momentum=0.5)), limits)
+    case = Case(model, recipe, random_data(model, recipe.train, np.random.default_rng(4)))
+    copies = storage_copies(case.levels["tile"])
+    assert {op.shadow.data for op in copies if op.shadow and op.layout} >= {f"c{n}.weight" for n in range(1, 6)}
+    stacks = [op for op in case.levels["tile"].walk() if isinstance(op, tile.StackOp)]
+    assert any(member.owner in copies for stack in stacks for member in stack.members)
+    moved, bursts = bytes_of_weights(tiles_of(case, laid_out=True))
+    before, wasted = bytes_of_weights(tiles_of(case, laid_out=False))
+    print(f"\n{limits}: {moved} bytes in {bursts}, without layouts in {wasted}")
+    assert moved == before and wasted > 1.5 * moved and bursts < 1.05 * moved
+    expected = case.run_level("lut")
+    apart, _ = case.run_device(emit_program(model, lowered_with(case, leave), recipe))
+    for found in (case.run_level("tile"), case.run_level("h2"), case.run_device()[0], apart):
+        for key, value in expected.items():
+            assert value.tobytes() == found[key].tobytes(), key

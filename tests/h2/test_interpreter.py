@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from xdsl.dialects import builtin
 
-from h2learn.backends.h2learn.assembler import assemble
+from h2learn.backends.h2learn.assembler import assemble, objdump
 from h2learn.backends.h2learn.emit import emit
 from h2learn.backends.h2learn.encoder import decode_program
 from h2learn.backends.h2learn.errors import H2LearnError
@@ -176,6 +176,26 @@ def test_arguments_and_results_lie_in_their_layouts() -> None:
     for got, wanted in zip(results, wanted_results, strict=True):
         assert got.dtype == wanted.dtype
         assert (got == wanted).all()
+
+
+def test_a_storage_copy_is_made_in_its_planes() -> None:
+    module = h2.program_module(ops_of("halt"))
+    module.attributes["h2learn.precision"] = builtin.StringAttr("fp16")
+    symbols = [
+        h2.TensorSymbol("w", 0x1000, 48, "data", "f32", (2, 6), shadow="copy"),
+        h2.TensorSymbol("copy", 0x1040, 24, "data", "f16", (2, 6), plane=2),
+        h2.TensorSymbol("bytes", 0x1040, 24, "data", "f16", (12,)),
+    ]
+    h2.set_symbols(module, symbols, ["w", "bytes"])
+    set_io(module, [IoEntry("w", "parameter"), IoEntry("bytes", "output")])
+    values = np.arange(12, dtype=np.float32).reshape(2, 6)
+    in_planes = np.array([0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11], np.float32)
+    assert (interpret(module, [values])[0] == in_planes).all()
+    obj = emit(module, {"w": values}, load_machine("h2l-edge"))
+    assert obj.data[0x40:0x58] == in_planes.astype("<f2").tobytes()
+    assert obj.note["io"][0]["shadow_plane"] == 2
+    lines = [line.split() for line in objdump(obj).splitlines()]
+    assert ["storage", "copy,", "in", "planes", "of", "2", "channels", "copy"] in lines
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -195,8 +195,8 @@ def test_builders() -> None:
 def test_symbols_survive_printing() -> None:
     module = program("h2.halt")
     symbols = [
-        h2.TensorSymbol("w", 0x1000, 8, "data", "f32", (2, 1), shadow="w.f16"),
-        h2.TensorSymbol("w.f16", 0x1008, 4, "data", "f16", (2, 1)),
+        h2.TensorSymbol("w", 0x1000, 8, "data", "f32", (2, 4), shadow="w.f16"),
+        h2.TensorSymbol("w.f16", 0x1008, 16, "data", "f16", (2, 4), plane=2),
         h2.TensorSymbol("c", 0x2000, 4, "rodata", "f32", (), contents=b"\0\xff\n;"),
     ]
     h2.set_symbols(module, symbols, ["w"])
@@ -210,4 +210,21 @@ def test_symbols_survive_printing() -> None:
         h2.verify_program(module)
     h2.set_symbols(module, symbols[:1], ["w"])
     with pytest.raises(VerifyException, match=r"no symbol 'w\.f16'"):
+        h2.verify_program(module)
+
+
+@pytest.mark.parametrize("plane", [-1, 3, 8])
+def test_planes_divide_the_channels(plane: int) -> None:
+    module = program("h2.halt")
+    symbols = [h2.TensorSymbol("w", 0x1000, 16, "bss", "f16", (2, 4), plane=plane)]
+    h2.set_symbols(module, symbols, [])
+    with pytest.raises(VerifyException, match=f"symbol 'w': planes of {plane} channels do not divide"):
+        h2.verify_program(module)
+
+
+def test_what_the_host_reads_and_writes_lies_in_no_planes() -> None:
+    module = program("h2.halt")
+    h2.set_symbols(module, [h2.TensorSymbol("w", 0x1000, 16, "bss", "f16", (2, 4), plane=2)], ["w"])
+    set_io(module, [IoEntry("w", "output")])
+    with pytest.raises(VerifyException, match="'w' is in the io table and cannot lie in planes"):
         h2.verify_program(module)

@@ -145,12 +145,40 @@ def test_wrong_notes_are_refused(small: ObjectFile, change: dict[str, object], m
         ("perm", [0, 0]),
         ("symbol", "q"),
     ]
-    + [("name", None), ("view", [-1, -1]), ("shadow", "q")],
+    + [("name", None), ("view", [-1, -1]), ("shadow", "q"), ("shadow", 3), ("shadow_plane", 1)],
 )
 def test_wrong_io_entries_are_refused(small: ObjectFile, key: str, value: object) -> None:
     io_table = [small.note["io"][0] | {key: value}]
     with pytest.raises(H2LearnError, match="io"):
         write_object(replace(small, note=small.note | {"io": io_table}))
+
+
+def with_copy(small: ObjectFile, **change: object) -> ObjectFile:
+    """Return an object file whose first io entry is 2 x 4 numbers with a storage copy of 16 bytes."""
+    base = small.bases["bss"]
+    symbols = small.symbols | {
+        "w": Symbol("w", base, 32, "bss"),
+        "copy": Symbol("copy", base, 16, "bss"),
+        "short": Symbol("short", base, 15, "bss"),
+    }
+    entry = {"name": "w", "role": "parameter", "symbol": "w", "dtype": "f32", "shape": [2, 4], "view": [], "perm": []}
+    io = [entry | {"shadow": "copy", "shadow_plane": 2} | change]
+    return replace(small, bss_size=max(small.bss_size, 64), symbols=symbols, note=small.note | {"io": io})
+
+
+def test_a_storage_copy_may_lie_in_planes(small: ObjectFile) -> None:
+    assert read_object(write_object(with_copy(small))).note["io"][0]["shadow_plane"] == 2
+
+
+@pytest.mark.parametrize("plane", [0, -2, 3, 8, True, 2.0, "2", [2], {}])
+def test_planes_that_do_not_fit_the_parameter_are_refused(small: ObjectFile, plane: object) -> None:
+    with pytest.raises(H2LearnError, match="io 'w': shadow_plane must divide the channels"):
+        write_object(with_copy(small, shadow_plane=plane))
+
+
+def test_a_storage_copy_must_have_room(small: ObjectFile) -> None:
+    with pytest.raises(H2LearnError, match="io 'w' does not fit its storage copy 'short'"):
+        write_object(with_copy(small, shadow="short"))
 
 
 def loads_or_is_refused(contents: bytes) -> bool:

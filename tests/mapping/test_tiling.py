@@ -22,6 +22,7 @@ from h2learn.compiler.mapping.tiling import (
     WeightTile,
     gradient_extent,
     plan_backward,
+    plan_channels,
     plan_forward,
     plan_positions,
     plan_rows,
@@ -246,6 +247,22 @@ def test_parameter_rows_fit_two_slots(shape: tuple[int, ...]) -> None:
         assert int(np.prod(shape)) % per_row == 0
         assert 2 * 12 * per_row * rows <= 100_000
         assert limit is None or rows == 1 or per_row * rows <= limit
+
+
+@pytest.mark.parametrize("capacity", [1, 24, 500, 12_288, 100_000, 10_000_000])
+@pytest.mark.parametrize("shape", [(9, 64, 128), (9, 64, 512), (1, 512, 1000), (1, 5000, 10), (1, 1, 1), (3, 7, 1021)])
+def test_rows_of_storage_copies_fit_and_fill_bursts(shape: tuple[int, ...], capacity: int) -> None:
+    for limit in (None, 64):
+        channels, rows = plan_channels(shape, 12, capacity, TileLimits(elements=limit), 64)
+        assert shape[-1] % channels == 0 and 1 <= rows <= shape[0] * shape[1]
+        assert channels * rows == 1 or (2 * 12 * channels * rows <= capacity and channels * rows <= (limit or capacity))
+
+
+def test_tiles_of_storage_copies_fill_bursts_in_planes() -> None:
+    """512 elements a tile: rows of 512 channels would move 16 bytes of a plane; whole rows where there are enough."""
+    tiles = [plan_channels((9, 64, k), 12, 12_288, TileLimits(), 64) for k in (512, 256, 128, 64, 32)]
+    assert tiles == [(128, 4), (128, 4), (128, 4), (64, 8), (32, 16)]
+    assert plan_channels((9, 64, 512), 12, 2 * 12 * 512 * 63, TileLimits(), 64) == (512, 60)
 
 
 @pytest.mark.parametrize("kernel", range(1, 6))

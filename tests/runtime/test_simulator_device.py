@@ -24,7 +24,7 @@ TENSORS = {  # name: role, dtype, device shape, view, perm, section
 BYTES = {"f16": 2, "f32": 4, "i32": 4}
 
 
-def program(code="halt\n", names=tuple(TENSORS), **note):
+def program(code="halt\n", names=tuple(TENSORS), plane=0, **note):
     lines = [".machine h2l-edge", f".note batch {BATCH}", f".note time_steps {STEPS}"]
     addresses = {"data": 0x1000, "bss": 0x4000}
     symbols = []
@@ -33,7 +33,7 @@ def program(code="halt\n", names=tuple(TENSORS), **note):
         size = {"scalars": 32, "bits": 3 * 4 * 2}.get(dtype) or BYTES[dtype] * int(np.prod(shape))
         entry = {"name": name, "role": role, "symbol": name, "dtype": dtype, "shape": shape, "view": view, "perm": perm}
         if name == "conv":
-            entry["shadow"] = "conv16"
+            entry |= {"shadow": "conv16"} | ({"shadow_plane": plane} if plane else {})
             symbols.append(f'.symbol "conv16", bss, 0x7000, {size // 2}')
         lines.append(f".io {json.dumps(entry)}")
         symbols.append(f'.symbol "{name}", {section}, {addresses[section]:#x}, {size}')
@@ -86,6 +86,15 @@ def test_parameters_come_back_in_the_users_order_and_fill_their_storage_copy():
     assert list(dev.parameters) == ["conv"] and (dev.parameters["conv"] == w).all()
     with pytest.raises(KeyError):
         dev.parameters["logits"]
+
+
+def test_a_storage_copy_is_written_in_its_planes():
+    dev, w = device(plane=1), np.random.default_rng(1).normal(size=(7, 5, 2, 2)).astype(np.float32)
+    dev.write("conv", w)
+    assert (raw(dev, "conv", np.float32).reshape(2, 2, 5, 7) == w.transpose(2, 3, 1, 0)).all()
+    planes = raw(dev, "conv16", np.float16).reshape(7, 2, 2, 5)
+    assert (planes == w.astype(np.float16).transpose(0, 2, 3, 1)).all()
+    assert (dev.parameters["conv"] == w).all()
 
 
 def test_a_run_feeds_everything_and_reads_the_outputs():

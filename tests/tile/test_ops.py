@@ -153,6 +153,7 @@ def test_a_stack_is_its_members_with_a_leading_dimension() -> None:
             "expects the 2 tensors of a stack, found f32[4x16]",
         ),
         ("  %rows", "  %more = tile.stack %both\n  %rows", "expects whole tensors, found the result of tile.stack"),
+        ('"x"', '"x" layout <planes of 4, units of 1>', "expects tensors of one layout"),
     ],
 )
 def test_stacks_that_are_refused(old: str, new: str, message: str) -> None:
@@ -177,6 +178,20 @@ def test_counters_without_an_index_are_refused() -> None:
     assert count == 1
     with pytest.raises(VerifyException, match="more than its 2 loop counters"):
         parse(longer).verify()
+
+
+def test_a_view_of_planes_keeps_their_channels() -> None:
+    text = """%p = tile.dram "p" shadow "w" layout <planes of 2, units of 1> : !tile.tensor<f16[4x3x6]>
+    %q = tile.view %p : !tile.tensor<f16[4x3x6]> to !tile.tensor<f16[{}]>"""
+    parse(text.format("12x6")).verify()
+    with pytest.raises(VerifyException, match="expects the channels of planes of 2 to stay"):
+        parse(text.format("4x18")).verify()
+
+
+def test_constant_rows_have_no_layout() -> None:
+    text = '%p = tile.dram "p" rows <"1.0; 2.0"> layout <planes of 2, units of 1> : !tile.tensor<f32[2x4]>'
+    with pytest.raises(VerifyException, match="expects no layout of constant rows"):
+        parse(text).verify()
 
 
 def test_a_view_keeps_volume_and_plain_numbers() -> None:
