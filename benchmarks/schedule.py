@@ -3,20 +3,26 @@
 ``python benchmarks/schedule.py [--arch h2l-v0] [--net NAME ...] [--batch 16 ...] [--steps 3] [--mapping TEXT]``. Every
 network is trained in-tool for a few steps first (fp16), so that densities are those of a network in training; images
 are uniform noise. The bounds are those of ``tests/schedule/bounds.py``.
+
+With ``--check`` the step runs with all sanitizers on instead, and again as one instruction stream with the same tiles
+and groups; loss, parameters and states of the optimizer must be the same bits, and the work the same.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 import h2learn
 from h2learn.backends.h2learn.machine import Machine, load_machine
+from h2learn.program import CHECKS, Execution
 from h2learn.runtime.counters import PcCounters, RunReport
 
 HERE = Path(__file__).parent
@@ -32,27 +38,25 @@ NETS = ("cifar_vgg", "alexnet", "resnet34")
 @click.option("--arch", default="h2l-v0", show_default=True)
 @click.option("--steps", default=3, show_default=True, help="Training steps before the one that is measured.")
 @click.option("--mapping", default="", help="Tile limits, as of h2learn compile.")
-def main(nets: tuple[str, ...], batches: tuple[int, ...], arch: str, steps: int, mapping: str) -> None:
+@click.option("--check", is_flag=True, help="Compare with the serial program bit for bit, sanitizers on.")
+def main(nets: tuple[str, ...], batches: tuple[int, ...], arch: str, steps: int, mapping: str, check: bool) -> None:
     """Print makespan over busy, work and pipeline bounds, and eta by layer."""
-    machine = load_machine(arch)
+    machine, right = load_machine(arch), True
     for name in nets or NETS:
+        model = h2learn.load_model(str(HERE / "networks" / f"{name}.snn"))
         for batch in batches:
-            _measure(name, batch, machine, steps, mapping)
+            if check:
+                right &= _check(name, model, batch, machine, steps, mapping)
+            else:
+                _measure(name, model, batch, machine, steps, mapping)
+    sys.exit(0 if right else 1)
 
 
-def _measure(name: str, batch: int, machine: Machine, steps: int, mapping: str) -> None:
-    model = h2learn.load_model(str(HERE / "networks" / f"{name}.snn"))
-    assert model.train is not None
-    train = replace(model.train, keep_gradients=False)
-    program = h2learn.compile(model, arch=machine.name, train=train, batch=batch, precision="fp16", mapping=mapping)
-    rng = np.random.default_rng(0)
-    inputs = next(iter(model.inputs))
-    shape = next(iter(model.inputs.values())).shape[1:]
+def _measure(name: str, model: h2learn.Model, batch: int, machine: Machine, steps: int, mapping: str) -> None:
     start = time.perf_counter()
-    with program.session() as session:
-        for _ in range(steps + 1):
-            image = rng.random((batch, *shape), dtype=np.float32)
-            report = session.run({inputs: image, "label": rng.integers(0, 10, batch).astype(np.int32)}).report
+    with _compile(model, batch, machine, mapping).session() as session:
+        for given in _batches(model, batch, steps + 1):
+            report = session.run(given).report
     seconds = time.perf_counter() - start
     limits = bounds(layers_with_weights(model, batch), batch, machine, report)
     over = ", ".join(f"{what} {ratio:.3f}" for what, ratio in limits.ratios(report.cycles).items())
@@ -61,6 +65,56 @@ def _measure(name: str, batch: int, machine: Machine, steps: int, mapping: str) 
         values = getattr(limits, what).items()
         click.echo(f"  {what}: " + ", ".join(f"{resource} {cycles:,.0f}" for resource, cycles in values if cycles))
     _layers(report, machine)
+
+
+def _check(name: str, model: h2learn.Model, batch: int, machine: Machine, steps: int, mapping: str) -> bool:
+    """Print whether the overlapped step gives the numbers of the serial one without a finding; returns it."""
+    *before, given = _batches(model, batch, steps + 1)
+    program = _compile(model, batch, machine, mapping)
+    with program.session() as session:
+        for one in before:
+            session.run(one)
+        trained = session.parameters, session.states
+    contents, reports, seconds = [], [], []
+    serial = _compile(model, batch, machine, f"{mapping},overlap=serial".strip(","))
+    for each, checks in ((program, CHECKS), (serial, frozenset())):
+        start = time.perf_counter()
+        with each.session(execution=Execution(sanitize=checks)) as session:
+            session.restore(*trained, steps=steps, samples=steps * batch)
+            found = session.run(given)
+            seconds.append(time.perf_counter() - start)
+            reports.append(found.report)
+            kept = {"parameter": session.parameters, "state": session.states}
+            contents.append({f"{role} {key}": value for role, held in kept.items() for key, value in held.items()})
+            contents[-1]["loss"] = np.asarray(found.loss)
+    overlapped, alone = contents
+    assert overlapped.keys() == alone.keys()
+    differ = [what for what, value in overlapped.items() if value.tobytes() != alone[what].tobytes()]
+    same_work = reports[0].work == reports[1].work
+    click.echo(
+        f"{name}, batch {batch}, {machine.name}: {reports[0].cycles:,} cycles, serial {reports[1].cycles:,}; "
+        f"{len(reports[0].findings)} findings; {len(overlapped) - len(differ)} of {len(overlapped)} tensors equal bit "
+        f"for bit; work {'the same' if same_work else 'differs'} ({seconds[0]:.0f} s with sanitizers, {seconds[1]:.0f} "
+        "s serial without)"
+    )
+    for line in (*(item.message for item in reports[0].findings[:10]), *differ[:10]):
+        click.echo(f"  {line}")
+    return not differ and same_work and not reports[0].findings
+
+
+def _compile(model: h2learn.Model, batch: int, machine: Machine, mapping: str) -> h2learn.Program:
+    assert model.train is not None
+    train = replace(model.train, keep_gradients=False)
+    return h2learn.compile(model, arch=machine.name, train=train, batch=batch, precision="fp16", mapping=mapping)
+
+
+def _batches(model: h2learn.Model, batch: int, count: int) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
+    """Yield images of noise with labels."""
+    rng = np.random.default_rng(0)
+    ((inputs, spec),) = model.inputs.items()
+    for _ in range(count):
+        image = rng.random((batch, *spec.shape[1:]), dtype=np.float32)
+        yield {inputs: image, "label": rng.integers(0, 10, batch).astype(np.int32)}
 
 
 def _layers(report: RunReport, machine: Machine) -> None:
