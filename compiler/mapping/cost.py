@@ -122,7 +122,11 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
 
 
 def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
-    """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input."""
+    """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
+
+    Weights are most of what a linear layer moves, so that the way in of the first ones is in the channel's time already.
+    Counting it once more would cut them into many small jobs, each with fewer rows than the engine has lanes.
+    """
     areas = _areas(shape, t, shape.in_h, shape.in_w)
     blocks = _up(shape.steps, t.steps)
     k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
@@ -148,7 +152,8 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     loads = c_tiles if stay else tiles * k_tiles
     moved = loads * weights + tiles * (k_tiles * gradients + results)
     vector = t.steps * _vector(t.positions * t.c, machine)
-    ends = weights + gradients + vector + results + machine.dram.latency_cycles
+    way_in = gradients if shape.in_h * shape.in_w == 1 else weights + gradients
+    ends = way_in + vector + results + machine.dram.latency_cycles
     waits = tiles * vector + (c_tiles * weights if stay else 0) if t.held == 1 else 0
     return Cost(tiles * k_tiles * engine + waits, 0, tiles * vector, moved, ends)
 

@@ -8,6 +8,8 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.frontends.dsl import parse_snn
+from h2learn.compiler.mapping.cost import MASK_DENSITY
+from h2learn.compiler.mapping.streams import share
 from h2learn.compiler.mapping.tiling import PLAIN_NEURON, ConvShape, TileLimits, plan_backward
 
 NET = """
@@ -50,6 +52,16 @@ def test_a_kernel_that_covers_the_map_is_cut_so_that_neuron_gradients_join(side,
 
 def test_without_a_neuron_behind_it_nothing_is_fused():
     assert not plan_backward(whole_map(4, 128, 256), load_machine("h2l-v0"), TileLimits(), neuron=None).fused
+
+
+def test_a_linear_layer_is_few_jobs_with_more_rows_than_lanes():
+    """Weights come as a whole whatever the jobs are: small ones would only leave lanes of the engine idle."""
+    shape = ConvShape(2, 6, 1, 1, 1024, 1, 1, 512, (1, 1), (1, 1), (0, 0), False, False, 2)
+    machine = load_machine("h2l-v0")
+    tile = plan_backward(shape, share(machine, "head", headed=True), TileLimits(), neuron=PLAIN_NEURON)
+    rows = tile.steps * tile.samples * -(-int(MASK_DENSITY * tile.c) // (machine.backward.width // 4))
+    assert rows >= 2 * 4 * machine.backward.elements
+    assert -(-shape.c // tile.c) * -(-shape.k // tile.k) <= 4
 
 
 @pytest.mark.parametrize("pool", ["", "pool: max 2 x 2"])
