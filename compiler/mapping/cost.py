@@ -124,8 +124,8 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
 def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    Weights are most of what a linear layer moves, so that the way in of the first ones is in the channel's time already.
-    Counting it once more would cut them into many small jobs, each with fewer rows than the engine has lanes.
+    Weights are most of what a linear layer moves, so that the way in of the first ones is in the channel's time
+    already. Counting it once more would cut them into many small jobs, each with fewer rows than the engine has lanes.
     """
     areas = _areas(shape, t, shape.in_h, shape.in_w)
     blocks = _up(shape.steps, t.steps)
