@@ -132,10 +132,7 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
     tiles = c_tiles * areas * blocks
     covered, part = shape.covers_map, shape.under(t.rows, t.columns)
-    near = 1 if covered else shape.taps / (shape.stride[0] * shape.stride[1])
-    inputs = near * t.k * GRADIENT_DENSITY
-    rows = t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.width // 4)
-    engine = START + inputs * (rows / (4 * machine.backward.elements) + 0.5)
+    engine = backward_job(shape, t, machine)
     weights = _rows(part.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
     images = t.steps * t.samples
     seen = Patch(
@@ -156,6 +153,13 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cos
     ends = way_in + vector + results + machine.dram.latency_cycles
     waits = tiles * vector + (c_tiles * weights if stay else 0) if t.held == 1 else 0
     return Cost(tiles * k_tiles * engine + waits, 0, tiles * vector, moved, ends)
+
+
+def backward_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
+    """Return the cycles of the engine for a tile of an input gradient."""
+    near = 1 if shape.covers_map else shape.taps / (shape.stride[0] * shape.stride[1])
+    rows = t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.width // 4)
+    return START + near * t.k * GRADIENT_DENSITY * (rows / (4 * machine.backward.elements) + 0.5)
 
 
 def weights_cost(

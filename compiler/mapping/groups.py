@@ -71,8 +71,8 @@ def choose_group(
 def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machine, item: int, head: int = 0) -> float:
     """Estimate a step of ``groups`` groups: the parts follow each other once, then the slowest sets the pace.
 
-    The last ``head`` layers are a part of their own. Behind the last group's forward work the backward half of its
-    bytes and the optimizer's are moved.
+    The last ``head`` layers are a part of their own. Behind the last group's forward work backward and update go side
+    by side, a layer apart, and the backward half of the group's bytes and the optimizer's are moved.
     """
     maps, last = layers[: len(layers) - head], layers[len(layers) - head :]
     forward = sum(max(_forward(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps)
@@ -90,7 +90,8 @@ def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machi
     straight_steps = HEAD_OPTIMIZER_BYTES * sum(layer.weights for layer in last) / rate
     moved = (groups * channel + steps) * TRAFFIC + groups * straight + straight_steps
     tail = (channel / 2 + steps) * TRAFFIC + straight_steps
-    behind = max(backward + update / max(1, len(layers)), tail)
+    share = 1 / max(1, len(layers))
+    behind = max(backward + update * share, update + backward * share, tail)
     return max(moved * (1 + UNUSED / groups), forward + linear + (groups - 1) * pace + behind)
 
 

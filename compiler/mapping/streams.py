@@ -96,6 +96,11 @@ def shares_of(machine: Machine, *, headed: bool = False) -> Shares:
     return SMALL_SHARES if machine.sram_kib.A >= STEP_KIB * _WHOLE else SMALL_SHARES | {"A": (0, 5, 0, 5, 4, 2)}
 
 
+def gives_way(part: str | None, *, headed: bool) -> bool:
+    """Whether streams come first at the engines of ``part`` that have little work at a time: a head, steps on it."""
+    return headed and part in (BACKWARD, UPDATE)
+
+
 def share(machine: Machine, part: str | None, *, headed: bool = False) -> Machine:
     """Return ``machine`` with the memory that ``part`` of a training step has (None: all of it)."""
     if part is None:

@@ -19,6 +19,7 @@ from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import (
     LANES_OF_SHAPES,
     backward_cost,
+    backward_job,
     fans_of,
     forward_cost,
     weights_cost,
@@ -30,6 +31,10 @@ from h2learn.compiler.mapping.streams import OVERLAPS
 
 JOB_CYCLES = 4096
 """An engine's job on one tile of a weight gradient, at 2,048 lanes: other streams that want the engine wait as long."""
+TURN_CYCLES = 1024
+"""The same where streams come first that have little work at a time, as a head: what waits on chip for the engine is
+gone in about as many cycles (of W, the head has 640 KiB on ``h2l-v0``), and more can come only then.
+"""
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 
 
@@ -209,10 +214,12 @@ class ForwardTile(Tile):
 class BackwardTile(Tile):
     """Tile of an input gradient: rows, columns and ``c`` describe the result.
 
-    ``fused``: there is room for the neuron gradient that reads the result in the same stage.
+    ``fused``: there is room for the neuron gradient that reads the result in the same stage. ``by_steps``: the engine
+    has one job for each time step.
     """
 
     fused: bool
+    by_steps: bool = field(default=False, kw_only=True)
 
     @property
     def reduce_block(self) -> int:
@@ -438,20 +445,21 @@ def plan_backward(
     neuron: NeuronKind | None,
     looped: bool = False,
     joined: Joined | None = None,
+    gives_way: bool = False,
 ) -> BackwardTile:
     """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
     ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
     whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
     many taps. ``looped``: it must join, and one step of whole samples is computed at a time. ``joined``: what is summed
-    in front.
+    in front. ``gives_way``: other streams come first at the engine, whose jobs should be short.
     """
     if looped:
         return _plan_backward(shape, machine, limits, reduce_block, neuron, looped=True)
     if neuron is not None:
         with suppress(H2LearnError):
-            return _plan_backward(shape, machine, limits, reduce_block, neuron, joined=joined)
-    return _plan_backward(shape, machine, limits, reduce_block, None, joined=joined)
+            return _plan_backward(shape, machine, limits, reduce_block, neuron, joined=joined, gives_way=gives_way)
+    return _plan_backward(shape, machine, limits, reduce_block, None, joined=joined, gives_way=gives_way)
 
 
 def _plan_backward(
@@ -463,6 +471,7 @@ def _plan_backward(
     *,
     looped: bool = False,
     joined: Joined | None = None,
+    gives_way: bool = False,
 ) -> BackwardTile:
     fused = neuron is not None
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
@@ -503,8 +512,18 @@ def _plan_backward(
     if looped:
         choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
     slot = max(gblk_in, gblk_out)
-    found = _cheapest(choices, usage, lambda t: backward_cost(shape, t, machine, slot).cycles, machine)
-    return BackwardTile(**found[1], fused=fused) if found is not None else _nothing_fits("backward tile", machine)
+    speed = machine.backward.elements * machine.backward.width / LANES_OF_SHAPES
+    found = _cheapest(
+        choices,
+        usage,
+        lambda t: backward_cost(shape, t, machine, slot).cycles,
+        machine,
+        (lambda t: backward_job(shape, replace(t, steps=1), machine) * speed) if gives_way else None,
+        TURN_CYCLES,
+    )
+    if found is None:
+        _nothing_fits("backward tile", machine)
+    return BackwardTile(**found[1], fused=fused, by_steps=gives_way and found[1]["steps"] > 1)
 
 
 @dataclass(frozen=True)
@@ -522,11 +541,14 @@ def plan_weights(
     limits: TileLimits,
     reduce_block: tuple[int, int, int, int] | None = None,
     step: StepBytes = StepBytes(),
+    *,
+    gives_way: bool = False,
 ) -> WeightTile:
     """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits.
 
     ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before. ``step``: what the optimizer's
     step on each tile takes, if it is in the same stage: for all its kernel positions at once or one after the other.
+    ``gives_way``: other streams come first at the engine, whose jobs should be short.
     """
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
 
@@ -552,13 +574,21 @@ def plan_weights(
     unit = machine.weight_update
     speed = unit.lanes_k * unit.lanes_c / LANES_OF_SHAPES
 
+    def by_steps(t: Tile) -> bool:
+        """Whether each step may have its job: positions are looked up in groups, which must end with the step."""
+        return gives_way and t.steps > 1 and (shape.real or t.positions % unit.fan_in == 0)
+
+    def job(t: Tile) -> float:
+        return weights_job(t.seen(shape), replace(t, steps=1) if by_steps(t) else t, machine) * speed
+
     def cheapest(by_tap: bool) -> tuple[float, dict[str, int]] | None:
         return _cheapest(
             choices,
             lambda t: usage(t, by_tap),
             lambda t: weights_cost(shape, t, machine, gblk, 2 * step.A + step.W, by_tap=by_tap).cycles,
             machine,
-            lambda t: weights_job(t.seen(shape), t, machine) * speed,
+            job,
+            TURN_CYCLES if gives_way else JOB_CYCLES,
         )
 
     ways = [(by_tap, cheapest(by_tap)) for by_tap in ((False, True) if step.A and shape.taps > 1 else (False,))]
@@ -567,7 +597,8 @@ def plan_weights(
         _nothing_fits("weight-gradient tile", machine)
     _, tile, by_tap = min(found, key=lambda plan: plan[0])
     chosen = Tile(**tile)
-    return WeightTile(**vars(chosen), by_tap=by_tap, stay=what_stays(shape, chosen, machine, gblk))
+    stay = what_stays(shape, chosen, machine, gblk)
+    return WeightTile(**vars(chosen), by_tap=by_tap, stay=stay, by_steps=by_steps(chosen))
 
 
 def plan_positions(
@@ -764,13 +795,14 @@ def _cheapest(
     cost: Callable[[Tile], float],
     machine: Machine,
     job: Callable[[Tile], float] | None = None,
+    longest: float = 0,
 ) -> tuple[float, dict[str, int]] | None:
     """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that do.
 
-    ``job``: cycles of an engine on one tile; those of more than ``JOB_CYCLES`` are taken only if no others fit.
+    ``job``: cycles of an engine's job on a tile; those of more than ``longest`` are taken only if no others fit.
     """
     if job is not None:
-        found = _cheapest(choices, lambda t: usage(t) if job(t) <= JOB_CYCLES else TOO_LONG, cost, machine)
+        found = _cheapest(choices, lambda t: usage(t) if job(t) <= longest else TOO_LONG, cost, machine)
         return found or _cheapest(choices, usage, cost, machine)
     best: tuple[float, dict[str, int]] | None = None
     for k in choices["k"]:

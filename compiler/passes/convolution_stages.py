@@ -139,7 +139,14 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
     shape, kind = gradient_shape(ctx, op)
     other = None if fed_back else joined_gradient(ctx, op)
     t = plan_backward(
-        shape, ctx.chip, ctx.limits, op.reduce_block, neuron=kind, looped=fed_back, joined=other and other[1]
+        shape,
+        ctx.chip,
+        ctx.limits,
+        op.reduce_block,
+        neuron=kind,
+        looped=fed_back,
+        joined=other and other[1],
+        gives_way=ctx.gives_way,
     )
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
@@ -206,7 +213,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     """Lower a weight gradient: the sums stay on chip while all positions pass by, and for the optimizer's ``step``."""
     x = op.s if isinstance(op, lut.WuOp) else op.x
     shape = _reduction(ctx, op)
-    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step))
+    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step), gives_way=ctx.gives_way)
     b = ctx.builder
     label = ctx.label("weights", op)
     source, gradient = ctx.values[x], ctx.values[op.gu]
@@ -255,9 +262,10 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
             first, carry = ([n, y, x_, it], False) if running is None else ([], True)
             read = {"acc": acc, "g": g or load_gradients(area, time.start, ik)}
             if isinstance(op, lut.WuOp):
-                b.job(tile.WuRunOp, read | {"s": seen}, {**params, "fan": op.fan_in}, first=first, carry=carry)
+                used, params = read | {"s": seen}, {**params, "fan": op.fan_in}
+                ctx.sum_tile(tile.WuRunOp, used, params, t, ("s", "g"), first=first, carry=carry)
             else:
-                b.job(tile.BeWgtOp, read | {"x": seen}, params, first=first, carry=carry)
+                ctx.sum_tile(tile.BeWgtOp, read | {"x": seen}, params, t, ("x", "g"), first=first, carry=carry)
         window_of_tile: Window = ([tap, ic * t.c, ik * t.k], [taps, t.c, t.k])
         if result is not None:
             b.store(result, acc, *window_of_tile)

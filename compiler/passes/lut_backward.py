@@ -141,8 +141,15 @@ def _input_gradient(
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
     kind = _neuron_kind(reader)
-    chip = context.chip(streams.HEAD if op.weight in context.head else streams.BACKWARD)
-    block = plan_backward(planned, chip, context.limits, neuron=kind, looped=context.looped).reduce_block
+    part = streams.HEAD if op.weight in context.head else streams.BACKWARD
+    block = plan_backward(
+        planned,
+        context.chip(part),
+        context.limits,
+        neuron=kind,
+        looped=context.looped,
+        gives_way=context.gives_way(part),
+    ).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
     grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location, onto=onto)
@@ -250,7 +257,8 @@ def _reduction(
     if waits and context.group is not None and defers_weights(planned, context.machine):
         part = streams.OPTIMIZER
         planned = context.conv_shape(with_time, geometry, k, real=real, whole=True)
-    return plan_weights(planned, context.chip(part), context.limits).reduce_block
+    way = waits and context.gives_way(part)
+    return plan_weights(planned, context.chip(part), context.limits, gives_way=way).reduce_block
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:

@@ -11,7 +11,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
-from h2learn.compiler.mapping.streams import BACKWARD, share
+from h2learn.compiler.mapping.streams import BACKWARD, gives_way, share
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
@@ -164,6 +164,10 @@ class LutContext:
     def chip(self, part: str) -> Machine:
         """Return the machine with the memory that ``part`` of a training step has; inference has all of it."""
         return share(self.machine, None if self.group is None else part, headed=bool(self.head))
+
+    def gives_way(self, part: str) -> bool:
+        """Whether streams come first at the engines of ``part`` that have little work at a time."""
+        return gives_way(part, headed=bool(self.head))
 
     def conv_shape(
         self,

@@ -205,8 +205,18 @@ def joined_gradient(ctx: TileContext, op: lut.BeGradOp) -> tuple[lut.BeGradOp, J
         return None
     found = Joined(beside, other.reduce_block)
     with suppress(H2LearnError):
-        alone = plan_backward(shape, ctx.chip, ctx.limits, op.reduce_block, neuron=kind)
-        both = plan_backward(shape, ctx.chip, ctx.limits, op.reduce_block, neuron=kind, joined=found)
+        alone, both = (
+            plan_backward(
+                shape,
+                ctx.chip,
+                ctx.limits,
+                op.reduce_block,
+                neuron=kind,
+                joined=joined,
+                gives_way=ctx.gives_way,
+            )
+            for joined in (None, found)
+        )
         if both.fused == alone.fused:
             return other, found
     return None
@@ -264,7 +274,8 @@ class Through:
         if gradients is None:
             b.load(self._source, g, *window)
         first, carry = _start(self.op, [ik])
-        b.job(tile.BeRunOp, {**buffers, "g": g, "w": w}, self._params, first=first, carry=carry)
+        used = {**buffers, "g": g, "w": w}
+        self.ctx.sum_tile(tile.BeRunOp, used, self._params, t, ("acc", "m", "g"), first=first, carry=carry)
 
 
 def geometry_params(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,9 +11,9 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
-from h2learn.compiler.mapping.streams import share
-from h2learn.compiler.mapping.tiling import NeuronKind, Tile, TileLimits, slot_cap
-from h2learn.compiler.passes.stage_builder import Affine, StageBuilder, Start
+from h2learn.compiler.mapping.streams import gives_way, share
+from h2learn.compiler.mapping.tiling import BackwardTile, NeuronKind, Tile, TileLimits, WeightTile, slot_cap
+from h2learn.compiler.passes.stage_builder import Affine, Place, StageBuilder, Start
 from h2learn.dialects import tile
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
@@ -47,6 +47,11 @@ class TileContext:
         """The machine with the share of the memories that the current stage has."""
         return share(self.machine, self.builder.part, headed=self.headed)
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether streams come first at the engines of the current part that have little work at a time."""
+        return gives_way(self.builder.part, headed=self.headed)
+
     def samples(self, batch: int) -> int:
         """Return how many of ``batch`` samples a stage sees: a group, or all of them."""
         return batch if self.group is None else batch // self.groups
@@ -66,6 +71,31 @@ class TileContext:
         if self.group is None:
             return None
         return self.builder.repeat(result, max(1, self.groups - 1)), self.group + -1
+
+    def sum_tile(
+        self,
+        kind: type[tile.JobOp],
+        buffers: Mapping[str, SSAValue],
+        params: Mapping[str, tile.Param],
+        t: BackwardTile | WeightTile,
+        apart: Sequence[str],
+        *,
+        first: Sequence[Affine],
+        carry: bool,
+    ) -> None:
+        """Append the job that sums a tile, or one for each time step, of which the buffers ``apart`` have one each.
+
+        Where other streams wait for the engine it should turn to them soon, and it finishes a job before it does.
+        """
+        if not t.by_steps:
+            self.builder.job(kind, buffers, dict(params), first=first, carry=carry)
+            return
+        with self.builder.loop("step", t.steps) as step:
+            places: dict[str, Place] = {
+                role: (buffer, step) if role in apart else buffer for role, buffer in buffers.items()
+            }
+            fresh = first if carry or "acc" in apart else [*first, step]
+            self.builder.job(kind, places, {**params, "imgs": t.samples}, first=fresh, carry=carry)
 
     def gblk(self, channels: int) -> int:
         """Return the channels per gradient slot of a tensor with ``channels`` channels."""
