@@ -8,7 +8,7 @@ what a run costs is counted by the simulator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -121,18 +121,20 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
     return Cost(tiles * c_tiles * engine + waits, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
 
 
-def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> Cost:
+def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, *, by_steps: bool = False) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    Weights are most of what a linear layer moves, so that the way in of the first ones is in the channel's time
-    already. Counting it once more would cut them into many small jobs, each with fewer rows than the engine has lanes.
+    ``by_steps``: the engine has a job for each time step. Weights are most of what a linear layer moves, so that the
+    way in of the first ones is in the channel's time already. Counting it once more would cut them into many small
+    jobs, each with fewer rows than the engine has lanes.
     """
     areas = _areas(shape, t, shape.in_h, shape.in_w)
     blocks = _up(shape.steps, t.steps)
     k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c)
     tiles = c_tiles * areas * blocks
     covered, part = shape.covers_map, shape.under(t.rows, t.columns)
-    engine = backward_job(shape, t, machine)
+    job, jobs = (replace(t, steps=1), t.steps) if by_steps else (t, 1)
+    engine = jobs * backward_job(shape, job, machine)
     weights = _rows(part.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
     images = t.steps * t.samples
     seen = Patch(
@@ -224,7 +226,7 @@ def weights_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
     positions = t.steps * t.positions
     if shape.real:
         work = shape.taps * t.c * positions * _up(GRADIENT_DENSITY * t.k, machine.backward.width // 4)
-        return START + work / (4 * machine.backward.elements)
+        return START + work / min(4 * machine.backward.elements, shape.taps * t.c)
     unit = machine.weight_update
     passes = _up(t.k, unit.lanes_k) * _up(t.c * shape.taps, unit.lanes_c)
     return START + passes * _up(positions, unit.fan_in)

@@ -31,9 +31,11 @@ from h2learn.compiler.mapping.streams import OVERLAPS
 
 JOB_CYCLES = 4096
 """An engine's job on one tile of a weight gradient, at 2,048 lanes: other streams that want the engine wait as long."""
-TURN_CYCLES = 1024
-"""The same where streams come first that have little work at a time, as a head: what waits on chip for the engine is
-gone in about as many cycles (of W, the head has 640 KiB on ``h2l-v0``), and more can come only then.
+BACKWARD_TURN, UPDATE_TURN = 2048, 768
+"""The same for multipliers and for look-ups where streams come first that have little work at a time, as a head.
+
+What waits on chip for the engine is gone after as many cycles as it took to come (1,280 for the head's weights on
+``h2l-v0``), and more can come only then. Processing elements are busy alike only if there are many positions for each.
 """
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 
@@ -242,11 +244,13 @@ class WeightTile(SumTile):
     """Tile of a weight gradient: steps to columns are the reduction.
 
     ``by_tap``: an optimizer's step on it goes over one kernel position after the other. ``stay``: what is read once
-    where all positions are one block, ``inputs`` or ``gradients``.
+    where all positions are one block, ``inputs`` or ``gradients``. ``by_steps``: the engine has one job for each time
+    step.
     """
 
     by_tap: bool = False
     stay: str = ""
+    by_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -516,10 +520,10 @@ def _plan_backward(
     found = _cheapest(
         choices,
         usage,
-        lambda t: backward_cost(shape, t, machine, slot).cycles,
+        lambda t: backward_cost(shape, t, machine, slot, by_steps=gives_way).cycles,
         machine,
         (lambda t: backward_job(shape, replace(t, steps=1), machine) * speed) if gives_way else None,
-        TURN_CYCLES,
+        BACKWARD_TURN,
     )
     if found is None:
         _nothing_fits("backward tile", machine)
@@ -581,6 +585,8 @@ def plan_weights(
     def job(t: Tile) -> float:
         return weights_job(t.seen(shape), replace(t, steps=1) if by_steps(t) else t, machine) * speed
 
+    turn = BACKWARD_TURN if shape.real else UPDATE_TURN
+
     def cheapest(by_tap: bool) -> tuple[float, dict[str, int]] | None:
         return _cheapest(
             choices,
@@ -588,7 +594,7 @@ def plan_weights(
             lambda t: weights_cost(shape, t, machine, gblk, 2 * step.A + step.W, by_tap=by_tap).cycles,
             machine,
             job,
-            TURN_CYCLES if gives_way else JOB_CYCLES,
+            turn if gives_way else JOB_CYCLES,
         )
 
     ways = [(by_tap, cheapest(by_tap)) for by_tap in ((False, True) if step.A and shape.taps > 1 else (False,))]

@@ -95,3 +95,16 @@ def test_a_head_goes_forward_and_backward_in_one_stream() -> None:
 def test_without_a_head_there_are_four_streams(limits: str) -> None:
     count, found = streams(limits)
     assert count == 0 and list(found) == ["forward", "backward", "update", "optimizer"]
+
+
+@pytest.mark.parametrize(("head", "by_steps"), [("apart", True), ("joined", False)])
+def test_backward_and_update_work_beside_a_head_is_a_job_per_time_step(head: str, by_steps: bool) -> None:
+    module = compile_to(MODEL, Recipe(limits=f"group=2,head={head}", train=Train()), "tile")
+    of_maps = [
+        op for op in module.walk() if isinstance(op, tile.BeRunOp | tile.WuRunOp) and int(op.parameters()["kh"]) == 3
+    ]
+    assert len(of_maps) == 2
+    for op in of_maps:
+        loop = op.parent_op()
+        assert (isinstance(loop, tile.ForOp) and loop.label.data == "step") == by_steps
+        assert int(op.parameters()["imgs"]) == (2 if by_steps else 8)

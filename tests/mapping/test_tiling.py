@@ -10,9 +10,12 @@ import pytest
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, Memory, load_machine
+from h2learn.compiler.mapping.cost import backward_job, weights_job
 from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.tiling import (
+    BACKWARD_TURN,
     PLAIN_NEURON,
+    UPDATE_TURN,
     BackwardTile,
     ConvShape,
     ForwardTile,
@@ -212,6 +215,20 @@ def test_blocks_chosen_before_stay() -> None:
     block = (3, 2, 4, 12)
     assert plan_weights(shape, machine, tight, block).reduce_block == block
     assert plan_forward(shape, machine, tight).reduce_block == 8
+
+
+def test_engines_that_a_head_waits_for_have_short_jobs_of_one_time_step() -> None:
+    """Groups of looked up positions end with the step, or the sums would be others."""
+    machine = load_machine("h2l-v0")
+    shape = ConvShape(6, 2, 28, 28, 128, 28, 28, 128, (3, 3), (1, 1), (1, 1), False, False, 2)
+    plain, back = (plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON, gives_way=way) for way in (False, True))
+    assert back.by_steps and not plain.by_steps and back.steps > 1
+    assert backward_job(shape, replace(back, steps=1), machine) <= BACKWARD_TURN < backward_job(shape, plain, machine)
+    long, short = (plan_weights(shape, machine, FREE, gives_way=way) for way in (False, True))
+    assert short.by_steps and not long.by_steps
+    assert weights_job(shape, replace(short, steps=1), machine) <= UPDATE_TURN < weights_job(shape, long, machine)
+    odd = plan_weights(shape, machine, FREE, (6, 1, 9, 9), gives_way=True)
+    assert odd.steps == 6 and not odd.by_steps
 
 
 def test_a_neuron_gradient_that_has_no_room_gets_its_own_stage() -> None:
