@@ -212,6 +212,11 @@ def slot_bytes(gblk: int, item: int) -> int:
     return -(-(BITMAP_BYTES + gblk * item) // 8) * 8
 
 
+def moved_bitmap_bytes(slot: int, item: int) -> int:
+    """Return the bytes of a bitmap that a transfer of slots of ``slot`` bytes carries: those that have channels."""
+    return min(BITMAP_BYTES, -(-((slot - BITMAP_BYTES) // item) // 8))
+
+
 def slot_row_bytes(op: Operation, field: str = "gblk") -> int:
     """Return the bytes of all slots of one position with ``k`` channels, as many in each as the ``field`` says."""
     require(op, **{field: (1, 64)})

@@ -24,6 +24,7 @@ from .operation import (
     has_synapse,
     input_shape,
     item_bytes,
+    moved_bitmap_bytes,
     not_fixed_point,
     open_operands,
     parameter_rows,
@@ -808,8 +809,9 @@ def _rows(op: Operation) -> Iterator[tuple[bool, slice, slice]]:
 def _moved(op: Operation, row: Bytes) -> int:
     if op.choice("mode") == "plain":
         return row.size
-    bitmaps = row.reshape(-1, op.number("slot"))[:, :8]
-    return 8 * len(bitmaps) + int(np.bitwise_count(bitmaps).sum()) * op.number("item")
+    slot, item = op.number("slot"), op.number("item")
+    bitmaps = row.reshape(-1, slot)[:, :8]
+    return moved_bitmap_bytes(slot, item) * len(bitmaps) + int(np.bitwise_count(bitmaps).sum()) * item
 
 
 def _taps(op: Operation) -> int:

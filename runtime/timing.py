@@ -38,7 +38,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn.isa import BY_MNEMONIC
 from h2learn.backends.h2learn.machine import Machine
 
-from .operation import BITMAP_BYTES, Memories, Operation
+from .operation import BITMAP_BYTES, Memories, Operation, moved_bitmap_bytes
 from .regions import ADAMS, Access, Desc, conv_positions, existing_rows, groups, planes, taps
 
 START_UP: dict[str, int] = {
@@ -110,7 +110,8 @@ def plain_burst_bytes(access: Access, machine: Machine) -> int:
 def slot_burst_bytes(op: Operation, memories: Memories, machine: Machine) -> int:
     """Return the DRAM bytes of a ``slots`` transfer in whole bursts, from the bitmaps in the source as it is now."""
     slot, item = int(op.desc["slot"]), int(op.desc["item"])
-    held = np.minimum(BITMAP_BYTES + np.bitwise_count(slot_bitmaps(op, memories)).astype(np.int64) * item, slot)
+    live = np.bitwise_count(slot_bitmaps(op, memories)).astype(np.int64)
+    held = np.minimum(moved_bitmap_bytes(slot, item) + live * item, slot)
     if not held.size:
         return 0
     units = np.add.reduceat(held, packed_units(op, len(held)))

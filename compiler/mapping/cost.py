@@ -13,7 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.layout import row_bytes
+from h2learn.compiler.mapping.layout import moved_slot_bytes, row_bytes
 
 if TYPE_CHECKING:
     from h2learn.compiler.mapping.tiling import ConvShape, Tile
@@ -286,7 +286,7 @@ def _map(patch: Patch, height: int, width: int, size: int, machine: Machine) -> 
 def _slots(patch: Patch, height: int, width: int, channels: int, slot: int, item: int, machine: Machine) -> float:
     """Return the cycles of gradient slots: bitmaps and live values, packed along whole rows and maps."""
     rows, columns = min(patch.rows, height), min(patch.columns, width)
-    live = 8 + GRADIENT_DENSITY * min(slot, channels) * item
+    live = moved_slot_bytes(min(slot, channels), item, GRADIENT_DENSITY)
     packed = 1 if columns < width else columns if rows < height else columns * rows * patch.images
     return _rows(patch.images * rows * columns / packed * _up(channels, slot), packed * live, True, machine)
 

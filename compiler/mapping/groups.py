@@ -146,7 +146,7 @@ def _traffic(layer: Layer, group: int, item: int, machine: Machine) -> float:
     images = _images(layer, group)
     width = max(32, 4 * machine.backward.elements)
     kept = images * layer.k * (item * (1 + GRADIENT_DENSITY) * 2 + 1)
-    gradients = (item * GRADIENT_DENSITY + 1 / 4) * layer.k * (ceil(layer.c / width) - 1)
+    gradients = (item * GRADIENT_DENSITY + 1 / 8) * layer.k * (ceil(layer.c / width) - 1)
     spikes = layer.c / 8 * (ceil(layer.k / width) - 1)
     sums = min(8 * layer.weights, images * (layer.c + layer.k * item))
     together = (share(machine, part).memory_bytes("A") // (4 * width) for part in (FORWARD, BACKWARD))

@@ -19,6 +19,11 @@ def slot_bytes(gblk: int, dtype: str) -> int:
     return SLOT_BITMAP_BYTES + -(-gblk * item_bytes(dtype) // 8) * 8
 
 
+def moved_slot_bytes(gblk: int, item: int, density: float) -> float:
+    """Return the bytes that move of a slot of ``gblk`` channels, a share ``density`` of them live."""
+    return -(-gblk // 8) + density * gblk * item
+
+
 def row_bytes(form: str, channels: int, gblk: int = 0) -> int:
     """Return the bytes of one position of ``channels`` values in format ``form``.
 

@@ -117,12 +117,13 @@ def slot_traffic(
 ) -> tuple[int, int]:
     """Return the bytes that the gradient slots of the rows that exist hold, and the same in whole bursts.
 
-    ``source_start``: address of the first row. A slot holds its bitmap and the live values; ``slot`` bounds both. Up
-    to ``pack`` slots that touch in DRAM, counted from one that does not touch the slot before it, are rounded up to
+    ``source_start``: address of the first row. Of a slot move the bytes of the bitmap that have channels, and the live
+    values; ``slot`` bounds both. Up to ``pack`` slots that touch in DRAM, counted from one that does not touch the slot before it, are rounded up to
     bursts together.
     """
     moved = in_bursts = held = np.uint64(0)
     room, size, unit = np.uint64(slot), np.uint64(item), np.uint64(burst)
+    bitmap = np.uint64(min(8, ((slot - 8) // item + 7) // 8))
     most, packed, follows = np.uint64(max(1, pack)), np.uint64(0), np.int64(0)
     for i0 in range(counts[0]):
         for i1 in range(counts[1]):
@@ -139,8 +140,8 @@ def slot_traffic(
                         if packed == most:
                             in_bursts += whole_bursts(held, unit)
                             held = packed = np.uint64(0)
-                        moved += np.uint64(8) + live * size
-                        held += min(np.uint64(8) + live * size, room)
+                        moved += bitmap + live * size
+                        held += min(bitmap + live * size, room)
                         packed += np.uint64(1)
     in_bursts += whole_bursts(held, unit)
     return np.int64(moved), np.int64(in_bursts)

@@ -20,8 +20,8 @@ DMA = ONE_ROW + "addr a1, DRAM, 0x1000\naddr a2, U, 0\naddr a3, DRAM, 0x10000\n"
 LOAD, STORE = "ld dst=a2, src=a1, y=a0, x=a0, desc=x0\n", "st dst=a3, src=a2, y=a0, x=a0, desc=x0\n"
 
 
-def run(body, prepare=None, **options):
-    sim = Simulator(load(assemble(HEAD + body, "test.s")), execute="reference", **options)
+def run(body, prepare=None, execute="reference", **options):
+    sim = Simulator(load(assemble(HEAD + body, "test.s")), execute=execute, **options)
     if prepare is not None:
         prepare(sim.memories.arrays)
     return sim, sim.run()
@@ -160,6 +160,22 @@ def test_slots_move_their_live_values_only():
     assert report.bytes_read == {"DRAM": (8 + 3 * 4) + (8 + 20 * 4)}
     assert report.bytes_written == {"U": (8 + 3 * 4) + (8 + 20 * 4)}
     assert report.busy["DRAM"] == -(-(64 + 128) // 25.6)
+
+
+@pytest.mark.parametrize(("channels", "item", "bitmap"), [(64, 2, 8), (32, 2, 4), (32, 4, 4), (12, 2, 2), (8, 2, 1)])
+@pytest.mark.parametrize("execute", ["fast", "reference"])
+def test_of_a_bitmap_the_bytes_that_have_channels_move(channels, item, bitmap, execute):
+    slot, count = 8 + channels * item, 10
+    body = DMA + f"cfg x0.mode, slots\ncfg x0.run, {count * slot}\ncfg x0.slot, {slot}\ncfg x0.item, {item}\n"
+
+    def prepare(arrays):
+        for n in range(count):
+            arrays["DRAM"][slot * n : slot * n + 8].view(np.uint64)[0] = 0b101
+
+    _, report = run(body + f"cfg x0.pack, {count}\n" + LOAD + "halt\n", prepare, execute=execute)
+    moved = count * (bitmap + 2 * item)
+    assert report.bytes_read == {"DRAM": moved}
+    assert report.busy["DRAM"] == -(-64 * -(-moved // 64) // 25.6)
 
 
 def test_slots_that_are_packed_share_bursts():
