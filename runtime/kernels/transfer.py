@@ -118,8 +118,8 @@ def slot_traffic(
     """Return the bytes that the gradient slots of the rows that exist hold, and the same in whole bursts.
 
     ``source_start``: address of the first row. Of a slot move the bytes of the bitmap that have channels, and the live
-    values; ``slot`` bounds both. Up to ``pack`` slots that touch in DRAM, counted from one that does not touch the slot before it, are rounded up to
-    bursts together.
+    values; ``slot`` bounds both. Up to ``pack`` slots that touch in DRAM, counted from one that does not touch the slot
+    before it, are rounded up to bursts together.
     """
     moved = in_bursts = held = np.uint64(0)
     room, size, unit = np.uint64(slot), np.uint64(item), np.uint64(burst)
