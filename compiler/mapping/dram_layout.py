@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import gcd, prod
 
 from h2learn.compiler.mapping.cost import GRADIENT_DENSITY
@@ -57,22 +58,41 @@ class TensorFormat:
         return self.gblk or (8 if self.form == "bits" else 1)
 
 
-def choose_layout(tensor: TensorFormat, copies: Sequence[Copied], burst: int) -> tuple[int, int]:
-    """Return (channels per plane, slots per packed unit) with the fewest bytes in whole bursts of ``burst`` bytes.
+def dram_order(dimensions: int, *, apart: bool) -> list[int]:
+    """Return the order in which the dimensions of a tensor lie, without channels, outermost first.
 
-    The channels of a plane are those that all copies have together, or all of them.
+    ``apart``: of a map [time][sample][row][column], perhaps with dimensions in front, positions come first and time
+    steps last.
+    """
+    order = list(range(dimensions))
+    if not apart:
+        return order
+    *front, sample, row, column = order
+    step = front[-1:]
+    return [*front[:-1], row, column, sample, *step]
+
+
+def choose_layout(
+    tensor: TensorFormat, copies: Sequence[Copied], burst: int, *, may_be_apart: bool = True
+) -> tuple[int, int, bool]:
+    """Return (channels per plane, slots per packed unit, whether positions lie apart).
+
+    These take the fewest bytes in whole bursts of ``burst`` bytes. The channels of a plane are those that all copies
+    have together, or all of them. Only maps without gradient slots may lie apart.
     """
     channels = tensor.shape[-1]
     together = gcd(channels, *(copy.extents[-1].step for copy in copies))
     if together % tensor.unit:
         together = channels
-    found: list[tuple[float, int, int]] = []
-    for plane in dict.fromkeys((channels, together)):
+    alike = all(copy.shape in ((), tensor.shape[:-1]) for copy in copies)
+    orders = (False, True) if may_be_apart and alike and not tensor.gblk and len(tensor.shape) >= 4 else (False,)
+    found: list[tuple[float, int, int, bool]] = []
+    for apart, plane in product(orders, dict.fromkeys((channels, together))):
         pack = slots_together(tensor, copies, plane) if tensor.gblk else 1
-        moved = sum(copy.times * copy_bursts(tensor, copy, plane, pack, burst) for copy in copies)
-        found.append((moved, plane, pack))
-    _, plane, pack = min(found, key=lambda one: one[0])
-    return plane, pack
+        moved = sum(copy.times * copy_bursts(tensor, copy, plane, pack, burst, apart=apart) for copy in copies)
+        found.append((moved, plane, pack, apart))
+    _, plane, pack, apart = min(found, key=lambda one: one[0])
+    return plane, pack, apart
 
 
 def slots_together(tensor: TensorFormat, copies: Sequence[Copied], plane: int) -> int:
@@ -108,17 +128,24 @@ def _capped(unit: int, more: int) -> int:
     return next(d for d in range(min(more, UNIT_SLOTS // unit), 0, -1) if more % d == 0)
 
 
-def copy_bursts(tensor: TensorFormat, copy: Copied, plane: int, pack: int, burst: int) -> float:
-    """Return the bytes in whole bursts that one execution moves, where it lies inside the tensor."""
+def copy_bursts(tensor: TensorFormat, copy: Copied, plane: int, pack: int, burst: int, *, apart: bool = False) -> float:
+    """Return the bytes in whole bursts that one execution moves, where it lies inside the tensor.
+
+    Where positions lie apart and a window reaches outside the map, its transfer has positions innermost, so that no
+    images follow each other.
+    """
     *outer, channels = copy.extents
     count = max(1, channels.size // plane)
     run = row_bytes(tensor.form, min(plane, channels.size), tensor.gblk)
     whole = row_bytes(tensor.form, plane, tensor.gblk)
     stride = whole
     rows = count
-    for extent, size in zip(reversed(outer), reversed(copy.shape or tensor.shape[:-1]), strict=True):
+    sizes = copy.shape or tensor.shape[:-1]
+    order = dram_order(len(sizes), apart=apart)
+    scattered = apart and any(outer[d].low < 0 or outer[d].high > sizes[d] for d in order[-4:])
+    for extent, size in ((outer[d], sizes[d]) for d in reversed(order)):
         existing = min(extent.size, size)
-        if run == stride:
+        if run == stride and not scattered:
             run *= existing
         else:
             rows *= existing

@@ -63,6 +63,15 @@ def linear(index: tile.Index, op: tile.LoadOp | tile.StoreOp | tile.JobOp) -> Li
     return Linear(index[0], tuple(coeffs))
 
 
+def is_transfer(op: tile.LoadOp | tile.StoreOp) -> bool:
+    """Whether a strided transfer, or a loop over planes with one, can move what a copy does."""
+    try:
+        transfer(op)
+    except H2LearnError:
+        return False
+    return True
+
+
 def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     """Return the strided transfer of a copy; raises H2LearnError when it has too many dimensions."""
     placed, _ = op.placed
@@ -72,7 +81,7 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     plane = min(layout.plane, placed.shape[-1])
     planes = max(1, op.sizes.data[-1] // plane)
     run = channel_bytes(placed, min(plane, op.sizes.data[-1]))
-    strides = tensor_strides(op.tensor, plane)
+    strides = tensor_strides(op.tensor, plane, apart=layout.apart)
     chip = planes * run
     dimensions: list[_Dimension] = []
     for size, stride, start, limit in reversed(
@@ -80,6 +89,8 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     ):
         dimensions.insert(0, _Dimension(size, stride, chip, start, limit))
         chip *= size
+    if layout.apart:
+        dimensions.sort(key=lambda dimension: -dimension.dram)
     channel = _Dimension(op.sizes.data[-1], 0, 0, starts[-1], placed.shape[-1])
     if channel.bounded(trips):
         raise H2LearnError(f"{op.name} reaches outside the channels of its tensor", location=source_of(op) or None)

@@ -14,6 +14,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.dram_layout import Copied, Extent, TensorFormat, choose_layout
+from h2learn.compiler.passes.h2_transfer import is_transfer
 from h2learn.compiler.passes.tile_layout import base_form, enclosing_loops, stack_of
 from h2learn.dialects import tile
 
@@ -36,10 +37,13 @@ class LayOutTensorsPass(ModulePass):
                 continue
             placed = tile.placed_of(family[0].result)
             kind = TensorFormat(base_form(placed), placed.shape, placed.gblk)
-            plane, pack = choose_layout(kind, [_copied(copy) for copy in copies], burst)
-            if (plane, pack) != (placed.shape[-1], 1):
+            windows = [_copied(copy) for copy in copies]
+            for may_be_apart in (True, False):
+                layout = tile.Layout(*choose_layout(kind, windows, burst, may_be_apart=may_be_apart))
                 for tensor in family:
-                    tensor.layout = tile.LayoutAttr(tile.Layout(plane, pack))
+                    tensor.layout = None if layout == tile.Layout(placed.shape[-1]) else tile.LayoutAttr(layout)
+                if not layout.apart or all(is_transfer(copy) for copy in copies):
+                    break
 
 
 def _families(module: builtin.ModuleOp) -> Iterator[list[tile.TensorOp]]:

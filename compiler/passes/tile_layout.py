@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xdsl.ir import Operation, SSAValue
 
-from h2learn.compiler.mapping.dram_layout import plane_bytes
+from h2learn.compiler.mapping.dram_layout import dram_order, plane_bytes
 from h2learn.compiler.mapping.layout import row_bytes, tensor_bytes
 from h2learn.compiler.mapping.placement import aligned
 from h2learn.dialects import tile
@@ -54,13 +54,17 @@ def slot_stride(alloc: tile.AllocOp) -> int:
     return aligned(placed_bytes(alloc.result.type.placed))
 
 
-def dimension_bytes(placed: tile.Placed, plane: int | None = None) -> list[int]:
-    """Return the byte stride of every dimension but the last, outermost first, in planes of ``plane`` channels."""
-    strides: list[int] = []
+def dimension_bytes(placed: tile.Placed, plane: int | None = None, *, apart: bool = False) -> list[int]:
+    """Return the byte stride of every dimension but the last, in planes of ``plane`` channels.
+
+    ``apart``: positions come before images, see ``dram_order``.
+    """
+    sizes = placed.shape[:-1]
+    strides = [0] * len(sizes)
     step = row_bytes(base_form(placed), plane or placed.shape[-1], placed.gblk)
-    for size in reversed(placed.shape[:-1]):
-        strides.insert(0, step)
-        step *= size
+    for dimension in reversed(dram_order(len(sizes), apart=apart)):
+        strides[dimension] = step
+        step *= sizes[dimension]
     return strides
 
 
@@ -70,17 +74,19 @@ def plane_stride(value: SSAValue, plane: int) -> int:
     return plane_bytes(base_form(placed), placed.shape, plane, placed.gblk)
 
 
-def tensor_strides(tensor: SSAValue, plane: int | None = None) -> list[int]:
+def tensor_strides(tensor: SSAValue, plane: int | None = None, *, apart: bool = False) -> list[int]:
     """Return the byte stride of every dimension of a DRAM tensor but the last.
 
     Repetitions lie on one another, the members of a stack side by side. ``plane``: channels per plane (None: all of
-    them, as they are numbered where bytes do not matter).
+    them, as they are numbered where bytes do not matter). ``apart``: positions come before images.
     """
     assert isinstance(tensor.type, tile.TensorType)
     owner = tensor.owner
     if isinstance(owner, tile.RepeatOp):
-        return [0, *tensor_strides(owner.source, plane)]
-    strides = dimension_bytes(tensor.type.placed, plane)
+        return [0, *tensor_strides(owner.source, plane, apart=apart)]
+    if isinstance(owner, tile.StackOp):
+        return [stack_stride(tensor), *dimension_bytes(tile.placed_of(owner.members[0]), plane, apart=apart)]
+    strides = dimension_bytes(tensor.type.placed, plane, apart=apart)
     if isinstance(root_tensor(tensor).owner, tile.StackOp):
         strides[0] = stack_stride(root_tensor(tensor))
     return strides

@@ -125,15 +125,19 @@ class ShapeAttr(Data[tuple[int, ...]]):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a DRAM tensor lies: in planes of ``plane`` channels, of gradient slots ``pack`` consecutive ones packed."""
+    """How a DRAM tensor lies: in planes of ``plane`` channels, of gradient slots ``pack`` consecutive ones packed.
+
+    ``apart``: the positions of a map one after the other, at each all images, a sample's time steps side by side.
+    """
 
     plane: int
     pack: int = 1
+    apart: bool = False
 
 
 @irdl_attr_definition
 class LayoutAttr(Data[Layout]):
-    """The layout of a DRAM tensor: ``<planes of 32, units of 8>``."""
+    """The layout of a DRAM tensor: ``<planes of 32, units of 8>``, perhaps with ``positions apart`` behind it."""
 
     name = "tile.layout"
 
@@ -147,11 +151,17 @@ class LayoutAttr(Data[Layout]):
             parser.parse_punctuation(",")
             parser.parse_keyword("units")
             parser.parse_keyword("of")
-            return Layout(plane, parser.parse_integer(allow_boolean=False, allow_negative=False))
+            pack = parser.parse_integer(allow_boolean=False, allow_negative=False)
+            apart = parser.parse_optional_punctuation(",") is not None
+            if apart:
+                parser.parse_keyword("positions")
+                parser.parse_keyword("apart")
+            return Layout(plane, pack, apart)
 
     def print_parameter(self, printer: Printer) -> None:
-        """Print channels per plane and slots per unit."""
-        printer.print_string(f"<planes of {self.data.plane}, units of {self.data.pack}>")
+        """Print channels per plane, slots per unit, and whether positions lie apart."""
+        apart = ", positions apart" if self.data.apart else ""
+        printer.print_string(f"<planes of {self.data.plane}, units of {self.data.pack}{apart}>")
 
 
 @irdl_attr_definition

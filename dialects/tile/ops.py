@@ -205,6 +205,7 @@ class TensorOp(IRDLOperation):
     """A DRAM tensor of the program itself: constant ``rows``, the storage copy of argument ``shadow``, or zeros.
 
     ``layout`` says how its bytes lie (none: contiguous, channels last, slots one by one); windows mean the same in any.
+    Text: ``%map = tile.dram "s" layout <planes of 16, units of 1, positions apart> : !tile.tensor<bits[6x8x7x7x64]>``.
     """
 
     name = "tile.dram"
@@ -257,6 +258,8 @@ class TensorOp(IRDLOperation):
             raise VerifyException(
                 f"tile.dram expects units of 1 to {MAX_PACK} gradient slots (1 for other formats), found {layout.pack}"
             )
+        if layout.apart and (placed.gblk or len(placed.shape) < 4 or self.shadow is not None):
+            raise VerifyException(f"tile.dram expects maps without slots where positions lie apart, found {placed}")
 
 
 @irdl_op_definition
@@ -279,9 +282,11 @@ class ViewOp(IRDLOperation):
             raise VerifyException(f"tile.view expects plain numbers, found {before.form} and {after.form}")
         if prod(before.shape) != prod(after.shape):
             raise VerifyException(f"tile.view expects equal volumes, found {before} and {after}")
-        plane = layout_of(self.source).plane
-        if before.shape[-1] != after.shape[-1] and plane < before.shape[-1]:
-            raise VerifyException(f"tile.view expects the channels of planes of {plane} to stay, found {after}")
+        layout = layout_of(self.source)
+        if before.shape[-1] != after.shape[-1] and layout.plane < before.shape[-1]:
+            raise VerifyException(f"tile.view expects the channels of planes of {layout.plane} to stay, found {after}")
+        if layout.apart:
+            raise VerifyException("tile.view expects a tensor whose positions do not lie apart")
         if isinstance(self.source.owner, StackOp) and before.shape[0] != after.shape[0]:
             raise VerifyException(f"tile.view expects the {before.shape[0]} tensors of a stack, found {after}")
 

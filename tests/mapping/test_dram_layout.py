@@ -107,6 +107,47 @@ def test_channels_that_are_read_apart_lie_apart() -> None:
     whole = [Extent(n, 0, n, n) for n in tensor.shape[:-1]]
     together = Copied(1, (*whole, Extent(128, 0, 128, 128)))
     apart = Copied(8, (*whole, Extent(16, 0, 128, 16)))
-    assert choose_layout(tensor, [together, together], BURST) == (128, 1)
-    assert choose_layout(tensor, [apart, apart], BURST) == (16, 1)
-    assert choose_layout(tensor, [together, apart], BURST) == (16, 1)
+    assert choose_layout(tensor, [together, together], BURST) == (128, 1, False)
+    assert choose_layout(tensor, [apart, apart], BURST) == (16, 1, False)
+    assert choose_layout(tensor, [together, apart], BURST) == (16, 1, False)
+
+
+def test_positions_that_are_read_one_by_one_lie_apart() -> None:
+    """A linear layer reads 16 channels of one position of all images: 96 bits' worth of one row instead of 48 rows."""
+    tensor = TensorFormat("bits", (6, 8, 7, 7, 256))
+    whole = tuple(Extent(n, 0, n, n) for n in (6, 8, 7, 7))
+    one = Copied(49 * 16, (*whole[:2], Extent(1, 0, 7, 1), Extent(1, 0, 7, 1), Extent(16, 0, 256, 16)))
+    maps = Copied(16, (*whole, Extent(16, 0, 256, 16)))
+    assert choose_layout(tensor, [one, maps], BURST) == (16, 1, True)
+    assert choose_layout(tensor, [one, maps], BURST, may_be_apart=False) == (16, 1, False)
+    assert copy_bursts(tensor, one, 16, 1, BURST) == 48 * BURST
+    assert copy_bursts(tensor, one, 16, 1, BURST, apart=True) == 2 * BURST
+    seen_flat = Copied(49 * 16, (Extent(48, 0, 48, 48), Extent(1, 0, 49, 1), Extent(16, 0, 256, 16)), (48, 49))
+    assert not choose_layout(tensor, [seen_flat, maps], BURST)[2]
+
+
+def test_bursts_of_positions_that_lie_apart_are_those_of_every_row() -> None:
+    """Against the places of all rows in DRAM; where a window reaches outside the map, each row is by itself."""
+    rng = np.random.default_rng(5)
+    merged = 0
+    for _ in range(200):
+        shape = tuple(int(n) for n in rng.integers(1, 6, 4)) + (16,)
+        tensor = TensorFormat("u8", shape)
+        halo = int(rng.random() < 0.2)
+        sizes = [int(rng.integers(1, n + 1)) for n in shape[:-1]] + [int(rng.choice([8, 16]))]
+        extents = [Extent(n, 0, n, n) for n in sizes]
+        if halo:
+            extents[2] = Extent(shape[2] + 2, -1, shape[2] + 1, 1)
+            sizes[2] = shape[2]
+        places = np.arange(int(np.prod(shape))).reshape(2, shape[2], shape[3], shape[1], shape[0], 8)
+        rows = places.transpose(4, 3, 1, 2, 0, 5)[tuple(slice(n) for n in sizes[:4])][..., : sizes[4] // 8, :]
+        starts = np.sort(rows[..., 0].reshape(-1))
+        planes = starts // (places.size // 2)
+        ends = np.append((np.diff(starts) != 8) | (np.diff(planes) != 0), True)
+        ends[:] |= bool(halo)
+        lengths = np.diff(np.flatnonzero(ends), prepend=-1) * 8
+        expected = int((-(-lengths // BURST) * BURST).sum())
+        found = copy_bursts(tensor, Copied(1, tuple(extents)), 8, 1, BURST, apart=True)
+        assert found == expected, (shape, sizes, halo)
+        merged += len(lengths) < len(starts)
+    assert merged > 60

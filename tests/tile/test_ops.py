@@ -188,6 +188,19 @@ def test_a_view_of_planes_keeps_their_channels() -> None:
         parse(text.format("4x18")).verify()
 
 
+def test_positions_lie_apart_in_maps() -> None:
+    text = '%p = tile.dram "p" layout <planes of 8, units of 1, positions apart> : !tile.tensor<{}>'
+    module = parse(text.format("bits[2x3x3x16]"))
+    module.verify()
+    assert "layout <planes of 8, units of 1, positions apart>" in str(module)
+    for form in ("f16[9x16x8]", "slots.f16[2x3x3x16 by 8]"):
+        with pytest.raises(VerifyException, match="expects maps without slots where positions lie apart"):
+            parse(text.format(form)).verify()
+    view = "\n%q = tile.view %p : !tile.tensor<f16[2x3x3x16]> to !tile.tensor<f16[18x16]>"
+    with pytest.raises(VerifyException, match="expects a tensor whose positions do not lie apart"):
+        parse(text.format("f16[2x3x3x16]") + view).verify()
+
+
 def test_constant_rows_have_no_layout() -> None:
     text = '%p = tile.dram "p" rows <"1.0; 2.0"> layout <planes of 2, units of 1> : !tile.tensor<f32[2x4]>'
     with pytest.raises(VerifyException, match="expects no layout of constant rows"):
