@@ -29,6 +29,9 @@ GROUP_ATTRIBUTE = "h2learn.group"
 HEAD_ATTRIBUTE = "h2learn.head"
 """Training programs from ``lut`` on: how many of the last layers with weights are a part of their own (else absent)."""
 
+SHORT_JOBS_ATTRIBUTE = "h2learn.short_jobs"
+"""Training programs from ``lut`` on: present where backward and update work gives way to other streams soon."""
+
 ARGUMENT_ROLES = ("input", "label", "parameter", "state", "scalars")
 RESULT_ROLES = ("output", "loss", "gradient", "parameter", "state")
 
@@ -112,6 +115,11 @@ def head_of(module: builtin.ModuleOp) -> int:
     """Return how many of the last layers with weights are a part of their own."""
     attribute = module.attributes.get(HEAD_ATTRIBUTE)
     return attribute.data if isinstance(attribute, builtin.IntAttr) else 0
+
+
+def has_short_jobs(module: builtin.ModuleOp) -> bool:
+    """Whether backward and update work gives way to other streams soon."""
+    return SHORT_JOBS_ATTRIBUTE in module.attributes
 
 
 def file_location(file: str, line: int, column: int) -> builtin.FileLineColLoc:

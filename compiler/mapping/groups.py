@@ -75,7 +75,7 @@ def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machi
     by side, a layer apart, and the backward half of the group's bytes and the optimizer's are moved.
     """
     maps, last = layers[: len(layers) - head], layers[len(layers) - head :]
-    forward = sum(max(_forward(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps)
+    forward = sum(max(forward_cycles(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps)
     backward = sum(
         max(_backward(layer, group, machine), _bytes(layer, item, machine)) + BORDER
         for layer in maps
@@ -99,8 +99,8 @@ def _images(layer: Layer, group: int) -> int:
     return layer.positions * layer.steps * group
 
 
-def _forward(layer: Layer, group: int, machine: Machine) -> float:
-    """Return the cycles of look-ups or table building, whichever is longer, at the best fan-in."""
+def forward_cycles(layer: Layer, group: int, machine: Machine) -> float:
+    """Return the cycles of a group's look-ups or of table building, whichever is longer, at the best fan-in."""
     positions = _images(layer, group)
     if layer.real:
         return positions * layer.weights / (machine.backward.elements * machine.backward.width)

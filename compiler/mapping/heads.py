@@ -8,9 +8,11 @@ weights as they come and pass over the spikes that are not there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from h2learn.backends.h2learn.machine import Machine
-from h2learn.compiler.mapping.groups import BORDER, Layer
+from h2learn.compiler.mapping.cost import GROUP_STEPS
+from h2learn.compiler.mapping.groups import BORDER, Layer, forward_cycles
 from h2learn.compiler.mapping.streams import is_small
 
 WORTH = 4 * BORDER
@@ -30,3 +32,20 @@ def head_of(layers: Sequence[Layer], machine: Machine, wanted: str | None = None
     built = sum(layer.weights for layer in head) / machine.forward.builder_entries
     worth = looked_up and not is_small(machine) and built >= WORTH if wanted is None else wanted == "apart"
     return count if before and worth else 0
+
+
+def wants_short_jobs(
+    layers: Sequence[Layer], head: int, machine: Machine, item: int, wanted: str | None = None
+) -> bool:
+    """Whether backward and update work beside the last ``head`` layers gives way soon, at the price of smaller tiles.
+
+    While an engine is at a job of another stream, no more of the head's weights come than there is room for. It is
+    worth it where these weights, forward and backward, take more than half as long to come as a sample's look-ups.
+    ``wanted`` decides otherwise: ``short`` or ``long``.
+    """
+    if wanted is not None or not head:
+        return wanted == "short"
+    before, last = layers[: len(layers) - head], layers[len(layers) - head :]
+    come = 2 * item * sum(layer.weights for layer in last) / machine.dram.bytes_per_cycle
+    looked_up = sum(forward_cycles(replace(layer, steps=GROUP_STEPS), 1, machine) for layer in before if not layer.real)
+    return come > looked_up / 2

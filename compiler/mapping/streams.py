@@ -79,6 +79,8 @@ STEP_KIB = 4
 """What an optimizer's step on the least tile of weights takes of A, which is its share on larger machines."""
 SMALL_KIB = 4096
 _WHOLE = 16
+GIVE_WAY = (BACKWARD, UPDATE)
+"""Parts whose engines other streams want for little at a time: multipliers the head, look-ups the steps on its sums."""
 
 
 def is_small(machine: Machine) -> bool:
@@ -94,11 +96,6 @@ def shares_of(machine: Machine, *, headed: bool = False) -> Shares:
     if not is_small(machine):
         return SHARES
     return SMALL_SHARES if machine.sram_kib.A >= STEP_KIB * _WHOLE else SMALL_SHARES | {"A": (0, 5, 0, 5, 4, 2)}
-
-
-def gives_way(part: str | None, *, headed: bool) -> bool:
-    """Whether streams come first at the engines of ``part`` that have little work at a time: a head, steps on it."""
-    return headed and part in (BACKWARD, UPDATE)
 
 
 def share(machine: Machine, part: str | None, *, headed: bool = False) -> Machine:

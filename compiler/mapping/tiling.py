@@ -46,6 +46,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "operand_form": ("planes", "multipliers"),
     "potential": ("saved", "window"),
     "head": ("apart", "joined"),
+    "jobs": ("short", "long"),
 }
 """Values of the choices that are no numbers."""
 
@@ -59,7 +60,7 @@ class TileLimits:
     instead of two, in the same tiles, so that nothing is loaded while the tile before is at work. ``operand_form``: how
     numbers that have bit-planes enter a convolution. ``potential``: whether gradients read saved membrane potentials
     also where the bits of the surrogate's window are enough. ``head``: whether the linear layers behind the maps are a
-    part of their own.
+    part of their own. ``jobs``: whether backward and update work gives way to other streams soon.
     """
 
     steps: int | None = None
@@ -76,6 +77,7 @@ class TileLimits:
     operand_form: str | None = None
     potential: str | None = None
     head: str | None = None
+    jobs: str | None = None
 
     @staticmethod
     def parse(text: str) -> TileLimits:

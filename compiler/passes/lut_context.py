@@ -11,7 +11,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
-from h2learn.compiler.mapping.streams import BACKWARD, gives_way, share
+from h2learn.compiler.mapping.streams import BACKWARD, GIVE_WAY, share
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
@@ -47,7 +47,8 @@ class LutContext:
     ``numbers`` which values of the training graph are fixed-point numbers.
     ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``group`` is the number of
     samples that go through a training step together (None: inference). ``head`` holds the weights (of the training
-    graph) of the linear layers that are a part of their own; ``looks_up`` tells that a layer before uses tables.
+    graph) of the linear layers that are a part of their own; ``looks_up`` tells that a layer before uses tables,
+    ``short_jobs`` that backward and update work gives way to other streams soon.
     """
 
     block: Block
@@ -69,6 +70,7 @@ class LutContext:
     looped: bool = False
     head: frozenset[SSAValue] = frozenset()
     looks_up: bool = False
+    short_jobs: bool = False
 
     def emit(self, op: lut.LutOp) -> None:
         """Append ``op``."""
@@ -166,8 +168,8 @@ class LutContext:
         return share(self.machine, None if self.group is None else part, headed=bool(self.head))
 
     def gives_way(self, part: str) -> bool:
-        """Whether streams come first at the engines of ``part`` that have little work at a time."""
-        return gives_way(part, headed=bool(self.head))
+        """Whether the jobs of ``part`` are short because other streams come first at its engine."""
+        return self.short_jobs and part in GIVE_WAY
 
     def conv_shape(
         self,

@@ -36,7 +36,7 @@ from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import TileContext, only_user
 from h2learn.dialects import lut, tile
-from h2learn.dialects.common import get_io, group_of, head_of, precision, source_of
+from h2learn.dialects.common import get_io, group_of, has_short_jobs, head_of, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 
@@ -64,6 +64,7 @@ class LutToTilePass(ModulePass):
             precision(op),
             {arg: entry.name for arg, entry in zip(body.args, io, strict=False)},
             headed=head_of(op) > 0,
+            short_jobs=has_short_jobs(op),
         )
         for argument in body.args:
             value = block.insert_arg(tile.tensor_type(*context.form_of(argument.type)), len(block.args))

@@ -7,7 +7,7 @@ from math import prod
 
 from xdsl.context import Context
 from xdsl.dialects import func
-from xdsl.dialects.builtin import FunctionType, IntAttr, ModuleOp, StringAttr, i1
+from xdsl.dialects.builtin import FunctionType, IntAttr, ModuleOp, StringAttr, UnitAttr, i1
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from xdsl.passes import ModulePass
 
@@ -15,9 +15,9 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
 from h2learn.compiler.mapping.groups import Layer, choose_group
-from h2learn.compiler.mapping.heads import head_of
+from h2learn.compiler.mapping.heads import head_of, wants_short_jobs
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.dialects.common import GROUP_ATTRIBUTE, HEAD_ATTRIBUTE, get_io, precision, source_of
+from h2learn.dialects.common import GROUP_ATTRIBUTE, HEAD_ATTRIBUTE, SHORT_JOBS_ATTRIBUTE, get_io, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -63,6 +63,9 @@ class SpikeToLutPass(ModulePass):
                 context.group = choose_group(layers, context.group, machine, item, limits.group, head)
                 if context.head:
                     op.attributes[HEAD_ATTRIBUTE] = IntAttr(len(context.head))
+                context.short_jobs = wants_short_jobs(layers, head, machine, item, limits.jobs)
+                if context.short_jobs:
+                    op.attributes[SHORT_JOBS_ATTRIBUTE] = UnitAttr()
             op.attributes[GROUP_ATTRIBUTE] = IntAttr(context.group)
         for argument, entry in zip(source.args, get_io(op), strict=False):
             if entry.bits:

@@ -11,7 +11,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
-from h2learn.compiler.mapping.streams import gives_way, share
+from h2learn.compiler.mapping.streams import GIVE_WAY, share
 from h2learn.compiler.mapping.tiling import BackwardTile, NeuronKind, Tile, TileLimits, WeightTile, slot_cap
 from h2learn.compiler.passes.stage_builder import Affine, Place, StageBuilder, Start
 from h2learn.dialects import tile
@@ -27,6 +27,7 @@ class TileContext:
 
     ``group`` is the number of the group of samples whose loop the stages stand in (None: no loop, all samples at once)
     and ``groups`` says into how many groups the batch is cut. ``headed``: entry and head are parts of their own.
+    ``short_jobs``: backward and update work gives way to other streams soon.
     """
 
     builder: StageBuilder
@@ -36,6 +37,7 @@ class TileContext:
     names: dict[SSAValue, str]
     groups: int = 1
     headed: bool = False
+    short_jobs: bool = False
     group: Affine | None = None
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
@@ -49,8 +51,8 @@ class TileContext:
 
     @property
     def gives_way(self) -> bool:
-        """Whether streams come first at the engines of the current part that have little work at a time."""
-        return gives_way(self.builder.part, headed=self.headed)
+        """Whether the jobs of the current part are short because other streams come first at its engine."""
+        return self.short_jobs and self.builder.part in GIVE_WAY
 
     def samples(self, batch: int) -> int:
         """Return how many of ``batch`` samples a stage sees: a group, or all of them."""

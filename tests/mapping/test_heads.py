@@ -14,7 +14,7 @@ from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.driver import Recipe, compile_to
 from h2learn.compiler.frontends.builder import NetworkBuilder
 from h2learn.compiler.mapping.groups import Layer, choose_group, step_cycles
-from h2learn.compiler.mapping.heads import head_of
+from h2learn.compiler.mapping.heads import head_of, wants_short_jobs
 from h2learn.compiler.model import Model, Network
 from h2learn.dialects import tile
 from h2learn.dialects.common import HEAD_ATTRIBUTE
@@ -97,9 +97,18 @@ def test_without_a_head_there_are_four_streams(limits: str) -> None:
     assert count == 0 and list(found) == ["forward", "backward", "update", "optimizer"]
 
 
-@pytest.mark.parametrize(("head", "by_steps"), [("apart", True), ("joined", False)])
-def test_backward_and_update_work_beside_a_head_is_a_job_per_time_step(head: str, by_steps: bool) -> None:
-    module = compile_to(MODEL, Recipe(limits=f"group=2,head={head}", train=Train()), "tile")
+def test_jobs_are_short_where_the_weights_of_a_head_take_long_to_come() -> None:
+    maps = [FIRST, *[MAP] * 2]
+    assert wants_short_jobs([*maps, LARGE, LAST], 2, MACHINE, 2)
+    assert not wants_short_jobs([*maps, LARGE, LAST], 0, MACHINE, 2), "there is no head"
+    assert not wants_short_jobs([*maps, *[MAP] * 6, LARGE, LAST], 2, MACHINE, 2), "maps take much longer"
+    assert not wants_short_jobs([*maps, LARGE, LAST], 2, MACHINE, 2, "long")
+    assert wants_short_jobs(maps, 0, MACHINE, 2, "short")
+
+
+@pytest.mark.parametrize(("limits", "by_steps"), [("head=apart,jobs=short", True), ("head=apart", False)])
+def test_backward_and_update_work_with_short_jobs_is_a_job_per_time_step(limits: str, by_steps: bool) -> None:
+    module = compile_to(MODEL, Recipe(limits=f"group=2,{limits}", train=Train()), "tile")
     of_maps = [
         op for op in module.walk() if isinstance(op, tile.BeRunOp | tile.WuRunOp) and int(op.parameters()["kh"]) == 3
     ]

@@ -71,10 +71,10 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("head", ["joined", "apart"])
+@pytest.mark.parametrize("choices", ["head=joined", "head=apart", "head=apart,jobs=short"])
 @pytest.mark.parametrize("overlap", ["backward", "all"])
-def test_the_numbers_are_those_of_the_serial_program(network: str, overlap: str, head: str) -> None:
-    serial, other = (run(network, f"group=2,overlap={kind},head={head}") for kind in ("serial", overlap))
+def test_the_numbers_are_those_of_the_serial_program(network: str, overlap: str, choices: str) -> None:
+    serial, other = (run(network, f"group=2,overlap={kind},{choices}") for kind in ("serial", overlap))
     assert other.loss == serial.loss
     for found, expected in ((other.gradients, serial.gradients), (other.parameters, serial.parameters)):
         assert found.keys() == expected.keys()
