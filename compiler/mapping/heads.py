@@ -13,7 +13,7 @@ from dataclasses import replace
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import GROUP_STEPS
 from h2learn.compiler.mapping.groups import BORDER, Layer, forward_cycles
-from h2learn.compiler.mapping.streams import is_small
+from h2learn.compiler.mapping.streams import HEAD, is_small, share
 
 WORTH = 4 * BORDER
 """Cycles in which the tables of a head are built, with one weight per entry, from which on it is a part of its own."""
@@ -40,12 +40,14 @@ def wants_short_jobs(
     """Whether backward and update work beside the last ``head`` layers gives way soon, at the price of smaller tiles.
 
     While an engine is at a job of another stream, no more of the head's weights come than there is room for. It is
-    worth it where these weights, forward and backward, take more than half as long to come as a sample's look-ups.
+    worth it where they do not all have room and take more than half as long to come, forward and backward, as a
+    sample's look-ups.
     ``wanted`` decides otherwise: ``short`` or ``long``.
     """
     if wanted is not None or not head:
         return wanted == "short"
     before, last = layers[: len(layers) - head], layers[len(layers) - head :]
-    come = 2 * item * sum(layer.weights for layer in last) / machine.dram.bytes_per_cycle
+    weights = item * sum(layer.weights for layer in last)
+    come = 2 * weights / machine.dram.bytes_per_cycle
     looked_up = sum(forward_cycles(replace(layer, steps=GROUP_STEPS), 1, machine) for layer in before if not layer.real)
-    return come > looked_up / 2
+    return weights > share(machine, HEAD, headed=True).memory_bytes("W") and come > looked_up / 2

@@ -101,7 +101,7 @@ def test_jobs_are_short_where_the_weights_of_a_head_take_long_to_come() -> None:
     maps = [FIRST, *[MAP] * 2]
     assert wants_short_jobs([*maps, LARGE, LAST], 2, MACHINE, 2)
     assert not wants_short_jobs([*maps, LARGE, LAST], 0, MACHINE, 2), "there is no head"
-    assert not wants_short_jobs([*maps, *[MAP] * 6, LARGE, LAST], 2, MACHINE, 2), "maps take much longer"
+    assert not wants_short_jobs([*maps, *[MAP] * 40, LARGE, LAST], 2, MACHINE, 2), "maps take much longer"
     assert not wants_short_jobs([*maps, LARGE, LAST], 2, MACHINE, 2, "long")
     assert wants_short_jobs(maps, 0, MACHINE, 2, "short")
 
