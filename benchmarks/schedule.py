@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -23,7 +25,7 @@ import numpy.typing as npt
 import h2learn
 from h2learn.backends.h2learn.machine import Machine, load_machine
 from h2learn.program import CHECKS, Execution
-from h2learn.runtime.counters import PcCounters, RunReport
+from h2learn.runtime.counters import Counts, PcCounters, RunReport
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "schedule"))
@@ -74,32 +76,59 @@ def _check(name: str, model: h2learn.Model, batch: int, machine: Machine, steps:
     with program.session() as session:
         for one in before:
             session.run(one)
-        trained = session.parameters, session.states
-    contents, reports, seconds = [], [], []
-    serial = _compile(model, batch, machine, f"{mapping},overlap=serial".strip(","))
-    for each, checks in ((program, CHECKS), (serial, frozenset())):
-        start = time.perf_counter()
-        with each.session(execution=Execution(sanitize=checks)) as session:
-            session.restore(*trained, steps=steps, samples=steps * batch)
-            found = session.run(given)
-            seconds.append(time.perf_counter() - start)
-            reports.append(found.report)
-            kept = {"parameter": session.parameters, "state": session.states}
-            contents.append({f"{role} {key}": value for role, held in kept.items() for key, value in held.items()})
-            contents[-1]["loss"] = np.asarray(found.loss)
-    overlapped, alone = contents
-    assert overlapped.keys() == alone.keys()
-    differ = [what for what, value in overlapped.items() if value.tobytes() != alone[what].tobytes()]
-    same_work = reports[0].work == reports[1].work
+        start = Start(session.parameters, session.states, steps, steps * batch)
+    checked = _outcome(program, start, given, CHECKS)
+    del program, session
+    serial = _outcome(_compile(model, batch, machine, f"{mapping},overlap=serial".strip(",")), start, given)
+    assert checked.tensors.keys() == serial.tensors.keys()
+    differ = [key for key, value in checked.tensors.items() if value.tobytes() != serial.tensors[key].tobytes()]
+    alike = checked.work == serial.work
     click.echo(
-        f"{name}, batch {batch}, {machine.name}: {reports[0].cycles:,} cycles, serial {reports[1].cycles:,}; "
-        f"{len(reports[0].findings)} findings; {len(overlapped) - len(differ)} of {len(overlapped)} tensors equal bit "
-        f"for bit; work {'the same' if same_work else 'differs'} ({seconds[0]:.0f} s with sanitizers, {seconds[1]:.0f} "
-        "s serial without)"
+        f"{name}, batch {batch}, {machine.name}: {checked.cycles:,} cycles, serial {serial.cycles:,}; "
+        f"{len(checked.findings)} findings; {len(checked.tensors) - len(differ)} of {len(checked.tensors)} tensors "
+        f"equal bit for bit; work {'the same' if alike else 'differs'} ({checked.seconds:.0f} s with sanitizers, "
+        f"{serial.seconds:.0f} s serial without)"
     )
-    for line in (*(item.message for item in reports[0].findings[:10]), *differ[:10]):
+    for line in (*checked.findings[:10], *differ[:10]):
         click.echo(f"  {line}")
-    return not differ and same_work and not reports[0].findings
+    return not differ and alike and not checked.findings
+
+
+class Start(NamedTuple):
+    """What a session goes on from: parameters, states of the optimizer, steps and samples so far."""
+
+    parameters: dict[str, npt.NDArray[np.float32]]
+    states: dict[str, npt.NDArray[np.float32]]
+    steps: int
+    samples: int
+
+
+class Outcome(NamedTuple):
+    """A step: cycles, seconds of the simulator, counts, findings, and loss, parameters and states behind it."""
+
+    cycles: int
+    seconds: float
+    work: Counts
+    findings: list[str]
+    tensors: dict[str, npt.NDArray[np.float32]]
+
+
+def _outcome(
+    program: h2learn.Program,
+    start: Start,
+    given: dict[str, npt.NDArray[np.generic]],
+    checks: frozenset[str] = frozenset(),
+) -> Outcome:
+    """Take a step; nothing that is returned holds on to the simulator's memories."""
+    with program.session(execution=Execution(sanitize=checks)) as session:
+        session.restore(start.parameters, start.states, steps=start.steps, samples=start.samples)
+        began = time.perf_counter()
+        loss, report = attrgetter("loss", "report")(session.run(given))
+        seconds = time.perf_counter() - began
+        kept = {"parameter": session.parameters, "state": session.states}
+        tensors = {f"{role} {key}": value for role, held in kept.items() for key, value in held.items()}
+    messages = [item.message for item in report.findings]
+    return Outcome(report.cycles, seconds, report.work, messages, tensors | {"loss": np.float32([loss])})
 
 
 def _compile(model: h2learn.Model, batch: int, machine: Machine, mapping: str) -> h2learn.Program:
