@@ -78,24 +78,32 @@ def choose_layout(
     """Return (channels per plane, slots per packed unit, whether positions lie apart).
 
     These take the fewest bytes in whole bursts of ``burst`` bytes. The channels of a plane are those that all copies
-    have together, or all of them. Only maps without gradient slots may lie apart.
+    have together, or all of them. Gradient slots may lie apart where no copy reaches outside the tensor.
     """
     channels = tensor.shape[-1]
     together = gcd(channels, *(copy.extents[-1].step for copy in copies))
     if together % tensor.unit:
         together = channels
     alike = all(copy.shape in ((), tensor.shape[:-1]) for copy in copies)
-    orders = (False, True) if may_be_apart and alike and not tensor.gblk and len(tensor.shape) >= 4 else (False,)
+    may_be_apart = may_be_apart and alike and len(tensor.shape) >= 4
+    if tensor.gblk and may_be_apart:
+        may_be_apart = not any(reaches_outside(copy.extents, tensor.shape) for copy in copies)
+    orders = (False, True) if may_be_apart else (False,)
     found: list[tuple[float, int, int, bool]] = []
     for apart, plane in product(orders, dict.fromkeys((channels, together))):
-        pack = slots_together(tensor, copies, plane) if tensor.gblk else 1
+        pack = slots_together(tensor, copies, plane, apart=apart) if tensor.gblk else 1
         moved = sum(copy.times * copy_bursts(tensor, copy, plane, pack, burst, apart=apart) for copy in copies)
         found.append((moved, plane, pack, apart))
     _, plane, pack, apart = min(found, key=lambda one: one[0])
     return plane, pack, apart
 
 
-def slots_together(tensor: TensorFormat, copies: Sequence[Copied], plane: int) -> int:
+def reaches_outside(extents: Sequence[Extent], sizes: Sequence[int]) -> bool:
+    """Whether a window is outside of its tensor in some place."""
+    return any(one.low < 0 or one.high > size for one, size in zip(extents, sizes, strict=True))
+
+
+def slots_together(tensor: TensorFormat, copies: Sequence[Copied], plane: int, *, apart: bool = False) -> int:
     """Return how many consecutive slots all copies move together: whole rows of a map, or more, or fewer.
 
     A copy that sees the tensor with other sizes moves them one by one.
@@ -107,7 +115,7 @@ def slots_together(tensor: TensorFormat, copies: Sequence[Copied], plane: int) -
     unit = _capped(1, gcd(blocks, *steps))
     if unit < blocks:
         return unit
-    for dimension in reversed(range(len(tensor.shape) - 1)):
+    for dimension in reversed(dram_order(len(tensor.shape) - 1, apart=apart)):
         size = tensor.shape[dimension]
         extents = [copy.extents[dimension] for copy in copies]
         if all(one.high - one.size <= 0 and one.low + one.size >= size for one in extents):
@@ -142,7 +150,7 @@ def copy_bursts(tensor: TensorFormat, copy: Copied, plane: int, pack: int, burst
     rows = count
     sizes = copy.shape or tensor.shape[:-1]
     order = dram_order(len(sizes), apart=apart)
-    scattered = apart and any(outer[d].low < 0 or outer[d].high > sizes[d] for d in order[-4:])
+    scattered = apart and reaches_outside(outer, sizes)
     for extent, size in ((outer[d], sizes[d]) for d in reversed(order)):
         existing = min(extent.size, size)
         if run == stride and not scattered:

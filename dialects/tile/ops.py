@@ -258,8 +258,8 @@ class TensorOp(IRDLOperation):
             raise VerifyException(
                 f"tile.dram expects units of 1 to {MAX_PACK} gradient slots (1 for other formats), found {layout.pack}"
             )
-        if layout.apart and (placed.gblk or len(placed.shape) < 4 or self.shadow is not None):
-            raise VerifyException(f"tile.dram expects maps without slots where positions lie apart, found {placed}")
+        if layout.apart and (len(placed.shape) < 4 or self.shadow is not None):
+            raise VerifyException(f"tile.dram expects maps where positions lie apart, found {placed}")
 
 
 @irdl_op_definition

@@ -46,7 +46,9 @@ def random_copies(rng: np.random.Generator, tensor: TensorFormat) -> list[tuple[
     return copies
 
 
-def moved_slots(tensor: TensorFormat, places: list[list[tuple[int, int]]], plane: int) -> Iterator[list[int]]:
+def moved_slots(
+    tensor: TensorFormat, places: list[list[tuple[int, int]]], plane: int, *, apart: bool
+) -> Iterator[list[int]]:
     """Yield the numbers, in the order of DRAM, of the slots that each execution moves."""
     per_plane = plane // tensor.gblk
     for window in product(*places):
@@ -54,7 +56,10 @@ def moved_slots(tensor: TensorFormat, places: list[list[tuple[int, int]]], plane
         blocks = range(spans[-1].start // tensor.gblk, -(-spans[-1].stop // tensor.gblk))
         numbers = []
         for t, n, y, x, block in product(*spans[:-1], blocks):
-            place = ((t * tensor.shape[1] + n) * tensor.shape[2] + y) * tensor.shape[3] + x
+            steps, samples, height, width, _ = tensor.shape
+            place = ((t * samples + n) * height + y) * width + x
+            if apart:
+                place = ((y * width + x) * samples + n) * steps + t
             positions = int(np.prod(tensor.shape[:-1]))
             numbers.append((block // per_plane * positions + place) * per_plane + block % per_plane)
         yield sorted(numbers)
@@ -73,21 +78,21 @@ def units(numbers: list[int], pack: int) -> list[list[int]]:
 def test_all_copies_move_whole_units() -> None:
     """A unit is packed: who moves a part of one could not know where it lies."""
     rng = np.random.default_rng(0)
-    packed = 0
+    packed = {False: 0, True: 0}
     for _ in range(150):
         width = int(rng.integers(1, 7))
         tensor = TensorFormat("slots.f16", (2, int(rng.integers(1, 4)), width, width, 8 * int(rng.integers(1, 4))), 8)
         copies = random_copies(rng, tensor)
         together = gcd(*(copy.extents[-1].step for copy, _ in copies))
-        for plane in (tensor.shape[-1], together):
-            pack = slots_together(tensor, [copy for copy, _ in copies], plane)
+        for plane, apart in product((tensor.shape[-1], together), (False, True)):
+            pack = slots_together(tensor, [copy for copy, _ in copies], plane, apart=apart)
             assert 1 <= pack <= UNIT_SLOTS
-            packed += pack > 1
+            packed[apart] += pack > 1
             for _, places in copies:
-                for numbers in moved_slots(tensor, places, plane):
+                for numbers in moved_slots(tensor, places, plane, apart=apart):
                     for unit in units(numbers, pack):
                         assert unit[0] % pack == 0 and len(unit) == pack, (tensor, copies, plane, pack, unit)
-    assert packed > 60
+    assert min(packed.values()) > 60
 
 
 def test_bursts_are_those_of_every_row() -> None:
@@ -124,6 +129,16 @@ def test_positions_that_are_read_one_by_one_lie_apart() -> None:
     assert copy_bursts(tensor, one, 16, 1, BURST, apart=True) == 2 * BURST
     seen_flat = Copied(49 * 16, (Extent(48, 0, 48, 48), Extent(1, 0, 49, 1), Extent(16, 0, 256, 16)), (48, 49))
     assert not choose_layout(tensor, [seen_flat, maps], BURST)[2]
+
+
+def test_gradient_slots_lie_apart_only_where_no_copy_has_a_halo() -> None:
+    """One position of 6 steps of 8 samples at a time; then also windows with a row and a column around the map."""
+    tensor = TensorFormat("slots.f16", (6, 16, 4, 4, 64), 32)
+    images = (Extent(6, 0, 6, 6), Extent(8, 0, 16, 8))
+    one = Copied(64, (*images, Extent(1, 0, 4, 1), Extent(1, 0, 4, 1), Extent(32, 0, 64, 32)))
+    assert choose_layout(tensor, [one], BURST) == (32, 48, True)
+    halo = Copied(4, (*images, Extent(6, -1, 5, 1), Extent(6, -1, 5, 1), Extent(32, 0, 64, 32)))
+    assert choose_layout(tensor, [one, halo], BURST) == (64, 1, False)
 
 
 def test_bursts_of_positions_that_lie_apart_are_those_of_every_row() -> None:
