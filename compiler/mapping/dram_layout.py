@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from math import gcd, prod
 
-from h2learn.compiler.mapping.cost import GRADIENT_DENSITY
-from h2learn.compiler.mapping.layout import item_bytes, moved_slot_bytes, row_bytes
+from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY
+from h2learn.compiler.mapping.layout import item_bytes, moved_slot_bytes, row_bytes, slot_dtype
 
 UNIT_SLOTS = 128
 """Most slots of a packed unit: the bitmaps that a DMA engine holds while it moves the values behind them (1 KiB)."""
@@ -161,7 +161,8 @@ def copy_bursts(tensor: TensorFormat, copy: Copied, plane: int, pack: int, burst
     if not tensor.gblk:
         return rows * -(-run // burst) * burst
     slot = row_bytes(tensor.form, tensor.gblk, tensor.gblk)
-    live = moved_slot_bytes(min(tensor.gblk, tensor.shape[-1]), item_bytes(tensor.form[6:]), GRADIENT_DENSITY)
+    density = MASK_DENSITY if tensor.form.startswith("inside.") else GRADIENT_DENSITY
+    live = moved_slot_bytes(min(tensor.gblk, tensor.shape[-1]), item_bytes(slot_dtype(tensor.form)), density)
     slots = rows * run / slot
     together = min(pack, run // slot)
     return slots / together * -(-together * live // burst) * burst

@@ -9,6 +9,15 @@ SLOT_BITMAP_BYTES = 8
 MAX_SLOT_CHANNELS = 64
 
 
+SLOT_FORMS = ("slots.", "inside.")
+"""Beginnings of the formats that are slots: a bitmap and the live values, of gradients or of potentials."""
+
+
+def slot_dtype(form: str) -> str:
+    """Return the storage type of a format that is slots."""
+    return form.partition(".")[2]
+
+
 def item_bytes(dtype: str) -> int:
     """Return the bytes of one value of a storage type (``"f32"`` or ``"f16"``)."""
     return 4 if dtype == "f32" else 2
@@ -27,12 +36,13 @@ def moved_slot_bytes(gblk: int, item: int, density: float) -> float:
 def row_bytes(form: str, channels: int, gblk: int = 0) -> int:
     """Return the bytes of one position of ``channels`` values in format ``form``.
 
-    Formats: ``bits``, ``u8``, ``f32``, ``f16``, ``i32``, ``slots.f32``, ``slots.f16`` (with ``gblk`` channels a slot).
+    Formats: ``bits``, ``u8``, ``f32``, ``f16``, ``i32``, and with ``gblk`` channels a slot ``slots.f32``, ``slots.f16``
+    (gradients), ``inside.f32``, ``inside.f16`` (potentials inside the surrogate's window).
     """
     if form == "bits":
         return -(-channels // 8)
-    if form.startswith("slots."):
-        return -(-channels // gblk) * slot_bytes(gblk, form[6:])
+    if form.startswith(SLOT_FORMS):
+        return -(-channels // gblk) * slot_bytes(gblk, slot_dtype(form))
     return channels * {"u8": 1, "f16": 2, "f32": 4, "i32": 4}[form]
 
 

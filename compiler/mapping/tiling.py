@@ -18,6 +18,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import (
     LANES_OF_SHAPES,
+    MASK_DENSITY,
     backward_cost,
     backward_job,
     fans_of,
@@ -26,7 +27,7 @@ from h2learn.compiler.mapping.cost import (
     weights_job,
     what_stays,
 )
-from h2learn.compiler.mapping.layout import row_bytes, slot_channels
+from h2learn.compiler.mapping.layout import SLOT_BITMAP_BYTES, row_bytes, slot_channels
 from h2learn.compiler.mapping.streams import OVERLAPS
 
 JOB_CYCLES = 4096
@@ -283,15 +284,29 @@ def _fits(wanted: int, size: int) -> bool:
 
 @dataclass(frozen=True)
 class NeuronKind:
-    """What a stage keeps for its neurons: real states per neuron, rows of parameters, whether spikes are numbers."""
+    """What a stage keeps for its neurons: real states per neuron, rows of parameters, whether spikes are numbers.
+
+    ``ublk``: only potentials inside the surrogate's window, in slots of so many channels (0: all, as they are).
+    """
 
     states: int = 1
     rows: int = 4
     counts: bool = False
+    ublk: int = 0
+
+    def in_tile(self, k: int, channels: int) -> NeuronKind:
+        """Return what a tile of ``k`` of the ``channels`` keeps: its slots are whole, here and in wider tiles."""
+        return self if k == channels or not self.ublk else replace(self, ublk=gcd(k, self.ublk))
+
+    def potential_bytes(self, channels: int, item: int) -> int:
+        """Return the bytes in U of the saved potentials of a position."""
+        dtype = "f32" if item == 4 else "f16"
+        return row_bytes(f"inside.{dtype}", channels, self.ublk) if self.ublk else channels * item
 
     def membrane_bytes(self, outs: int, positions: int, channels: int, item: int, held: int = SLOTS) -> int:
         """Return the bytes in U of ``outs`` potentials (and counted spikes) and of the states of ``positions``."""
-        return ((held + SLOTS * self.counts) * outs + self.states * positions) * channels * item
+        plain = SLOTS * self.counts * outs + self.states * positions
+        return held * outs * self.potential_bytes(channels, item) + plain * channels * item
 
     def spike_bytes(self, outs: int, positions: int, channels: int) -> int:
         """Return the bytes in S of ``outs`` spikes and of those of the step before."""
@@ -321,6 +336,15 @@ def slot_cap(machine: Machine, limits: TileLimits) -> int:
     """
     cap = 64 if machine.backward.elements >= 16 else 32
     return min(cap, limits.k or cap)
+
+
+def inside_slot(channels: int, item: int, machine: Machine, limits: TileLimits) -> int:
+    """Return the most channels of a slot of potentials inside the window, 0 where slots are expected to save nothing.
+
+    ``channels``: of the layer; ``item``: bytes of a value.
+    """
+    ublk = slot_channels(channels, slot_cap(machine, limits))
+    return ublk if SLOT_BITMAP_BYTES + MASK_DENSITY * ublk * item < ublk * item else 0
 
 
 def input_extent(count: int, kernel: int, stride: int) -> int:
@@ -428,7 +452,7 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, join
         + neuron.spike_bytes(outs, t.positions, t.k),
         U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
         + SLOTS * outs * t.k * shape.item * (shape.onto == "f16")
-        + neuron.membrane_bytes(outs, t.positions, t.k, shape.item, t.held),
+        + neuron.in_tile(t.k, shape.k).membrane_bytes(outs, t.positions, t.k, shape.item, t.held),
         M=SLOTS * outs * bits,
         A=t.held * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
         L=SLOTS * tables,
@@ -482,6 +506,7 @@ def _plan_backward(
     fused = neuron is not None
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
     gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
+    kept = None if neuron is None else replace(neuron, counts=False)  # their spikes are not read
 
     def usage(t: Tile) -> Usage:
         (gh, _, _), (gw, _, _) = backward_extent(shape, t)
@@ -498,7 +523,7 @@ def _plan_backward(
         return Usage(
             W=beside + t.weight_slots(shape) * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,
-            U=(t.held * outs + neuron.states * t.positions) * t.c * shape.item if neuron is not None else 0,
+            U=kept.membrane_bytes(outs, t.positions, t.c, shape.item, t.held) if kept is not None else 0,
             G=gradients + (fused * t.held + (shape.onto == slots) * SLOTS) * outs * row_bytes(slots, t.c, gblk_out),
             M=SLOTS * outs * bits * (1 + fused),
             A=t.held * outs * t.c * 4 + (neuron.parameter_bytes(t.c) if neuron is not None else 0),

@@ -77,7 +77,7 @@ def lower_forward(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp, *, fed_back
     label = ctx.label("forward", op)
     onto = ctx.values[op.onto] if op.onto is not None and other is None else None
     current = None if neuron is not None else ctx.declare(op.current, f"{label}.current")
-    stage = None if neuron is None else NeuronStep(ctx, neuron, label, shape.k)
+    stage = None if neuron is None else NeuronStep(ctx, neuron, label, shape.k, t.k)
     if fed_back and neuron is not None:
         ctx.values[x] = ctx.values[neuron.results[0]]
     source = ctx.values[x]
@@ -282,13 +282,15 @@ def _reduction(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> ConvShape:
 class NeuronStep:
     """The part of a stage that runs neurons step by step over a tile."""
 
-    def __init__(self, ctx: TileContext, op: lut.LifOp | lut.LiOp, label: str, channels: int) -> None:
+    def __init__(self, ctx: TileContext, op: lut.LifOp | lut.LiOp, label: str, channels: int, k: int) -> None:
+        """``k``: of the ``channels`` in a tile."""
         self.ctx, self.op, self.neuron = ctx, op, op.neuron
         self.bias = ctx.values[op.bias] if op.bias is not None else None
         self.constants = ctx.neuron_rows(label, op.neuron, channels)
         self.spikes = ctx.declare(op.s, f"{label}.s") if isinstance(op, lut.LifOp) else None
         keep_u = isinstance(op, lut.LiOp) or used(op.u)
-        self.membrane = ctx.declare(op.u, f"{label}.u") if keep_u else None
+        self.ublk = ctx.kind(op).in_tile(k, channels).ublk
+        self.membrane = ctx.declare(op.u, f"{label}.u", self.ublk) if keep_u else None
         self.mask = ctx.declare(op.m, f"{label}.m") if isinstance(op, lut.LifOp) and used(op.m) else None
 
     def parameters(self, start: Affine, k: int) -> SSAValue:
@@ -328,7 +330,9 @@ class NeuronStep:
             (
                 "uo",
                 self.membrane,
-                b.alloc("u", "U", self.ctx.dtype, dims, slots=held) if self.membrane is not None else None,
+                b.alloc("u", "U", self.ctx.form_of(self.op.u.type)[0], dims, self.ublk, slots=held)
+                if self.membrane is not None
+                else None,
             ),
             ("mo", self.mask, b.alloc("m", "M", "bits", dims) if self.mask is not None else None),
         ]
@@ -336,7 +340,8 @@ class NeuronStep:
             **self.ctx.neuron_params(self.neuron),
             "n": area.positions,
             "k": k,
-            "save_u": "yes" if self.membrane is not None else "no",
+            "save_u": "no" if self.membrane is None else "inside" if self.ublk else "yes",
+            "ublk": self.ublk,
             "save_m": "yes" if self.mask is not None else "no",
         }
         with b.loop("step", steps) as step:
@@ -399,6 +404,7 @@ class GradientStep:
         buffers: dict[str, SSAValue | tuple[SSAValue, Start]] = {"par": par, **state}
         loaded: dict[str, SSAValue] = {}
         masked = self.op.u is not None and isinstance(self.op.u.type, MaskType)
+        ublk = self.ctx.ublk(self.op.u)
         for role, memory, value in (("u", "M" if masked else "U", self.op.u), ("s", "S", self.op.s)):
             if value is None or (role == "s" and self.op.neuron.counts):
                 continue
@@ -407,9 +413,8 @@ class GradientStep:
                 continue
             tensor = self.ctx.values[value]
             window = activation_window(tensor, time, *area.cuts, channels)
-            form = self.ctx.dtype if memory == "U" else "bits"
-            slots = held if memory == "U" else None
-            loaded[role] = b.alloc(role, memory, form, tuple(window[1]), slots=slots)
+            placed, slots = tile.placed_of(tensor), held if memory == "U" else None
+            loaded[role] = b.alloc(role, memory, placed.form, tuple(window[1]), placed.gblk, slots=slots)
             b.load(tensor, loaded[role], *window)
         params: dict[str, tile.Param] = {
             **self.ctx.neuron_params(self.op.neuron),
@@ -417,7 +422,8 @@ class GradientStep:
             "k": k,
             "detach": "yes" if self.op.neuron.detach_reset else "no",
             "gblk": self.gblk,
-            "seen": "window" if masked else "potential",
+            "seen": "window" if masked else "inside" if ublk else "potential",
+            "ublk": ublk,
         }
         assert isinstance(gs.type, tile.BufferType)
         with b.loop("step", steps) as step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from h2learn.backends.h2learn.errors import H2LearnError
-from h2learn.compiler.mapping.layout import item_bytes, slot_bytes
+from h2learn.compiler.mapping.layout import item_bytes, slot_bytes, slot_dtype
 from h2learn.compiler.passes.tile_layout import channel_bytes, enclosing_loops, plane_stride, tensor_strides
 from h2learn.dialects import tile
 from h2learn.dialects.common import source_of
@@ -115,7 +115,7 @@ def transfer(op: tile.LoadOp | tile.StoreOp) -> Transfer:
     source, target = ("dram", "chip") if isinstance(op, tile.LoadOp) else ("chip", "dram")
     fields: list[tuple[str, int | str]] = [("mode", "slots" if placed.gblk else "plain"), ("run", run)]
     if placed.gblk:
-        dtype = placed.form.removeprefix("slots.")
+        dtype = slot_dtype(placed.form)
         fields += [("slot", slot_bytes(placed.gblk, dtype)), ("item", item_bytes(dtype)), ("pack", layout.pack)]
     for n, dimension in enumerate(slots):
         fields.append((f"n{n}", dimension.count if dimension else 1))

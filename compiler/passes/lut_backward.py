@@ -8,10 +8,11 @@ from xdsl.ir import Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.cost import defers_weights
-from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_constants, plan_weights
+from h2learn.compiler.mapping.layout import slot_channels
+from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_constants, plan_weights, slot_cap
 from h2learn.compiler.passes.tile_context import neuron_kind
 from h2learn.dialects.lut import ops as lut
-from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Neuron, Shape
+from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, InsideType, Neuron, Shape
 from h2learn.dialects.lut.normalisation import NormGradOp, NormSumsOp
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -140,7 +141,7 @@ def _input_gradient(
     onto = _onto(context, result, op.result, target)
     planned = context.conv_shape(target, geometry, shape(w)[-1], real=False, onto=onto)
     reader = only_user(result if onto is None else _sum_of(result))
-    kind = _neuron_kind(reader)
+    kind = _neuron_kind(context, reader)
     part = streams.HEAD if op.weight in context.head else streams.BACKWARD
     block = plan_backward(
         planned,
@@ -175,9 +176,11 @@ def _sum_of(term: SSAValue) -> SSAValue:
     return add.result
 
 
-def _neuron_kind(op: Operation | None) -> NeuronKind | None:
+def _neuron_kind(context: LutContext, op: Operation | None) -> NeuronKind | None:
     if isinstance(op, sgrad.LifOp):
-        return neuron_kind(neuron_constants(neuron_of(op), fires=True))
+        u = context.values[op.u]
+        ublk = slot_channels(shape(u)[-1], slot_cap(context.machine, context.limits))
+        return neuron_kind(neuron_constants(neuron_of(op), fires=True), ublk if isinstance(u.type, InsideType) else 0)
     return neuron_kind(neuron_constants(integrator_of(op), fires=False)) if isinstance(op, sgrad.LiOp) else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from xdsl.dialects import func
@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
-from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, plan_forward
+from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, inside_slot, plan_forward
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import (
     WINDOWS,
@@ -276,11 +276,36 @@ def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     neuron = neuron_constants(neuron_of(op), fires=True)
     _check_constants(current, neuron)
     learned = learned_rows(context, op, shape(current)[-1])
-    lif = lut.LifOp(current, bias, neuron, shape(op.x)[0], context.dtype, location, learned=learned)
+    inside = _keeps_inside(context, op.u, neuron)
+    steps = shape(op.x)[0]
+    lif = lut.LifOp(current, bias, neuron, steps, context.dtype, location, learned=learned, inside=inside)
     context.emit(lif)
     if neuron.surrogate in WINDOWS:
         context.masks[op.s] = lif.m
     return [lif.s, lif.u]
+
+
+def _keeps_inside(context: LutContext, u: SSAValue, neuron: Neuron) -> bool:
+    """Whether only gradients read potentials, which need those inside the window alone, and slots of these are smaller.
+
+    Where gradients take the mask nothing is kept at all.
+    """
+    if context.limits.potential == "saved" or neuron.needs_window_only or not neuron.needs_inside_only:
+        return False
+    item = 4 if context.dtype == "f32" else 2
+    readers = list(_readers(u))
+    packs = inside_slot(shape(u)[-1], item, context.machine, context.limits) > 0
+    return packs and bool(readers) and all(isinstance(op, sgrad.LifOp) for op in readers)
+
+
+def _readers(value: SSAValue) -> Iterator[Operation]:
+    """Yield the ops that read a value, also outside of the scan that it comes from."""
+    for use in value.uses:
+        scan = use.operation.parent_op()
+        if isinstance(use.operation, spike.YieldOp) and isinstance(scan, spike.ScanOp):
+            yield from _readers(scan.outputs[use.index])
+        else:
+            yield use.operation
 
 
 def learned_rows(context: LutContext, op: spike.LifOp | sgrad.LifGradientOp, channels: int) -> lut.LearnedRows:

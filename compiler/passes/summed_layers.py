@@ -36,7 +36,6 @@ from h2learn.compiler.passes.tile_context import (
     activation_window,
     images,
     leading,
-    neuron_kind,
     only_user,
     trips,
 )
@@ -128,7 +127,7 @@ def plan_current(
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; ``joined``: what is summed in front."""
     neuron = neuron_behind(op)
-    kind = PLAIN_NEURON if neuron is None else neuron_kind(neuron.neuron)
+    kind = PLAIN_NEURON if neuron is None else ctx.kind(neuron)
     fan = op.fan_in if isinstance(op, lut.FeConvOp) else None
     shape = current_shape(ctx, op)
     return plan_forward(shape, ctx.chip, ctx.limits, op.reduce_block, kind, fan, looped=looped, joined=joined)
@@ -187,7 +186,7 @@ def gradient_shape(ctx: TileContext, op: lut.BeGradOp) -> tuple[ConvShape, Neuro
     """Return the shape of the convolution of an input gradient, and the neuron whose gradient alone reads it."""
     reader = only_user(op.gs, lut.GradOp)
     shape = conv_shape(ctx, op, op.gs, op.gu, shape_of(op.w.type)[-1], real=False, onto=ctx.onto(op.onto))
-    return shape, neuron_kind(reader.neuron) if isinstance(reader, lut.GradOp) else None
+    return shape, ctx.kind(reader) if isinstance(reader, lut.GradOp) else None
 
 
 def joined_gradient(ctx: TileContext, op: lut.BeGradOp) -> tuple[lut.BeGradOp, Joined] | None:

@@ -114,17 +114,30 @@ class TileContext:
             return type_.dtype, shape, 0
         if isinstance(type_, lut_types.GradsType):
             return f"slots.{type_.dtype}", shape, self.gblk(shape[-1])
+        if isinstance(type_, lut_types.InsideType):
+            return f"inside.{type_.dtype}", shape, self.gblk(shape[-1])
         assert isinstance(type_, builtin.TensorType)
         return ("i32" if type_.element_type == builtin.i32 else "f32"), shape or (1,), 0
+
+    def kind(self, op: lut.LifOp | lut.LiOp | lut.GradOp) -> NeuronKind:
+        """Return what the mapper needs to know of the neurons that an op computes."""
+        return neuron_kind(op.neuron, self.ublk(op.u))
+
+    def ublk(self, u: SSAValue | None) -> int:
+        """Return the channels per slot of potentials: those of the tensor, the most before there is one, 0 if whole."""
+        if u is None or not isinstance(u.type, lut_types.InsideType):
+            return 0
+        tensor = self.values.get(u)
+        return self.gblk(u.type.shape[-1]) if tensor is None else tile.placed_of(tensor).gblk
 
     def onto(self, value: SSAValue | None) -> str:
         """Return the format of what sums go on from, empty where they start at 0."""
         return "" if value is None else self.form_of(value.type)[0]
 
-    def declare(self, value: SSAValue, label: str) -> SSAValue:
-        """Give a ``lut`` value its DRAM tensor."""
-        form, shape, gblk = self.form_of(value.type)
-        self.values[value] = self.builder.tensor(label, form, shape, gblk)
+    def declare(self, value: SSAValue, label: str, gblk: int = 0) -> SSAValue:
+        """Give a ``lut`` value its DRAM tensor; ``gblk``: channels per slot (0: as many as may be)."""
+        form, shape, most = self.form_of(value.type)
+        self.values[value] = self.builder.tensor(label, form, shape, gblk or most)
         return self.values[value]
 
     def label(self, kind: str, op: Operation) -> str:
@@ -164,9 +177,10 @@ class TileContext:
         }
 
 
-def neuron_kind(neuron: Neuron) -> NeuronKind:
-    """Return what the mapper needs to know of a neuron."""
-    return NeuronKind(states=2 if neuron.has_synapse else 1, rows=1 + len(neuron.rows), counts=neuron.counts)
+def neuron_kind(neuron: Neuron, ublk: int = 0) -> NeuronKind:
+    """Return what the mapper needs to know of a neuron; ``ublk``: of slots of potentials, 0 where all are kept."""
+    states = 2 if neuron.has_synapse else 1
+    return NeuronKind(states=states, rows=1 + len(neuron.rows), counts=neuron.counts, ublk=ublk)
 
 
 @dataclass(frozen=True)

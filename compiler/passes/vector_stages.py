@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from xdsl.ir import SSAValue
@@ -31,7 +32,6 @@ from h2learn.compiler.passes.tile_context import (
     images,
     leading,
     load_scalars,
-    neuron_kind,
     trips,
 )
 from h2learn.dialects import tile
@@ -45,20 +45,20 @@ def lower_neuron(ctx: TileContext, op: lut.LifOp | lut.LiOp) -> None:
     """Lower neurons whose current lies in DRAM (behind a pool, or read by others too)."""
     current = ctx.values[op.current]
     batch, height, width, channels = shape_of(op.current.type)[-4:]
-    item, kind = item_bytes(ctx.dtype), neuron_kind(op.neuron)
+    item, kind = item_bytes(ctx.dtype), ctx.kind(op)
 
     def usage(t: Tile) -> Usage:
         outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
         return Usage(
             S=kind.spike_bytes(outs, t.positions, t.k),
-            U=kind.membrane_bytes(outs, t.positions, t.k, item),
+            U=kind.in_tile(t.k, channels).membrane_bytes(outs, t.positions, t.k, item),
             M=SLOTS * outs * bits,
             A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),
         )
 
     t = plan_positions(op.time_steps, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
     b, label = ctx.builder, ctx.label("neuron", op)
-    stage = NeuronStep(ctx, op, label, channels)
+    stage = NeuronStep(ctx, op, label, channels, t.k)
     with b.stage(label, op.location), b.loop("k", trips(channels, t.k)) as ik:
         par = stage.parameters(ik * t.k, t.k)
         with (
@@ -80,13 +80,13 @@ def lower_gradient(ctx: TileContext, op: lut.GradOp) -> None:
     """Lower neuron gradients whose incoming gradient lies in DRAM."""
     source = ctx.values[op.gs]
     steps, batch, height, width, channels = shape_of(op.gu.type)
-    gblk, item, kind = ctx.gblk(channels), item_bytes(ctx.dtype), neuron_kind(op.neuron)
+    gblk, item, kind = ctx.gblk(channels), item_bytes(ctx.dtype), ctx.kind(op)
 
     def usage(t: Tile) -> Usage:
         outs, bits = t.steps * t.positions, row_bytes("bits", t.k)
         return Usage(
             S=SLOTS * outs * bits,
-            U=(SLOTS * outs + kind.states * t.positions) * t.k * item,
+            U=replace(kind, counts=False).membrane_bytes(outs, t.positions, t.k, item),
             M=SLOTS * outs * bits,
             G=SLOTS * outs * row_bytes(f"slots.{ctx.dtype}", t.k, gblk),
             A=SLOTS * outs * t.k * 4 + kind.parameter_bytes(t.k),

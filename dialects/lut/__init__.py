@@ -8,6 +8,7 @@ from .attributes import (
     ConvGeometry,
     GeometryAttr,
     GradsType,
+    InsideType,
     MaskType,
     Neuron,
     NeuronAttr,
@@ -94,7 +95,18 @@ OPERATIONS: tuple[type[LutOp], ...] = (
 Lut = Dialect(
     "lut",
     [*OPERATIONS, GateOp, ScanOp, YieldOp],
-    [SpikesType, MaskType, StoreType, GradsType, WinnersType, GeometryAttr, PlanesAttr, NeuronAttr, UpdateAttr],
+    [
+        SpikesType,
+        MaskType,
+        StoreType,
+        InsideType,
+        GradsType,
+        WinnersType,
+        GeometryAttr,
+        PlanesAttr,
+        NeuronAttr,
+        UpdateAttr,
+    ],
 )
 
 __all__ = [
@@ -117,6 +129,7 @@ __all__ = [
     "GeometryAttr",
     "GradOp",
     "GradsType",
+    "InsideType",
     "LiOp",
     "LifConstantsOp",
     "LifOp",

@@ -109,10 +109,16 @@ class Neuron:
         return self.compare != "never"
 
     @property
+    def needs_inside_only(self) -> bool:
+        """Whether the gradient needs no potential outside the surrogate's window."""
+        rests = self.lowest is not None or (self.counts and self.reset == "hard")
+        return self.surrogate in ("rectangular", "triangular") and not rests
+
+    @property
     def needs_window_only(self) -> bool:
         """Whether the gradient needs of a potential only whether it lies in the surrogate's window."""
-        rests = self.lowest is not None or (self.counts and self.reset == "hard")
-        return self.surrogate == "rectangular" and (self.detach_reset or self.reset != "hard") and not rests
+        through_reset = self.reset == "hard" and not self.detach_reset
+        return self.needs_inside_only and self.surrogate == "rectangular" and not through_reset
 
     @property
     def has_synapse(self) -> bool:
@@ -253,6 +259,17 @@ class StoreType(RealsType):
     """Reals rounded to the storage type."""
 
     name = "lut.store"
+
+    def __init__(self, shape: Sequence[int] | tuple[Shape, str], dtype: str | None = None) -> None:
+        """Take shape and storage type, or (what the parser does) both as one pair."""
+        super().__init__(_shape_and_dtype(shape, dtype))
+
+
+@irdl_attr_definition
+class InsideType(RealsType):
+    """Membrane potentials inside the surrogate's window: a bitmap of where it is open and the values there."""
+
+    name = "lut.inside"
 
     def __init__(self, shape: Sequence[int] | tuple[Shape, str], dtype: str | None = None) -> None:
         """Take shape and storage type, or (what the parser does) both as one pair."""

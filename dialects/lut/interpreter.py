@@ -18,7 +18,7 @@ from h2learn.dialects.common import Array, source_of
 from h2learn.dialects.feedback import settle
 
 from . import convolution, statistics, vector
-from .attributes import GradsType, Neuron, SpikesType, StoreType, WinnersType, shape_of
+from .attributes import GradsType, InsideType, Neuron, SpikesType, StoreType, WinnersType, shape_of
 from .gate import GateOp
 from .normalisation import NormalisationOp, NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .ops import (
@@ -133,7 +133,7 @@ def _execute(op: Operation, operands: list[Array]) -> Sequence[Array | None]:
 
 def _dtype(value: SSAValue) -> str:
     """Storage type of weights: a parameter tensor is used as it is."""
-    return value.type.dtype if isinstance(value.type, StoreType | GradsType) else "f32"
+    return value.type.dtype if isinstance(value.type, StoreType | InsideType | GradsType) else "f32"
 
 
 def _fe_conv(op: FeConvOp, s: Real, w: Real, onto: Real | None = None) -> Sequence[Array]:
@@ -149,7 +149,8 @@ def _be_conv(op: BeConvOp, x: Real, w: Real, onto: Real | None = None) -> Sequen
 
 def _lif(op: LifOp, current: Real, *rest: Real) -> Sequence[Array]:
     bias, rows = (vector.NO_BIAS, rest) if op.bias is None else (rest[0], rest[1:])
-    return vector.lif(current, bias, _learned(op, rows), op.time_steps, _dtype(op.u))
+    s, u, m = vector.lif(current, bias, _learned(op, rows), op.time_steps, _dtype(op.u))
+    return s, np.where(m, u, np.float32(np.nan)) if isinstance(op.u.type, InsideType) else u, m
 
 
 def _learned(op: LifOp | GradOp | LifConstantsOp, rows: Sequence[Real]) -> Neuron:

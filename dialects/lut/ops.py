@@ -30,6 +30,7 @@ from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
     AttrSizedResultSegments,
+    BaseAttr,
     IRDLOperation,
     IRDLOption,
     ParsePropInAttrDict,
@@ -56,6 +57,7 @@ from .attributes import (
     ConvGeometry,
     GeometryAttr,
     GradsType,
+    InsideType,
     MaskType,
     Neuron,
     NeuronAttr,
@@ -255,8 +257,8 @@ class LifOp(LutOp):
 
     Spikes are bits, or numbers in storage type where the neuron counts them.
     ``decay`` and ``threshold`` ``[K]``, where they are given, stand for those of the neuron. Current ``[T,..,K]`` or,
-    the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type) and the mask of the surrogate
-    window (all ones for a surrogate without window), all ``[T,N,H,W,K]``.
+    the same at every step, ``[N,..,K]``; gives spikes, membrane potentials (storage type, or only those ``inside`` the
+    surrogate's window) and the mask of the window (all ones for a surrogate without window), all ``[T,N,H,W,K]``.
     """
 
     name = "lut.lif"
@@ -266,7 +268,7 @@ class LifOp(LutOp):
     decay = opt_operand_def(TensorType)
     threshold = opt_operand_def(TensorType)
     s = result_def()
-    u = result_def(StoreType)
+    u = result_def(BaseAttr(StoreType) | BaseAttr(InsideType))
     m = result_def(MaskType)
     neuron_attr = prop_def(NeuronAttr, prop_name="neuron")
     steps_attr = prop_def(IntegerAttr[IntegerType], prop_name="time_steps")
@@ -285,11 +287,13 @@ class LifOp(LutOp):
         location: LocationAttr | None = None,
         *,
         learned: LearnedRows = (None, None),
+        inside: bool = False,
     ) -> None:
         shape = (time_steps, *shape_of(current.type)[-4:])
+        potentials = InsideType(shape, dtype) if inside else StoreType(shape, dtype)
         self.construct(
             [current, _optional(bias), *map(_optional, learned)],
-            [fired(neuron, shape, dtype), StoreType(shape, dtype), MaskType(shape)],
+            [fired(neuron, shape, dtype), potentials, MaskType(shape)],
             {"neuron": NeuronAttr(neuron), "time_steps": _int(time_steps)},
             location,
         )
@@ -695,7 +699,7 @@ class GradOp(LutOp):
 
     ``gs_time`` says how ``gs`` reaches the time steps: ``all`` has one per step (``[T,N,H,W,K]``), ``broadcast`` the
     same at every step, ``last`` only at the last one (both ``[N,H,W,K]``). A leaky integrator takes neither u nor s.
-    In place of the potentials u stands their mask where that is all that the gradient needs of them.
+    u are potentials, or where nothing else of them is needed those inside the surrogate's window, or their mask.
     """
 
     name = "lut.grad"
@@ -773,9 +777,11 @@ class GradOp(LutOp):
             _verify_spikes(self.s, self.neuron)
         if self.u is None or isinstance(self.u.type, StoreType):
             return
-        if not isinstance(self.u.type, MaskType):
+        if not isinstance(self.u.type, MaskType | InsideType):
             raise VerifyException(f"expected membrane potentials or their mask, found {self.u.type}")
-        if not self.neuron.needs_window_only:
+        if not self.neuron.needs_inside_only:
+            raise VerifyException("expected membrane potentials, which this gradient needs outside the window too")
+        if isinstance(self.u.type, MaskType) and not self.neuron.needs_window_only:
             raise VerifyException("expected membrane potentials, of which this gradient needs more than the mask")
 
 

@@ -371,7 +371,10 @@ def _arriving(gs: F32, gs_time: str, t: int, steps: int) -> F32:
 
 
 def _through_spike(gs: F32, u: F32 | Bits, s: F32 | Bits, later: F32, neuron: Neuron) -> F32:
-    """Return the gradient of potentials ``u``, or of those of which ``u`` says whether they lie in the window."""
+    """Return the gradient of potentials ``u``, or of those of which ``u`` says whether they lie in the window.
+
+    A potential of which nothing is known but that it lies outside is NaN: there the surrogate is 0.
+    """
     alpha, theta = _row(neuron.alpha), _row(neuron.theta)
     decayed: F32 = alpha * later
     e, p = gs, decayed

@@ -11,7 +11,19 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
-FORMATS = ("bits", "u8", "i32", "f16", "f32", "slots.f16", "slots.f32", "lut.f16", "lut.f32")
+FORMATS = (
+    "bits",
+    "u8",
+    "i32",
+    "f16",
+    "f32",
+    "slots.f16",
+    "slots.f32",
+    "inside.f16",
+    "inside.f32",
+    "lut.f16",
+    "lut.f32",
+)
 
 Index = tuple[int, tuple[int, ...]]
 """Affine index: a constant and one coefficient per loop counter among the op's ``ivs`` operands."""
@@ -24,7 +36,8 @@ Rows = tuple[tuple[float, ...], ...]
 class Placed:
     """What tensor and buffer types have in common: format, shape and channels per gradient slot (0: no slots).
 
-    Written ``f32[4x100]``, ``slots.f32[2x8x8x64 by 32]``.
+    Written ``f32[4x100]``, ``slots.f32[2x8x8x64 by 32]``. Slots of format ``inside`` hold potentials inside the
+    surrogate's window.
     """
 
     form: str
@@ -65,9 +78,9 @@ class PlacedType(Data[Placed], TypeAttribute):
             raise VerifyException(f"{self.name} expects a format of {', '.join(FORMATS)}, found {self.data.form!r}")
         if any(size < 1 for size in self.data.shape):
             raise VerifyException(f"{self.name} expects positive sizes, found {self.data.shape}")
-        if (self.data.gblk > 0) != self.data.form.startswith("slots."):
+        if (self.data.gblk > 0) != self.data.form.startswith(("slots.", "inside.")):
             raise VerifyException(
-                f"{self.name} expects channels per slot exactly for gradient slots, found {self.data.gblk} with "
+                f"{self.name} expects channels per slot exactly for slots, found {self.data.gblk} with "
                 f"format {self.data.form}"
             )
 

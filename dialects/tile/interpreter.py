@@ -26,6 +26,7 @@ Params = dict[str, tile.Param]
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
 _NONE = np.zeros((), np.bool_)
+_OUTSIDE = np.float32(np.nan)  # a potential of which nothing is kept but that it lies outside the window
 
 
 def interpret(module: builtin.ModuleOp, arguments: Sequence[Array]) -> list[Array]:
@@ -102,7 +103,8 @@ class _Machine:
 
     def load(self, op: tile.LoadOp) -> None:
         tensor, part = self.values[op.tensor], self.part(op)
-        window = np.zeros(op.sizes.data, dtype=tensor.dtype)
+        nothing = _OUTSIDE if tile.placed_of(op.tensor).form.startswith("inside.") else 0
+        window = np.full(op.sizes.data, nothing, dtype=tensor.dtype)
         inside, outside = self.overlap(op, tensor.shape)
         window[inside] = tensor[outside]
         part[...] = window.reshape(part.shape)
@@ -334,8 +336,10 @@ def _lif(b: Buffers, p: Params, fresh: bool) -> None:
         u = np.where(fired, v_reset, u)
     u = numerics.round_to_storage(u, str(p["dtype"]))
     b["us"][...] = u
-    if p["save_u"] == "yes":
-        b["uo"][...] = u
+    windowed = p["spike"] != "never" and p["surrogate"] in ("rectangular", "triangular")
+    inside = _distance(u, theta, p) < _f32(p, "width") if windowed else np.ones_like(u, dtype=np.bool_)
+    if p["save_u"] != "no":
+        b["uo"][...] = u if p["save_u"] == "yes" else np.where(inside, u, _OUTSIDE)
     if p["counted"] == "yes":
         b["so"][...] = numerics.round_to_storage(_spike_count(u, theta, p), str(p["dtype"]))
     elif p["spike"] != "never":
@@ -343,8 +347,7 @@ def _lif(b: Buffers, p: Params, fresh: bool) -> None:
         b["ss"][...] = spikes
         b["so"][...] = spikes
     if p["save_m"] == "yes":
-        windowed = p["spike"] != "never" and p["surrogate"] in ("rectangular", "triangular")
-        b["mo"][...] = _distance(u, theta, p) < _f32(p, "width") if windowed else True
+        b["mo"][...] = inside
 
 
 def _spike_count(u: F32, theta: F32, p: Params) -> F32:

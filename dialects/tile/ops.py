@@ -569,14 +569,14 @@ FACTS: dict[str, JobFacts] = {
         ("acc", "par", "us", "ss", "so", "uo", "mo", "cs"),
         ("acc", "par", "us", "ss", "cs"),
         ("us", "ss", "so", "uo", "mo", "cs"),
-        (*_NEURON, "save_u", "save_m"),
+        (*_NEURON, "save_u", "save_m", "ublk"),
     ),
     "tile.grad": JobFacts(
         "VEC",
         ("gs", "u", "s", "par", "gc", "go", "gi"),
         ("gs", "u", "s", "par", "gc", "gi"),
         ("gc", "go", "gi"),
-        (*_NEURON, "detach", "gblk", "seen"),
+        (*_NEURON, "detach", "gblk", "seen", "ublk"),
     ),
     "tile.tune": JobFacts(
         "VEC",

@@ -99,8 +99,8 @@ def test_facts_name_roles_engines_and_memories_of_the_machine() -> None:
         ('rows <"0.0; 0.5; 1.0; 0.0">', 'rows <"0.0; 0.5; 1.0; 0.0 1.0">', "rows of 1 or 32 values"),
         ("tensor<bits[4x2x8x8x16]>", "tensor<bit[4x2x8x8x16]>", "expects a format of bits, u8"),
         ("2 x bits[1x1x10x10x16]", "2 x bits[1x1x0x10x16]", "expects positive sizes"),
-        ("x96 by 32]", "x96]", "channels per slot exactly for gradient slots, found 0"),
-        ("f32[4x2x8x8x32]>", "f32[4x2x8x8x32 by 8]>", "channels per slot exactly for gradient slots, found 8"),
+        ("x96 by 32]", "x96]", "channels per slot exactly for slots, found 0"),
+        ("f32[4x2x8x8x32]>", "f32[4x2x8x8x32 by 8]>", "channels per slot exactly for slots, found 8"),
     ],
 )  # fmt: skip
 def test_verifiers_refuse(old: str, new: str, message: str) -> None:
