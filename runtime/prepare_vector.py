@@ -35,7 +35,7 @@ def v_lif(op: Operation, site: Site) -> Prepared:
     windowed = op.choice("surrogate") in ("rectangular", "triangular")
     masked, inside = op.choice("save_m") == "yes", op.choice("save_u") == "inside"
     counts = {"spikes": (calls.FIRED, 1), "nonfinite": (calls.NEURON_BROKEN, 1)}
-    counts["masked_in"] = (calls.PASSED, int(masked))
+    counts |= {"masked_in": (calls.PASSED, int(masked))} | ({"live_outputs": (calls.PASSED, 1)} if inside else {})
     builder = site.builder()
     if _is_plain(op) and not (inside and op.number("ublk") % LANES):
         args = Arguments()
@@ -75,9 +75,11 @@ def v_lif(op: Operation, site: Site) -> Prepared:
 def v_grad(op: Operation, site: Site) -> Prepared:
     """``v.grad``: gu = sg*e + carried, backwards through one time step of the neuron."""
     n, k, reset = op.number("n"), op.number("k"), op.choice("reset")
-    windowed, inside = op.choice("seen") == "window", op.choice("seen") == "inside"
+    never = op.choice("spike") == "never"
+    windowed, inside = op.choice("seen") == "window", op.choice("seen") == "inside" and not never
     counts = {"live_outputs": (calls.LIVE_OUT, 1), "nonfinite": (calls.BROKEN, 1)}
-    builder, never, detach = site.builder(), op.choice("spike") == "never", op.choice("detach") == "yes"
+    counts |= {"live_inputs": (calls.LIVE_IN, 1)} if inside else {}
+    builder, detach = site.builder(), op.choice("detach") == "yes"
     rectangular = op.choice("surrogate") == "rectangular" and (detach or not windowed)
     if _is_plain(op) and rectangular and op.number("gblk") % LANES == 0:
         args = Arguments()
@@ -87,7 +89,7 @@ def v_grad(op: Operation, site: Site) -> Prepared:
         args.memory(site.places["go"], 8).memory(seen if windowed else _NOTHING, 1)
         args.numbers(slot_words(op), op.number("gblk"), k, op.init, reset == "hard", reset == "soft", detach, never)
         args.numbers(windowed).reals(op.desc["width"], op.desc["height"])
-        _slots_inside(args, op, site, "u", inside and not never)
+        _slots_inside(args, op, site, "u", inside)
         builder.call(calls.differentiate_plain_call, args, n, 3 * n * k)
         return builder.prepared(neuron_counts(op), counts)
     args = Arguments().memory(site.places["gs"], 4)
@@ -105,7 +107,7 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     args.numbers(*(op.choice(name) == "yes" for name in ("counted", "bounded", "periodic")))
     args.reals(op.desc["width"], op.desc["height"], op.number("most"), op.desc["lowest"])
     args.memory(site.places.get("u", _NOTHING) if windowed else _NOTHING, 1)
-    _slots_inside(args, op, site, "u", inside and not never)
+    _slots_inside(args, op, site, "u", inside)
     builder.call(calls.differentiate_call, args, n, 4 * n * k)
     return builder.prepared(neuron_counts(op), counts)
 

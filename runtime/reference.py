@@ -288,8 +288,9 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
     open_ended = never or op.choice("surrogate") not in ("rectangular", "triangular")
     mask = np.ones((n, k), np.bool_) if open_ended else _distance(op, u, theta) < np.float32(op.desc["width"])
     _save(buffers["us"], u, op.storage())
+    counts = neuron_counts(op)
     if op.choice("save_u") == "inside":
-        _encode(op, buffers["uo"], u, mask, "ublk")
+        counts["live_outputs"] = _encode(op, buffers["uo"], u, mask, "ublk")
     elif "uo" in buffers:
         _save(buffers["uo"], u, op.storage())
     if counted:
@@ -299,8 +300,8 @@ def v_lif(op: Operation, buffers: Buffers) -> Work:
         if name in buffers and (name == "mo" or not counted):
             _pack(buffers[name], bits)
     masked_in = int(mask.sum()) if op.choice("save_m") == "yes" else 0
-    counts = {"spikes": int(np.count_nonzero(spikes)), "masked_in": masked_in, "nonfinite": nonfinite(u)}
-    return Work(neuron_counts(op) | counts)
+    counts |= {"spikes": int(np.count_nonzero(spikes)), "masked_in": masked_in, "nonfinite": nonfinite(u)}
+    return Work(counts)
 
 
 def _spike_count(op: Operation, u: F32, theta: F32) -> F32:
@@ -380,8 +381,10 @@ def v_grad(op: Operation, buffers: Buffers) -> Work:
         gx = _round(op, gx)
         if has_synapse(op):
             _save(buffers["gi"], gx, op.storage())
-    live = _encode(op, buffers["go"], gx)
-    return Work(neuron_counts(op) | {"live_outputs": live, "nonfinite": nonfinite(gx)})
+    counts = neuron_counts(op) | {"live_outputs": _encode(op, buffers["go"], gx), "nonfinite": nonfinite(gx)}
+    if op.choice("seen") == "inside" and op.choice("spike") != "never":
+        counts["live_inputs"] = int(inside.sum())
+    return Work(counts)
 
 
 def _seen(op: Operation, buffer: Bytes, shape: tuple[int, int]) -> tuple[F32, Bool]:

@@ -84,8 +84,11 @@ def looked_up(machine: Machine, fan: int) -> float:
     return 1 - (1 - SPIKE_DENSITY) ** fan if machine.forward.skip_zero_patterns else 1.0
 
 
-def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
-    """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons."""
+def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: int = 0) -> Cost:
+    """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons.
+
+    ``ublk``: channels of a slot of potentials inside the window (0: all are kept).
+    """
     parts, shape = shape.taps, t.seen(shape)
     parts //= shape.taps
     images = t.samples * (1 if shape.static else t.steps)
@@ -113,7 +116,7 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
         vector += tiles * c_tiles * _vector(seen.images * seen.rows * seen.columns * t.c, machine)
     outs = Patch(t.steps * t.samples, t.rows, t.columns)
     outputs = 2 * _map(outs, shape.out_h, shape.out_w, row_bytes("bits", t.k), machine)
-    outputs += _map(outs, shape.out_h, shape.out_w, t.k * shape.item, machine)
+    outputs += _potentials(outs, shape.out_h, shape.out_w, t.k, ublk, shape.item, machine)
     stores = k_tiles * areas * _up(shape.steps, t.steps)
     moved = fills * weights + tiles * c_tiles * inputs + stores * outputs
     ends = weights + fill + inputs + _vector(t.positions * t.k, machine) * t.steps + outputs
@@ -121,10 +124,10 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int) -> Cost:
     return Cost(tiles * c_tiles * engine + waits, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
 
 
-def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, *, by_steps: bool = False) -> Cost:
+def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, ublk: int = 0, *, by_steps: bool = False) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    ``by_steps``: the engine has a job for each time step. Weights are most of what a linear layer moves, so that the
+    ``ublk``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear layer moves, so that the
     way in of the first ones is in the channel's time already. Counting it once more would cut them into many small
     jobs, each with fewer rows than the engine has lanes.
     """
@@ -145,7 +148,7 @@ def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, *, by_
     gradients = _slots(seen, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
     outs = Patch(images, t.rows, t.columns)
     results = 2 * _map(outs, shape.in_h, shape.in_w, row_bytes("bits", t.c), machine)
-    results += _map(outs, shape.in_h, shape.in_w, t.c * shape.item, machine)
+    results += _potentials(outs, shape.in_h, shape.in_w, t.c, ublk, shape.item, machine)
     results += _slots(outs, shape.in_h, shape.in_w, t.c, slot, shape.item, machine)
     stay = t.weights_stay(shape)
     loads = c_tiles if stay else tiles * k_tiles
@@ -283,10 +286,26 @@ def _map(patch: Patch, height: int, width: int, size: int, machine: Machine) -> 
     return _rows(patch.images * (rows if columns < width else 1), run, True, machine)
 
 
-def _slots(patch: Patch, height: int, width: int, channels: int, slot: int, item: int, machine: Machine) -> float:
-    """Return the cycles of gradient slots: bitmaps and live values, packed along whole rows and maps."""
+def _potentials(patch: Patch, height: int, width: int, channels: int, ublk: int, item: int, machine: Machine) -> float:
+    """Return the cycles of saved potentials: all, or in slots of ``ublk`` channels those inside the window."""
+    if ublk:
+        return _slots(patch, height, width, channels, ublk, item, machine, MASK_DENSITY)
+    return _map(patch, height, width, channels * item, machine)
+
+
+def _slots(
+    patch: Patch,
+    height: int,
+    width: int,
+    channels: int,
+    slot: int,
+    item: int,
+    machine: Machine,
+    density: float = GRADIENT_DENSITY,
+) -> float:
+    """Return the cycles of slots (of gradients): bitmaps and live values, packed along whole rows and maps."""
     rows, columns = min(patch.rows, height), min(patch.columns, width)
-    live = moved_slot_bytes(min(slot, channels), item, GRADIENT_DENSITY)
+    live = moved_slot_bytes(min(slot, channels), item, density)
     packed = 1 if columns < width else columns if rows < height else columns * rows * patch.images
     return _rows(patch.images * rows * columns / packed * _up(channels, slot), packed * live, True, machine)
 

@@ -424,7 +424,7 @@ def plan_forward(
             return _forward_usage(shape, t, number, neuron, joined)
 
         def cost(t: Tile, number: int = number) -> float:
-            return forward_cost(shape, t, machine, number).cycles
+            return forward_cost(shape, t, machine, number, neuron.in_tile(t.k, shape.k).ublk).cycles
 
         found = _cheapest(choices, usage, cost, machine)
         if found is not None:
@@ -543,11 +543,12 @@ def _plan_backward(
     if looped:
         choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
     slot = max(gblk_in, gblk_out)
+    ublk = 0 if neuron is None else neuron.ublk
     speed = machine.backward.elements * machine.backward.width / LANES_OF_SHAPES
     found = _cheapest(
         choices,
         usage,
-        lambda t: backward_cost(shape, t, machine, slot, by_steps=gives_way).cycles,
+        lambda t: backward_cost(shape, t, machine, slot, ublk, by_steps=gives_way).cycles,
         machine,
         (lambda t: backward_job(shape, replace(t, steps=1), machine) * speed) if gives_way else None,
         BACKWARD_TURN,

@@ -311,8 +311,9 @@ def encode_where(
 @jit
 def decode_where(
     slots: U64, slot_words: int, half: bool, first_position: int, rows: int, k: int, gblk: int, values: F32
-) -> None:
+) -> int:
     """The inverse of ``encode_where`` for ``rows`` rows; values that the slots do not hold become NaN."""
+    total = np.uint64(0)
     narrow_values, wide_values = slots.view(np.uint16), slots.view(np.float32)
     width, block_channels, words = np.uint64(k), np.uint64(gblk), np.uint64(slot_words)
     blocks = (width + block_channels - np.uint64(1)) // block_channels
@@ -325,11 +326,13 @@ def decode_where(
             slot = ((np.uint64(first_position) + row) * blocks + block) * words
             bitmap = live_bits(slots[slot], min(block_channels, width - first))
             live = population(bitmap)
+            total += live
             source = (slot + np.uint64(1)) * np.uint64(4 if half else 2)
             for i in range(live):
                 value = half_value(narrow_values[source + i]) if half else wide_values[source + i]
                 values[start + lowest(bitmap)] = value
                 bitmap &= bitmap - np.uint64(1)
+    return np.int64(total)
 
 
 @jit

@@ -298,7 +298,7 @@ def differentiate_plain(
     low: int,
     high: int,
 ) -> None:
-    """One step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
+    """One step backwards for the positions ``low .. high-1``; ``work`` += live gradients, non-finite ones, potentials.
 
     ``gblk`` is a multiple of 16 too. Where ``ublk`` is not 0, the potentials inside the window stand in the slots
     ``kept`` of as many channels.
@@ -312,7 +312,7 @@ def differentiate_plain(
     for position in range(np.uint64(low), np.uint64(high)):
         slot = position * blocks * words
         if ublk:
-            decode_where(kept, kept_words, False, np.int64(position), 1, k, ublk, row)
+            work[2] += decode_where(kept, kept_words, False, np.int64(position), 1, k, ublk, row)
         for first in range(np.uint64(0), width, block):
             bitmap = np.uint64(0)
             for channel in range(first, min(first + block, width), lanes):

@@ -259,7 +259,7 @@ def integrate(
     low: int,
     high: int,
 ) -> None:
-    """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
+    """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, in the window, non-finite membranes).
 
     ``flags``: init, half, hard, soft, soft-delayed (with hard: hard-delayed), greater-or-equal, never, save_u, save_m,
     windowed, drive (:data:`PLAIN`, :data:`SCALED`, :data:`SYNAPSE`, :data:`DELAYED`), counted, bounded and periodic.
@@ -361,9 +361,10 @@ def integrate(
                 mask[:] = np.uint8(1)
         if ublk > 0:
             encode_where(mask, u, slots, slot_words, half, first, np.int64(here), k, ublk)
-        if save_m:
+        if masks:
             for i in range(size):
                 passed += np.uint32(mask[i])
+        if save_m:
             pack(mask, mo, np.uint64(first), here, np.uint64(k))
     work[0] += np.int64(fired)
     work[1] += np.int64(passed)
@@ -398,7 +399,7 @@ def differentiate(
     low: int,
     high: int,
 ) -> None:
-    """One neuron step backwards for the positions ``low .. high-1``; ``work`` += (live gradients, non-finite ones).
+    """One step backwards for the positions ``low .. high-1``; ``work`` += live gradients, non-finite ones, potentials.
 
     ``flags``: init, half, hard, soft, soft-delayed, never, detach, the surrogate (:data:`RECTANGULAR` and on), the
     drive (:data:`PLAIN` and on), counted, bounded and periodic, as in :func:`integrate`. With the surrogate
@@ -427,7 +428,7 @@ def differentiate(
                 gu[i] = gs[start + i] + alpha[i] * gn[i]
         else:
             if ublk > 0:
-                decode_where(inside, inside_words, half, first, np.int64(here), k, ublk, u)
+                work[2] += decode_where(inside, inside_words, half, first, np.int64(here), k, ublk, u)
             elif surrogate != WINDOW:
                 load_block(us, us_half, half, start, size, u)
             if surrogate != WINDOW:

@@ -105,7 +105,7 @@ def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts:
     a, found = words_at(args, 29), words_at(counts, COUNTERS)
     flags = (a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
     operands = f32_at(a, 0), f32_at(a, 2), f32_at(a, 6), f32_at(a, 8)
-    work = np.zeros(2, np.int64)
+    work = np.zeros(3, np.int64)
     differentiate_plain(
         operands[0],
         operands[1],
@@ -129,6 +129,7 @@ def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts:
     )
     found[LIVE_OUT] += work[0]
     found[BROKEN] += work[1]
+    found[LIVE_IN] += work[2]
     return 1
 
 
@@ -143,7 +144,7 @@ def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) 
         *(a[23] != 0, a[24] != 0, a[25] != 0, a[26] != 0, a[27] != 0, a[28] != 0, a[29] != 0),
         *(a[30], a[31], a[32] != 0, a[33] != 0, a[34] != 0),
     )
-    work = np.zeros(2, np.int64)
+    work = np.zeros(3, np.int64)
     differentiate(
         f32_at(a, 0),
         f32_at(a, 2),
@@ -173,6 +174,7 @@ def differentiate_call(args: int, extra: int, low: int, high: int, counts: int) 
     )
     found[LIVE_OUT] += work[0]
     found[BROKEN] += work[1]
+    found[LIVE_IN] += work[2]
     return 1
 
 

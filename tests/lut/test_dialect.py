@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from xdsl.context import Context
@@ -26,6 +27,7 @@ LABELS = TensorType(i32, [2])
 CURRENT = tensor((4, 2, 3, 6, 2))
 ROW = tensor((2,))
 MASK, SPIKES_OUT = (kind((4, 2, 3, 6, 2)) for kind in (lut.MaskType, lut.SpikesType))
+INSIDE, CURVED = lut.InsideType((4, 2, 3, 6, 2), "f32"), replace(NEURON, surrogate="atan")
 GRADS = lut.GradsType((4, 2, 3, 6, 2), "f16")
 
 
@@ -70,6 +72,7 @@ def one_of_each():
     add(lut.ExtractOp(wide, (3, 3), (2, 1), 2))
     lif = add(lut.LifOp(conv.current, bias, NEURON, 4, "f16"))
     add(lut.LifOp(static.current, None, NEURON, 4, "f16"))
+    near = add(lut.LifOp(conv.current, bias, NEURON, 4, "f16", inside=True))
     li = add(LiOp(conv.current, bias, lut.Neuron((1e-5,), drive="synapse", gain=(2.0,), beta=(0.5, 0.25)), 4, "f16"))
     maxima = add(lut.PoolOp(lif.s, "max", lut.ConvGeometry((3, 6)), "f16"))
     add(lut.PoolOp(lif.s, "avg", HALF, "f16"))
@@ -87,6 +90,7 @@ def one_of_each():
     grad = add(lut.GradOp(gs.result, lif.u, lif.s, NEURON, "all", 4, "f16"))
     soft = lut.Neuron((0.5,), (1.0,), (0.0,), "soft", "gt", "rectangular", 0.5, 2.0, False)
     add(lut.GradOp(gs.result, lif.m, lif.s, soft, "all", 4, "f16"))
+    add(lut.GradOp(gs.result, near.u, near.s, NEURON, "all", 4, "f16"))
     add(lut.GradOp(loss.dlogits, None, None, lut.Neuron((0.5,)), "last", 4, "f16"))
     add(lut.BeGradOp(grad.gu, w, mask, WINDOW, 2, "dual", (4, 2, 6, 6, 8)))
     through = add(lut.BeGradOp(grad.gu, w, None, WINDOW, 2, "in", (4, 2, 6, 6, 8))).gs
@@ -220,6 +224,10 @@ def test_attributes_that_are_refused(make, message):
         (
             lambda: lut.GradOp(value(CURRENT), value(MASK), value(SPIKES_OUT), NEURON, "all", 4, "f32"),
             "of which this gradient needs more than the mask",
+        ),
+        (
+            lambda: lut.GradOp(value(CURRENT), value(INSIDE), value(SPIKES_OUT), CURVED, "all", 4, "f32"),
+            "which this gradient needs outside the window too",
         ),
         (lambda: lut.GradOp(value(CURRENT), None, None, lut.Neuron((1.0,)), "last", 4, "f32"), "incoming gradient"),
         (

@@ -30,6 +30,7 @@ from h2learn.dialects import tile
 
 NETWORKS = Path(__file__).parents[2] / "benchmarks" / "networks"
 DENSITY = 0.25  # of gradients, where no run says more
+OPEN = 0.35  # share of potentials inside the surrogate's window; the others are not kept
 BITMAP = 1 / 8  # of a slot, per channel
 
 
@@ -107,7 +108,7 @@ def least_bytes(layers: tuple[Layer, ...], steps: int, batch: int, group: int, m
     """Return compulsory bytes and capacity misses of a training step (fp16, SGD with momentum)."""
     groups, item = batch // group, 2
     sums = machine.memory_bytes("A") / 3
-    gradient = DENSITY * item + BITMAP
+    gradient, inside = (share * item + BITMAP for share in (DENSITY, OPEN))
     total = 0.0
     for number, layer in enumerate(layers):
         images = layer.positions * steps * group
@@ -120,9 +121,10 @@ def least_bytes(layers: tuple[Layer, ...], steps: int, batch: int, group: int, m
         if number:
             total += groups * capacity(read_images, layer.c, weights, images * layer.k * gradient, sums)
         total += groups * updates(layer, read_images * layer.c * value, images * layer.k * gradient, sums)
-        # what neurons keep: potential, spikes and mask out; gradients out; potential, spikes and mask in
+        # what neurons keep: potential inside the window, spikes and mask out; gradients out; potential, spikes and mask
+        # in. The last layer's are integrators, whose potentials are the outputs
         last = number == len(layers) - 1
-        kept = 2 * item if last else 2 * item + 4 / 8
+        kept = 2 * item if last else 2 * inside + 4 / 8
         total += groups * images * layer.k * ((kept + gradient) * layer.neurons + (1 / 8 + gradient) * layer.shortcut)
         # gradients of weights: sums go on from group to group, or stay on chip until the whole batch has passed by;
         # parameter and momentum both ways; storage copy
@@ -158,7 +160,7 @@ def updates(layer: Layer, inputs: float, gradients: float, sums: float) -> float
 
 
 def program_bytes(module: builtin.ModuleOp) -> float:
-    """Return the bytes that all copies of a ``tile`` program move, gradients at ``DENSITY``."""
+    """Return the bytes that all copies of a ``tile`` program move, gradients at ``DENSITY``, potentials at ``OPEN``."""
     total = 0.0
     for op in module.walk():
         if not isinstance(op, tile.CopyOp):
@@ -182,8 +184,10 @@ def program_bytes(module: builtin.ModuleOp) -> float:
             assert not used & {iv for iv, _ in mine}, "a loop moves one dimension"
             used |= {iv for iv, _ in mine}
         elements *= prod(trips for counter, trips in loops.items() if counter not in used)
+        kind, _, dtype = placed.form.partition(".")
         if placed.gblk:
-            total += elements * ((2 if placed.form == "slots.f16" else 4) * DENSITY + BITMAP)
+            share = {"slots": DENSITY, "inside": OPEN}[kind]
+            total += elements * ({"f16": 2, "f32": 4}[dtype] * share + BITMAP)
         else:
             total += elements * {"bits": 1 / 8, "u8": 1, "f16": 2, "f32": 4, "i32": 4}[placed.form]
     return total

@@ -21,7 +21,7 @@ builtin.module {
         tile.fe_run acc=%acc, s=%inputs, lut=%tables {c=16, dtype="f32", fan=4, imgs=1, k=32, kh=3, kw=3, oh=8, ow=8, sh=1, shape="32x64", sw=1}
         tile.for "step" %step to 1 {
           %bits = tile.alloc "bits" in S : 1 x bits[1x8x8x32]
-          tile.lif acc=%acc[%step], par=%par, us=%state, ss=%bits, so=%spikes[%step] first(%t, %step) {bounded="no", counted="no", drive="plain", dtype="f32", height=1.0, k=32, lowest=0.0, most=0, n=64, periodic="no", reset="hard", save_m="no", save_u="no", spike="gt", surrogate="rectangular", width=1.0e-05}
+          tile.lif acc=%acc[%step], par=%par, us=%state, ss=%bits, so=%spikes[%step] first(%t, %step) {bounded="no", counted="no", drive="plain", dtype="f32", height=1.0, k=32, lowest=0.0, most=0, n=64, periodic="no", reset="hard", save_m="no", save_u="no", spike="gt", surrogate="rectangular", ublk=0, width=1.0e-05}
         }
         tile.store %y[%t, %n, 0, 0, 0] sizes 1x1x8x8x32 from %acc
       }

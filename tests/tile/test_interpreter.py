@@ -240,7 +240,7 @@ def test_table_entries_are_rounded_to_storage() -> None:
 
 def neuron_params(n: int, k: int, **more: tile.Param) -> dict[str, tile.Param]:
     base: dict[str, tile.Param] = {"n": n, "k": k, "dtype": "f32", "reset": "hard", "spike": "gt", "drive": "plain"}
-    base |= {"counted": "no", "most": 0, "bounded": "no", "lowest": 0.0, "periodic": "no"}
+    base |= {"counted": "no", "most": 0, "bounded": "no", "lowest": 0.0, "periodic": "no", "ublk": 0}
     return {**base, "surrogate": "rectangular", "width": 0.5, "height": 2.0, **more}
 
 
@@ -266,6 +266,9 @@ def test_neurons(reset: str, spike: str, fresh: bool) -> None:
     assert (membrane == theta).any()
     assert np.array_equal(out["so"], expected) and np.array_equal(out["ss"], expected)
     assert np.array_equal(out["mo"], abs(membrane - theta) < 0.5)
+    job |= {"uo": Held("inside.f32", u.shape, gblk=2)}
+    out = run(tile.LifOp, job, params | {"save_u": "inside", "ublk": 2}, fresh=fresh)
+    assert np.array_equal(out["uo"], np.where(out["mo"], membrane, np.nan), equal_nan=True)
 
 
 def test_a_leaky_integrator_has_no_spikes_and_an_open_mask() -> None:
@@ -298,6 +301,10 @@ def test_neuron_gradients(reset: str, surrogate: str, detach: str, fresh: bool) 
     if surrogate == "rectangular" and (detach == "yes" or reset != "hard"):
         job |= {"u": bits(distance < 1), "go": Held("slots.f32", gs.shape, gblk=2)}
         assert np.array_equal(run(tile.GradOp, job, {**params, "seen": "window"}, fresh=fresh)["go"], expected)
+    job |= {"u": Held("inside.f32", u.shape, np.where(distance < 1, u, np.nan), gblk=2)}
+    job |= {"go": Held("slots.f32", gs.shape, gblk=2)}
+    out = run(tile.GradOp, job, {**params, "seen": "inside", "ublk": 2}, fresh=fresh)
+    assert np.array_equal(out["go"], expected) and np.array_equal(out["gc"], expected)
 
 
 def test_gradient_of_a_leaky_integrator() -> None:
