@@ -124,12 +124,14 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: in
     return Cost(tiles * c_tiles * engine + waits, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
 
 
-def backward_cost(shape: ConvShape, t: Tile, machine: Machine, slot: int, ublk: int = 0, *, by_steps: bool = False) -> Cost:
+def backward_cost(
+    shape: ConvShape, t: Tile, machine: Machine, slot: int, ublk: int = 0, *, by_steps: bool = False
+) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    ``ublk``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear layer moves, so that the
-    way in of the first ones is in the channel's time already. Counting it once more would cut them into many small
-    jobs, each with fewer rows than the engine has lanes.
+    ``ublk``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear
+    layer moves, so that the way in of the first ones is in the channel's time already. Counting it once more would cut
+    them into many small jobs, each with fewer rows than the engine has lanes.
     """
     areas = _areas(shape, t, shape.in_h, shape.in_w)
     blocks = _up(shape.steps, t.steps)
