@@ -18,7 +18,6 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import (
     LANES_OF_SHAPES,
-    MASK_DENSITY,
     backward_cost,
     backward_job,
     fans_of,
@@ -27,7 +26,7 @@ from h2learn.compiler.mapping.cost import (
     weights_job,
     what_stays,
 )
-from h2learn.compiler.mapping.layout import SLOT_BITMAP_BYTES, row_bytes, slot_channels
+from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 from h2learn.compiler.mapping.streams import OVERLAPS
 
 JOB_CYCLES = 4096
@@ -59,9 +58,10 @@ class TileLimits:
     ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``overlap``:
     which parts of it run side by side (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot
     instead of two, in the same tiles, so that nothing is loaded while the tile before is at work. ``operand_form``: how
-    numbers that have bit-planes enter a convolution. ``potential``: whether gradients read saved membrane potentials
-    also where the bits of the surrogate's window are enough. ``head``: whether the linear layers behind the maps are a
-    part of their own. ``jobs``: whether backward and update work gives way to other streams soon.
+    numbers that have bit-planes enter a convolution. ``potential``: whether all membrane potentials are saved for
+    gradients, also where those inside the surrogate's window or the window's bits are enough. ``head``: whether the
+    linear layers behind the maps are a part of their own. ``jobs``: whether backward and update work gives way to
+    other streams soon.
     """
 
     steps: int | None = None
@@ -336,15 +336,6 @@ def slot_cap(machine: Machine, limits: TileLimits) -> int:
     """
     cap = 64 if machine.backward.elements >= 16 else 32
     return min(cap, limits.k or cap)
-
-
-def inside_slot(channels: int, item: int, machine: Machine, limits: TileLimits) -> int:
-    """Return the most channels of a slot of potentials inside the window, 0 where slots are expected to save nothing.
-
-    ``channels``: of the layer; ``item``: bytes of a value.
-    """
-    ublk = slot_channels(channels, slot_cap(machine, limits))
-    return ublk if SLOT_BITMAP_BYTES + MASK_DENSITY * ublk * item < ublk * item else 0
 
 
 def input_extent(count: int, kernel: int, stride: int) -> int:

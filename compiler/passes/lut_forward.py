@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
-from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, inside_slot, plan_forward
+from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, plan_forward
 from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import (
     WINDOWS,
@@ -286,16 +286,14 @@ def _lif(context: LutContext, op: Operation) -> Sequence[SSAValue]:
 
 
 def _keeps_inside(context: LutContext, u: SSAValue, neuron: Neuron) -> bool:
-    """Whether only gradients read potentials, which need those inside the window alone, and slots of these are smaller.
+    """Whether only gradients read potentials, and need those inside the window alone: slots of these are smaller.
 
     Where gradients take the mask nothing is kept at all.
     """
     if context.limits.potential == "saved" or neuron.needs_window_only or not neuron.needs_inside_only:
         return False
-    item = 4 if context.dtype == "f32" else 2
     readers = list(_readers(u))
-    packs = inside_slot(shape(u)[-1], item, context.machine, context.limits) > 0
-    return packs and bool(readers) and all(isinstance(op, sgrad.LifOp) for op in readers)
+    return bool(readers) and all(isinstance(op, sgrad.LifOp) for op in readers)
 
 
 def _readers(value: SSAValue) -> Iterator[Operation]:
