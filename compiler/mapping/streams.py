@@ -47,36 +47,40 @@ Forward work comes before backward work, because first layers share the multipli
 them; the optimizer before the update, because it has little work that others could do without.
 """
 
+PLACES = (ENTRY, FORWARD, OPTIMIZER, HEAD, BACKWARD, UPDATE)
+"""The order of the parts in every memory. The optimizer begins when the forward part is through (``stream_sync.py`` makes
+sure of that), so it has the memory of the forward part, and what the table gives it more lies behind that."""
+
 Shares = dict[str, tuple[int, int, int, int, int, int]]
-"""Sixteenths of every memory that go to the parts in their order."""
+"""Sixteenths of every memory that go to the parts in the order of ``PLACES``."""
 
 SHARES: Shares = {
-    "W": (0, 4, 0, 9, 0, 3),  # tables are built from few weights; multipliers read them all the time
-    "S": (0, 8, 0, 2, 4, 2),
-    "U": (0, 8, 0, 6, 1, 1),  # update and optimizer read the real inputs of first layers only
-    "G": (0, 0, 0, 7, 6, 3),
-    "M": (0, 8, 0, 8, 0, 0),
-    "A": (0, 4, 0, 3, 5, 4),  # sums of weight gradients stay while all positions of a group pass by
+    "W": (0, 4, 3, 0, 9, 0),  # tables are built from few weights; multipliers read them all the time
+    "S": (0, 8, 2, 0, 2, 4),
+    "U": (0, 8, 1, 0, 6, 1),  # update and optimizer read the real inputs of first layers only
+    "G": (0, 0, 3, 0, 7, 6),
+    "M": (0, 8, 0, 0, 8, 0),
+    "A": (0, 4, 4, 0, 3, 5),  # sums of weight gradients stay while all positions of a group pass by
     "L": (0, 16, 0, 0, 0, 0),
 }
 SMALL_SHARES: Shares = SHARES | {
-    "W": (0, 3, 0, 11, 0, 2),
-    "G": (0, 0, 0, 11, 4, 1),
-    "A": (0, 5, 0, 5, 5, 1),  # positions whose sums are on chip share one reading of the weights
+    "W": (0, 3, 0, 0, 13, 0),
+    "S": (0, 9, 0, 0, 2, 5),
+    "U": (0, 8, 0, 0, 7, 1),
+    "G": (0, 0, 1, 0, 11, 4),
+    "A": (0, 5, 0, 0, 6, 5),  # positions whose sums are on chip share one reading of the weights
 }
-"""Shares of a machine on which DRAM traffic decides: the optimizer, which reads everything once, needs few bytes."""
+"""Shares of a machine on which DRAM traffic decides."""
 HEAD_SHARES: Shares = {
-    "W": (1, 2, 5, 6, 0, 2),
-    "S": (1, 6, 1, 2, 4, 2),
-    "U": (2, 6, 1, 5, 1, 1),
-    "G": (0, 0, 2, 6, 5, 3),
-    "M": (1, 7, 1, 7, 0, 0),
-    "A": (1, 3, 1, 3, 5, 3),
+    "W": (1, 2, 2, 5, 6, 0),
+    "S": (1, 6, 2, 1, 2, 4),
+    "U": (2, 6, 1, 1, 5, 1),
+    "G": (0, 0, 3, 2, 6, 5),
+    "M": (1, 7, 0, 1, 7, 0),
+    "A": (1, 3, 3, 1, 3, 5),
     "L": (0, 16, 0, 0, 0, 0),
 }
 """Shares where entry and head are parts of their own: the head needs room for weights on their way."""
-STEP_KIB = 4
-"""What an optimizer's step on the least tile of weights takes of A, which is its share on larger machines."""
 SMALL_KIB = 4096
 _WHOLE = 16
 GIVE_WAY = (BACKWARD, UPDATE)
@@ -93,26 +97,33 @@ def shares_of(machine: Machine, *, headed: bool = False) -> Shares:
     """Return the shares of the parts in the memories of ``machine``; ``headed``: entry and head are parts."""
     if headed:
         return HEAD_SHARES
-    if not is_small(machine):
-        return SHARES
-    return SMALL_SHARES if machine.sram_kib.A >= STEP_KIB * _WHOLE else SMALL_SHARES | {"A": (0, 5, 0, 5, 4, 2)}
+    return SMALL_SHARES if is_small(machine) else SHARES
 
 
 def share(machine: Machine, part: str | None, *, headed: bool = False) -> Machine:
     """Return ``machine`` with the memory that ``part`` of a training step has (None: all of it)."""
     if part is None:
         return machine
-    number = PARTS.index(part)
-    shares = shares_of(machine, headed=headed)
-    sizes = {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in shares.items()}
+    sizes = _sizes(machine, part, headed=headed)
+    if part == OPTIMIZER:
+        before = _sizes(machine, FORWARD, headed=headed)
+        sizes = {name: size + before[name] for name, size in sizes.items()}
     return replace(machine, sram_kib=Memory(**sizes))
 
 
 def share_base(machine: Machine, part: str | None, *, headed: bool = False) -> dict[str, int]:
     """Return the first byte of every memory that belongs to ``part``."""
-    before = () if part is None else PARTS[: PARTS.index(part)]
-    parts = [share(machine, other, headed=headed) for other in before]
-    return {f.name: sum(other.memory_bytes(f.name) for other in parts) for f in fields(Memory)}
+    place = FORWARD if part == OPTIMIZER else part
+    before = () if place is None else PLACES[: PLACES.index(place)]
+    sizes = [_sizes(machine, other, headed=headed) for other in before]
+    return {f.name: 1024 * sum(size[f.name] for size in sizes) for f in fields(Memory)}
+
+
+def _sizes(machine: Machine, part: str, *, headed: bool) -> dict[str, int]:
+    """Return the KiB of every memory that the table gives a part."""
+    number = PLACES.index(part)
+    shares = shares_of(machine, headed=headed)
+    return {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in shares.items()}
 
 
 def stream_order(first_parts: Sequence[str]) -> list[int]:

@@ -10,6 +10,7 @@ from xdsl.ir import Operation
 
 from h2learn.compiler.mapping.stream_posts import count_takes
 from h2learn.compiler.mapping.stream_sync import StageUse, order_streams
+from h2learn.compiler.mapping.streams import FORWARD, OPTIMIZER
 from h2learn.compiler.passes.families import Families
 from h2learn.compiler.passes.tile_layout import (
     insert_after,
@@ -146,6 +147,9 @@ def _use(run: _Run, families: Families) -> StageUse:
             (reads if isinstance(op, tile.LoadOp) else writes).update(touched)
             if group is None or not (alone or group in op.ivs):
                 others |= touched
+    if stage.part is not None and stage.part.data in (FORWARD, OPTIMIZER):  # both have the same on-chip memory
+        writes.add(FORWARD)
+        others.add(FORWARD)
     own = frozenset(reads | writes) - others
     front = loop is not None and isinstance(loop.next_op, tile.ForOp) and is_section(loop.next_op)
     return StageUse(frozenset(reads), frozenset(writes), own, front=front, behind=group is None)

@@ -725,13 +725,22 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
         b.store(loss, total, [0], (1,))
 
 
+STEP_LATENCIES = 8
+"""Latencies of DRAM that the bytes of an optimizer's tiles (both slots) take to move: longer tiles end later."""
+
+
 def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
     """Lower an optimizer step: parameter, buffers and storage copy are updated where they lie."""
     shape = shape_of(op.p.type)
     count = prod(shape)
     places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
     item = 4 * len(places)
-    room = min(ctx.chip.memory_bytes("A") - 4096, (ctx.chip.memory_bytes("W") - 4096) * item // 2)  # a copy has 2 bytes
+    dram = ctx.machine.dram
+    room = min(
+        ctx.chip.memory_bytes("A") - 4096,
+        (ctx.chip.memory_bytes("W") - 4096) * item // 2,  # a copy has 2 bytes
+        int(STEP_LATENCIES * dram.latency_cycles * dram.bytes_per_cycle),
+    )
     if op.w is None:
         per_row, rows = plan_rows(shape, item, room, ctx.limits)
         whole = per_row

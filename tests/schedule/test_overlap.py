@@ -15,6 +15,7 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.backends.h2learn.object_file import new_note
+from h2learn.compiler.mapping.streams import FORWARD, OPTIMIZER, PLACES, share, share_base
 from h2learn.program import Result
 
 STEPS, BATCH = 4, 16
@@ -150,16 +151,17 @@ def test_the_step_comes_near_its_bounds(network: str) -> None:
 
 @pytest.mark.parametrize("headed", [False, True])
 def test_streams_share_every_memory_without_overlap(headed: bool) -> None:
-    from h2learn.compiler.mapping.streams import PARTS, share, share_base
-
     for name in ("h2l-v0", "h2l-edge"):
         machine = load_machine(name)
         for memory in "WSUGMAL":
-            spans = [
-                (share_base(machine, part, headed=headed)[memory], share(machine, part, headed=headed))
-                for part in PARTS
-            ]
-            spans = [(start, chip.memory_bytes(memory)) for start, chip in spans]
-            ends = [0, *(start + size for start, size in spans)]
-            assert all(start >= end for (start, _), end in zip(spans, ends, strict=False))
+            spans = {
+                part: (share_base(machine, part, headed=headed)[memory], share(machine, part, headed=headed))
+                for part in PLACES
+            }
+            ranges = {part: (start, start + chip.memory_bytes(memory)) for part, (start, chip) in spans.items()}
+            # the optimizer begins when the forward part is through
+            assert ranges[OPTIMIZER][0] == ranges[FORWARD][0] and ranges[OPTIMIZER][1] >= ranges[FORWARD][1]
+            ends = [0, *(end for part, (_, end) in ranges.items() if part != FORWARD)]
+            starts = [start for part, (start, _) in ranges.items() if part != FORWARD]
+            assert all(start >= end for start, end in zip(starts, ends, strict=False))
             assert ends[-1] <= machine.memory_bytes(memory)
