@@ -48,8 +48,11 @@ them; the optimizer before the update, because it has little work that others co
 """
 
 PLACES = (ENTRY, FORWARD, OPTIMIZER, HEAD, BACKWARD, UPDATE)
-"""The order of the parts in every memory. The optimizer begins when the forward part is through (``stream_sync.py`` makes
-sure of that), so it has the memory of the forward part, and what the table gives it more lies behind that."""
+"""The order of the parts in every memory.
+
+The optimizer begins when the forward part is through (``stream_tokens.py`` makes sure of that), so it has the memory of
+the forward part, and what the table gives it more lies behind that.
+"""
 
 Shares = dict[str, tuple[int, int, int, int, int, int]]
 """Sixteenths of every memory that go to the parts in the order of ``PLACES``."""
