@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import h2learn
+from h2learn.compiler.driver import Recipe, compile_to
 from h2learn.compiler.frontends.dsl.load import parse_snn
+from h2learn.dialects import tile
 from h2learn.program import Result
 
 NETWORK = """
@@ -25,6 +27,22 @@ linear f1: 4 features
 lif n2
 readout rate
 train: loss cross_entropy, optimizer sgd(lr 0.05), surrogate {surrogate}({width}), method bptt{more}
+init: normal gain 1.5 seed 0
+"""
+
+
+FED_BACK = """
+network fed
+input image: 20
+time steps: 3
+encode direct
+neuron: lif(decay 0.5, threshold 0.5, reset hard, spike at u > threshold)
+linear f0: 24 features
+recurrent r1
+linear f1: 4 features
+lif n1
+readout rate
+train: loss cross_entropy, optimizer sgd(lr 0.05), surrogate rectangular(half_width 0.5, height 1.0), method bptt
 init: normal gain 1.5 seed 0
 """
 
@@ -91,3 +109,20 @@ def test_potentials_inside_the_window_give_the_same_step_with_fewer_bytes(
 def test_gradients_that_need_potentials_outside_the_window_keep_all(neurons: str, surrogate: str) -> None:
     window, saved = (step(mapping, neurons, surrogate) for mapping in ("potential=window", "potential=saved"))
     assert window.report.bytes_written == saved.report.bytes_written
+
+
+def test_neurons_that_are_fed_back_keep_potentials_inside_the_window() -> None:
+    model, results = parse_snn(FED_BACK), []
+    rng = np.random.default_rng(0)
+    data = {"image": rng.random((4, 20), dtype=np.float32), "label": np.arange(4, dtype=np.int32)}
+    for mapping in ("", "potential=saved"):
+        recipe = Recipe("h2l-edge", "fp16", model.train, mapping)
+        module = compile_to(model, recipe, "tile", check_each=not mapping)
+        forms = [tile.placed_of(op.result) for op in module.walk() if isinstance(op, tile.TensorOp)]
+        assert [placed.shape[-1] for placed in forms if placed.form == "inside.f16"] == ([] if mapping else [24, 4])
+        program = h2learn.compile(model, arch="h2l-edge", train=model.train, batch=4, precision="fp16", mapping=mapping)
+        results.append(program.run(data))
+    kept, saved = results
+    assert kept.report.findings == []
+    assert all(kept.gradients[name].tobytes() == saved.gradients[name].tobytes() for name in saved.gradients)
+    assert all(value.any() for value in saved.gradients.values())
