@@ -32,6 +32,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "schedule"))
 from bounds import bounds, efficiency, layers_with_weights  # noqa: E402
 
 NETS = ("cifar_vgg", "alexnet", "resnet34")
+TRANSFERS = ("ld", "st")
 
 
 @click.command()
@@ -104,7 +105,10 @@ class Start(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A step: cycles, seconds of the simulator, counts, findings, and loss, parameters and states behind it."""
+    """A step: cycles, seconds of the simulator, findings, and loss, parameters and states behind it.
+
+    ``work``: what engines have done, and bytes read and written by memory; in how many rows they came does not matter.
+    """
 
     cycles: int
     seconds: float
@@ -128,7 +132,9 @@ def _outcome(
         kept = {"parameter": session.parameters, "state": session.states}
         tensors = {f"{role} {key}": value for role, held in kept.items() for key, value in held.items()}
     messages = [item.message for item in report.findings]
-    return Outcome(report.cycles, seconds, report.work, messages, tensors | {"loss": np.float32([loss])})
+    work = {name: counts for name, counts in report.work.items() if name not in TRANSFERS}
+    work |= {"read": report.bytes_read, "written": report.bytes_written}
+    return Outcome(report.cycles, seconds, work, messages, tensors | {"loss": np.float32([loss])})
 
 
 def _compile(model: h2learn.Model, batch: int, machine: Machine, mapping: str) -> h2learn.Program:
