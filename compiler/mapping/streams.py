@@ -40,11 +40,12 @@ JOINED = "+"
 
 DEFAULT_OVERLAP = "all"
 
-PRIORITY = (ENTRY, FORWARD, HEAD, BACKWARD, OPTIMIZER, UPDATE)
+PRIORITY = (FORWARD, ENTRY, HEAD, BACKWARD, OPTIMIZER, UPDATE)
 """Whose work an engine takes first: the machine prefers the lowest stream number.
 
 Forward work comes before backward work, because first layers share the multipliers with it and all the rest waits for
-them; the optimizer before the update, because it has little work that others could do without.
+them; the entry, which has all groups to go through, behind the look-ups of the first, which want the same channel; the
+optimizer before the update, because it has little work that others could do without.
 """
 
 PLACES = (ENTRY, FORWARD, OPTIMIZER, HEAD, BACKWARD, UPDATE)
