@@ -105,9 +105,10 @@ def _samples(
     model: h2learn.Model, data: str | None, count: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     shape = next(iter(model.inputs.values())).shape[1:]
+    classes = next(iter(model.outputs.values())).shape[-1]
     rng = np.random.default_rng(0)
     if data is None:
-        return rng.random((count, *shape), dtype=np.float32), rng.integers(0, 10, count).astype(np.int32)
+        return rng.random((count, *shape), dtype=np.float32), rng.integers(0, classes, count).astype(np.int32)
     found = h2learn.load_npz(data, shape[:1] + _map_of(data))
     chosen = rng.permutation(len(found.x_train))[:count]
     images = found.x_train[chosen]

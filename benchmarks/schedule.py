@@ -147,9 +147,10 @@ def _batches(model: h2learn.Model, batch: int, count: int) -> Iterator[dict[str,
     """Yield images of noise with labels."""
     rng = np.random.default_rng(0)
     ((inputs, spec),) = model.inputs.items()
+    classes = next(iter(model.outputs.values())).shape[-1]
     for _ in range(count):
         image = rng.random((batch, *spec.shape[1:]), dtype=np.float32)
-        yield {inputs: image, "label": rng.integers(0, 10, batch).astype(np.int32)}
+        yield {inputs: image, "label": rng.integers(0, classes, batch).astype(np.int32)}
 
 
 def _layers(report: RunReport, machine: Machine) -> None:
