@@ -23,8 +23,8 @@ PRECISION_ATTRIBUTE = "h2learn.precision"
 GRADIENT_SCALE_ATTRIBUTE = "h2learn.gradient_scale"
 """Training programs: the float64 factor that results with role ``gradient`` carry (the loss scale)."""
 
-GROUP_ATTRIBUTE = "h2learn.group"
-"""Training programs from ``lut`` on: how many samples go through a training step together (an integer)."""
+GROUPS_ATTRIBUTE = "h2learn.groups"
+"""Training programs from ``lut`` on: the samples of every group that goes through a training step (an array)."""
 
 HEAD_ATTRIBUTE = "h2learn.head"
 """Training programs from ``lut`` on: how many of the last layers with weights are a part of their own (else absent)."""
@@ -105,10 +105,15 @@ def precision(module: builtin.ModuleOp) -> str:
     return "f16" if isinstance(attribute, builtin.StringAttr) and attribute.data == "fp16" else "f32"
 
 
-def group_of(module: builtin.ModuleOp) -> int | None:
-    """Return how many samples go through a training step together, None for an inference program."""
-    attribute = module.attributes.get(GROUP_ATTRIBUTE)
-    return attribute.data if isinstance(attribute, builtin.IntAttr) else None
+def groups_of(module: builtin.ModuleOp) -> tuple[int, ...]:
+    """Return the samples of every group that goes through a training step, nothing for an inference program."""
+    attribute = module.attributes.get(GROUPS_ATTRIBUTE)
+    return tuple(int(size) for size in attribute.iter_values()) if isinstance(attribute, builtin.DenseArrayBase) else ()
+
+
+def set_groups(module: builtin.ModuleOp, sizes: Sequence[int]) -> None:
+    """Say how many samples every group of a training program has."""
+    module.attributes[GROUPS_ATTRIBUTE] = builtin.DenseArrayBase.from_list(builtin.i64, list(sizes))
 
 
 def head_of(module: builtin.ModuleOp) -> int:

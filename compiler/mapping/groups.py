@@ -2,17 +2,25 @@
 
 Small groups let forward work overlap with backward and update work sooner; large ones read the weights, build the
 look-up tables and move the sums of the weight gradients less often, and lose less at the borders of stages.
+
+Groups of one size are best if the batch has a good divisor. Parts that need about as long for a sample pass groups on
+like a flow shop: the update starts when the first group is through the forward part and waits for every group that is
+larger than the one before, so a step takes about the time of all samples and of the *largest* group. Small groups at
+the ends gain nothing and cost what small groups cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, SPIKE_DENSITY, fans_of, lane_shape, looked_up
 from h2learn.compiler.mapping.streams import BACKWARD, FORWARD, share
+from h2learn.compiler.mapping.tiling import TileLimits
 
 BORDER = 4000
 """Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""
@@ -31,7 +39,15 @@ A head has no halos.
 """
 
 UNUSED = 0.4
-"""Share of its busy time that the channel waits in a step of one group (vgg5 and CIFAR VGG, h2l-edge)."""
+"""Share of its busy time that the channel waits in a step of one group (vgg5 and CIFAR VGG, h2l-edge).
+
+With several it is that of the largest one: the AlexNet-like takes 245 M cycles for 13 samples, 260 M in 1 and 12.
+"""
+
+MOST_LAYERS = 10
+"""Layers of a network whose groups may be of two sizes: the stages of each size are written down."""
+WORTH = 1.05
+"""How much longer a step of equal groups must take for unequal ones to be worth their stages."""
 
 
 @dataclass(frozen=True)
@@ -55,44 +71,106 @@ class Layer:
         return self.taps * self.c * self.k
 
 
-def choose_group(
-    layers: Sequence[Layer], batch: int, machine: Machine, item: int, wanted: int | None = None, head: int = 0
-) -> int:
-    """Return the divisor of ``batch`` with the shortest estimated training step, or the largest one up to ``wanted``.
+def choose_groups(
+    layers: Sequence[Layer], batch: int, machine: Machine, item: int, limits: TileLimits, head: int = 0
+) -> tuple[int, ...]:
+    """Return the samples of every group of a training step: the groups with the shortest estimated step.
 
-    ``item``: bytes of a stored weight. ``head``: how many of the last layers are a part of their own.
+    ``item``: bytes of a stored weight. ``head``: how many of the last layers are a part of their own. ``limits`` may
+    name the groups or the most samples of equal ones. Raises H2LearnError when those named are not the batch.
     """
-    sizes = [size for size in range(1, min(batch, wanted or batch) + 1) if batch % size == 0]
-    if wanted is not None:
-        return sizes[-1]
-    return min(reversed(sizes), key=lambda size: step_cycles(layers, size, batch // size, machine, item, head))
+    if limits.groups is not None:
+        if limits.group is not None:
+            raise H2LearnError("group and groups exclude each other", hint="write group=4 or groups=1+3+4+4+3+1")
+        if sum(limits.groups) != batch:
+            raise H2LearnError(f"groups of {sum(limits.groups)} samples in all do not make a batch of {batch}")
+        return limits.groups
+
+    def cycles(sizes: tuple[int, ...]) -> float:
+        return step_cycles(layers, sizes, machine, item, head)
+
+    most = min(batch, limits.group or batch)
+    equal = [(size,) * (batch // size) for size in range(most, 0, -1) if batch % size == 0]
+    if limits.group is not None:
+        return equal[0]
+    best = min(equal, key=cycles)
+    unequal = _unequal(batch) if len(layers) <= MOST_LAYERS else ()
+    other = min(unequal, key=cycles, default=best)
+    return other if cycles(other) * WORTH < cycles(best) else best
 
 
-def step_cycles(layers: Sequence[Layer], group: int, groups: int, machine: Machine, item: int, head: int = 0) -> float:
-    """Estimate a step of ``groups`` groups: the parts follow each other once, then the slowest sets the pace.
+def _unequal(batch: int) -> list[tuple[int, ...]]:
+    """Return ways to cut a batch without equal groups: nearly equal ones, or one that is smaller.
 
-    The last ``head`` layers are a part of their own. Behind the last group's forward work backward and update go side
-    by side, a layer apart, and the backward half of the group's bytes and the optimizer's are moved.
+    Small ones come first, so that backward work starts soon.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for size in range(2, batch):
+        rest, count = batch % size, -(-batch // size)
+        if rest:
+            least, more = divmod(batch, count)
+            found[(*(least,) * (count - more), *(least + 1,) * more)] = None
+            found[(rest, *(size,) * (count - 1))] = None
+    return [sizes for sizes in found if len(set(sizes)) > 1]
+
+
+@dataclass(frozen=True)
+class _Cycles:
+    """Cycles of the parts of a step for one group, and those of the channel for maps and for the head."""
+
+    forward: float
+    linear: float
+    backward: float
+    update: float
+    channel: float
+    straight: float
+
+
+def step_cycles(layers: Sequence[Layer], sizes: Sequence[int], machine: Machine, item: int, head: int = 0) -> float:
+    """Estimate a step of groups of these ``sizes``: the parts follow each other once, then the slowest sets the pace.
+
+    While a group goes forward the one before goes backward. The last ``head`` layers are a part of their own. Behind
+    the last group's forward work backward and update go side by side, a layer apart, and the backward half of the
+    group's bytes and the optimizer's are moved.
     """
     maps, last = layers[: len(layers) - head], layers[len(layers) - head :]
-    forward = sum(max(forward_cycles(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps)
-    backward = sum(
-        max(_backward(layer, group, machine), _bytes(layer, item, machine)) + BORDER
-        for layer in maps
-        if not layer.first
-    )
-    linear = sum(2 * max(_head(layer, group, machine), _bytes(layer, item, machine) + BORDER) for layer in last)
-    update = sum(_update(layer, group, machine) + BORDER for layer in layers)
+    of = {size: _group_cycles(maps, last, size, machine, item) for size in set(sizes)}
+    groups = [of[size] for size in sizes]
     rate = machine.dram.bytes_per_cycle
-    channel, straight = (sum(_traffic(layer, group, item, machine) for layer in part) / rate for part in (maps, last))
-    pace = max(forward, linear, backward, update, channel + straight)
     steps = OPTIMIZER_BYTES * sum(layer.weights for layer in maps) / rate
     straight_steps = HEAD_OPTIMIZER_BYTES * sum(layer.weights for layer in last) / rate
-    moved = (groups * channel + steps) * TRAFFIC + groups * straight + straight_steps
-    tail = (channel / 2 + steps) * TRAFFIC + straight_steps
-    share = 1 / max(1, len(layers))
-    behind = max(backward + update * share, update + backward * share, tail)
-    return max(moved * (1 + UNUSED / groups), forward + linear + (groups - 1) * pace + behind)
+    moved = (sum(one.channel for one in groups) + steps) * TRAFFIC + straight_steps
+    moved += sum(one.straight for one in groups)
+    first, end, share = groups[0], groups[-1], 1 / max(1, len(layers))
+    tail = (end.channel / 2 + steps) * TRAFFIC + straight_steps
+    behind = max(end.backward + end.update * share, end.update + end.backward * share, tail)
+    paces = sum(_pace(before, after) for before, after in pairwise(groups))
+    return max(moved * (1 + UNUSED * max(sizes) / sum(sizes)), first.forward + first.linear + paces + behind)
+
+
+def _pace(before: _Cycles, after: _Cycles) -> float:
+    """Return how long a group takes forward beside the backward work of the one before."""
+    channel = (before.channel + before.straight + after.channel + after.straight) / 2
+    return max(after.forward, after.linear, before.backward, before.update, channel)
+
+
+def _group_cycles(maps: Sequence[Layer], last: Sequence[Layer], group: int, machine: Machine, item: int) -> _Cycles:
+    """Return the cycles of a group of samples in the layers of ``maps`` and in those of a head."""
+    rate = machine.dram.bytes_per_cycle
+    return _Cycles(
+        forward=sum(
+            max(forward_cycles(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps
+        ),
+        linear=sum(2 * max(_head(layer, group, machine), _bytes(layer, item, machine) + BORDER) for layer in last),
+        backward=sum(
+            max(_backward(layer, group, machine), _bytes(layer, item, machine)) + BORDER
+            for layer in maps
+            if not layer.first
+        ),
+        update=sum(_update(layer, group, machine) + BORDER for layer in (*maps, *last)),
+        channel=sum(_traffic(layer, group, item, machine) for layer in maps) / rate,
+        straight=sum(_traffic(layer, group, item, machine) for layer in last) / rate,
+    )
 
 
 def _images(layer: Layer, group: int) -> int:

@@ -3,8 +3,10 @@
 Streams have shares of the on-chip memories of their own, so only tensors in DRAM connect them, and whole stages are
 ordered: the producer posts behind a stage, the consumer waits in front of one. The meaning is that of one stream after
 the other. Within the loops over groups of samples only stages of the same group are ordered, as they touch the windows
-of their group alone; what stands behind the loop waits for stages of the last group. What an earlier wait tells
+of their group alone; what stands behind the loops waits for stages of the last group. What an earlier wait tells
 already, also by way of a third stream, is not asked for again.
+
+Every stream has the same loops over groups, one behind the other: *sections*, between what stands in front and behind.
 """
 
 from __future__ import annotations
@@ -17,14 +19,20 @@ from dataclasses import dataclass
 class StageUse:
     """A stage of a stream: the tensors it reads and writes, and those of which it touches only what its group owns.
 
-    ``front`` and ``behind``: it stands in front of, or behind, the loop over groups.
+    ``section``: the number of the loop over groups that it stands in. Outside, it stands in ``front`` of all of them or
+    behind.
     """
 
     reads: frozenset[object]
     writes: frozenset[object]
     own: frozenset[object]
+    section: int | None = None
     front: bool = False
-    behind: bool = False
+
+    @property
+    def behind(self) -> bool:
+        """Whether it stands behind the loops over groups."""
+        return self.section is None and not self.front
 
     def conflicts(self, later: StageUse) -> frozenset[object]:
         """Return the tensors over which a later stage must wait for this one."""
@@ -42,11 +50,11 @@ class StreamWait:
 
 
 _Known = dict[int, int]
-"""For every other stream, how many of its stages are over in this group (behind the loop: in the last)."""
+"""For every other stream, how many of its stages are over in this group (behind the loops: in the last)."""
 
 
 def order_streams(streams: Sequence[Sequence[StageUse]]) -> list[StreamWait]:
-    """Return the waits in the order of the streams and their stages; a stream's loop comes before what is behind.
+    """Return the waits in the order of the streams and their stages; a stream's loops come before what is behind.
 
     Raises ValueError when a stage in a loop over groups needs what another group of another stream does.
     """
@@ -74,8 +82,8 @@ def order_streams(streams: Sequence[Sequence[StageUse]]) -> list[StreamWait]:
 
 def _needs(earlier: StageUse, later: StageUse) -> bool:
     shared = earlier.conflicts(later)
-    if not shared:
-        return False
-    if not (later.behind or earlier.front) and (earlier.behind or not shared <= (earlier.own & later.own)):
+    if not shared or later.behind or earlier.front:
+        return bool(shared)
+    if earlier.behind or not shared <= (earlier.own & later.own):
         raise ValueError("a stage in a loop over groups depends on other groups of another stream")
-    return True
+    return earlier.section == later.section

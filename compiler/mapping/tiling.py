@@ -55,13 +55,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class TileLimits:
     """Upper bounds for tile sizes (None: as large as fits), and choices that the mapper would make otherwise.
 
-    ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``overlap``:
-    which parts of it run side by side (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot
-    instead of two, in the same tiles, so that nothing is loaded while the tile before is at work. ``operand_form``: how
-    numbers that have bit-planes enter a convolution. ``potential``: whether all membrane potentials are saved for
-    gradients, also where those inside the surrogate's window or the window's bits are enough. ``head``: whether the
-    linear layers behind the maps are a part of their own. ``jobs``: whether backward and update work gives way to
-    other streams soon.
+    ``fan``: fan-in of the look-up tables. ``group``: samples that go through a training step together. ``groups``: the
+    samples of every group, where they are not of one size. ``overlap``: which parts of it run side by side
+    (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot instead of two, in the same tiles,
+    so that nothing is loaded while the tile before is at work. ``operand_form``: how numbers that have bit-planes enter
+    a convolution. ``potential``: whether all membrane potentials are saved for gradients, also where those inside the
+    surrogate's window or the window's bits are enough. ``head``: whether the linear layers behind the maps are a part
+    of their own. ``jobs``: whether backward and update work gives way to other streams soon.
     """
 
     steps: int | None = None
@@ -73,6 +73,7 @@ class TileLimits:
     elements: int | None = None
     fan: int | None = None
     group: int | None = None
+    groups: tuple[int, ...] | None = None
     overlap: str | None = None
     double_buffering: str | None = None
     operand_form: str | None = None
@@ -93,6 +94,9 @@ class TileLimits:
                     raise H2LearnError(f"there is no {name} {value!r}", hint=f"known: {known_values}")
                 values[name] = value
                 continue
+            if name == "groups":
+                values[name] = _sizes(value)
+                continue
             if name not in known or not value.isdigit() or int(value) < 1:
                 raise H2LearnError(
                     f"cannot read the tile limit {part!r}",
@@ -109,7 +113,19 @@ class TileLimits:
     def __str__(self) -> str:
         """Return the text that ``parse`` reads."""
         pairs = ((one.name, getattr(self, one.name)) for one in fields(self))
-        return ",".join(f"{name}={value}" for name, value in pairs if value is not None)
+        return ",".join(f"{name}={_text(value)}" for name, value in pairs if value is not None)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Return the sizes of groups in ``"1+3+4"``; raises H2LearnError for anything else."""
+    sizes = text.split("+")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise H2LearnError(f"cannot read the groups {text!r}", hint="write the samples of each, such as groups=1+3+4+4")
+    return tuple(int(size) for size in sizes)
+
+
+def _text(value: int | str | tuple[int, ...]) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -566,12 +582,14 @@ def plan_weights(
     step: StepBytes = StepBytes(),
     *,
     gives_way: bool = False,
+    together: int | None = None,
 ) -> WeightTile:
     """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits.
 
     ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before. ``step``: what the optimizer's
     step on each tile takes, if it is in the same stage: for all its kernel positions at once or one after the other.
     ``gives_way``: other streams come first at the engine, whose jobs should be short.
+    ``together``: the samples of a block divide this number, not that of all samples.
     """
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
 
@@ -590,6 +608,8 @@ def plan_weights(
         )
 
     choices = _choices(shape, shape.out_h, shape.out_w, limits, {"k": gblk})
+    if together is not None:
+        choices["samples"] = tuple(_divisors(together, limits.samples, 1))
     if reduce_block is not None:
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)

@@ -205,8 +205,8 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
 
 
 def waits_for_batch(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> bool:
-    """Whether a weight gradient in the loop over groups is better computed behind it."""
-    return ctx.group is not None and defers_weights(_reduction(ctx, op), ctx.machine)
+    """Whether a weight gradient is better computed behind the loops over groups."""
+    return defers_weights(_reduction(ctx, op), ctx.machine)
 
 
 def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp | None = None) -> None:
@@ -234,7 +234,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     with ExitStack() as nest:
         nest.enter_context(b.stage(label, op.location))
         optimizer = None if step is None else OptimizerStep(ctx, step, t.held, by_tap=t.by_tap)
-        whole = Area(t.samples, t.rows, t.columns, ctx.group or Affine(), Affine(), Affine())
+        whole = Area(t.samples, t.rows, t.columns, ctx.first_sample, Affine(), Affine())
         ik = Affine()
         inputs = g = None
         if t.stay != "inputs":

@@ -72,7 +72,7 @@ def _lif_constants(context: LutContext, op: Operation) -> Sequence[SSAValue]:
     later = delayed(context, gu, (1,), -1, op.location)
     neuron = neuron_constants(neuron_of(op), fires=True)
     steps, batch, *rest = shape(gu)
-    seen, item = (steps, context.group or batch, *rest), 4 if context.dtype == "f32" else 2
+    seen, item = (steps, context.common or batch, *rest), 4 if context.dtype == "f32" else 2
     block = plan_constants(seen, item, context.chip(streams.UPDATE), context.limits).reduce_block
     learned = learned_rows(context, op, shape(u)[-1])
     constants = lut.LifConstantsOp((gu, later), u, s, neuron, block, learned, op.location)
@@ -257,11 +257,13 @@ def _reduction(
     """
     with_time = inputs if len(inputs) == 5 else (1, *inputs)
     planned = context.conv_shape(with_time, geometry, k, real=real)
+    together = context.common or planned.batch
     if waits and context.group is not None and defers_weights(planned, context.machine):
         part = streams.OPTIMIZER
         planned = context.conv_shape(with_time, geometry, k, real=real, whole=True)
+        together = planned.batch
     way = waits and context.gives_way(part)
-    return plan_weights(planned, context.chip(part), context.limits, gives_way=way).reduce_block
+    return plan_weights(planned, context.chip(part), context.limits, gives_way=way, together=together).reduce_block
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:

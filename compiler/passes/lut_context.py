@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any
 
 from xdsl.dialects.builtin import ArrayAttr, FusedLoc, LocationAttr, NoneAttr, TensorType, UnknownLoc
@@ -45,8 +46,8 @@ class LutContext:
     steps. ``steps`` is T for what is computed once for all time steps. ``joined`` maps a sum of the training graph to
     the convolution that computes it by going on from the other operand; ``formats`` keeps what was converted,
     ``numbers`` which values of the training graph are fixed-point numbers.
-    ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``group`` is the number of
-    samples that go through a training step together (None: inference). ``head`` holds the weights (of the training
+    ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``groups`` are the numbers of
+    samples that go through a training step together (nothing: inference). ``head`` holds the weights (of the training
     graph) of the linear layers that are a part of their own; ``looks_up`` tells that a layer before uses tables,
     ``short_jobs`` that backward and update work gives way to other streams soon.
     """
@@ -56,7 +57,7 @@ class LutContext:
     limits: TileLimits
     dtype: str
     steps: int
-    group: int | None = None
+    groups: tuple[int, ...] = ()
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
     biases: dict[SSAValue, PendingBias] = field(default_factory=dict)
     winners: dict[SSAValue, SSAValue] = field(default_factory=dict)
@@ -162,6 +163,16 @@ class LutContext:
         item = 4 if self.dtype == "f32" else 2
         planned = plan_sums(sizes if len(sizes) == 5 else (1, *sizes), item, self.chip(BACKWARD), self.limits)
         return planned.reduce_block
+
+    @property
+    def group(self) -> int | None:
+        """The samples of the largest group (None: inference)."""
+        return max(self.groups, default=None)
+
+    @property
+    def common(self) -> int | None:
+        """The most samples that every group has a multiple of (None: inference)."""
+        return gcd(*self.groups) if self.groups else None
 
     def chip(self, part: str) -> Machine:
         """Return the machine with the memory that ``part`` of a training step has; inference has all of it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 from xdsl.context import Context
@@ -34,10 +35,9 @@ from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
 from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
-from h2learn.compiler.passes.tile_context import TileContext, only_user
+from h2learn.compiler.passes.tile_context import Groups, TileContext, only_user
 from h2learn.dialects import lut, tile
-from h2learn.dialects.common import get_io, group_of, has_short_jobs, head_of, precision, source_of
-from h2learn.dialects.lut.attributes import shape_of
+from h2learn.dialects.common import get_io, groups_of, has_short_jobs, head_of, precision, source_of
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 
 
@@ -71,8 +71,7 @@ class LutToTilePass(ModulePass):
             value.location = argument.location
             value.name_hint = tile.name_hint(context.names.get(argument, ""))
             context.values[argument] = value
-        streams, context.groups = _streams(op, context.limits, body)
-        schedule = _Schedule(block, streams, context.groups)
+        schedule = _Schedule(block, _streams(op, context.limits), groups_of(op))
         ops = list(body.ops)
         _lower_all(context, ops, schedule, _parts(ops, head_of(op)))
         schedule.finish(main.location)
@@ -114,35 +113,63 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
             f"no stage is known for {', '.join(sorted({op.name for op in unknown}))}",
             location=source_of(unknown[0]) or None,
         )
-    trained = False
+    front, inside, behind = _places(ctx, ops, grouped=bool(steps.loops))
+    steps.stay_in_front(ctx)
+    for op in front:
+        STAGES[type(op)][1](ctx, op)
+    values, labels = ctx.values, ctx.labels
+    for loop in steps.loops or (None,):
+        ctx.values, ctx.labels = dict(values), dict(labels)
+        for op in inside:
+            steps.enter(ctx, parts[op], loop)
+            STAGES[type(op)][1](ctx, op)
+    steps.leave(ctx, OPTIMIZER)
     done: set[Operation | None] = set()
-    for op in ops:
+    for op in behind:
         if isinstance(op, lut.OptOp):
             _update_in_place(ctx, op)
-        elif not isinstance(op, func.ReturnOp):
-            lower = STAGES[type(op)][1]
-            steps.enter(ctx, parts[op])
-            if isinstance(op, lut.WuOp | lut.BeWgtOp) and convolution_stages.waits_for_batch(ctx, op):
-                steps.leave(ctx, OPTIMIZER)
-                step = step_behind(op.gw)
-                if step is not None:
-                    _update_in_place(ctx, step)
-                convolution_stages.lower_weights(ctx, op, step)
-                done.add(step)
-                continue
-            elif isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op):
-                if trained:
-                    steps.leave(ctx, OPTIMIZER)
-                else:
-                    steps.stay_in_front(ctx)
-            lower(ctx, op)
-            trained = trained or isinstance(op, lut.LossOp)
+        elif isinstance(op, lut.WuOp | lut.BeWgtOp):
+            step = step_behind(op.gw)
+            if step is not None:
+                _update_in_place(ctx, step)
+            convolution_stages.lower_weights(ctx, op, step)
+            done.add(step)
+        else:
+            STAGES[type(op)][1](ctx, op)
     order: dict[SSAValue, int] = {result: number for number, op in enumerate(ops) for result in op.results}
     updates = sorted((op for op in ops if isinstance(op, lut.OptOp) and op not in done), key=lambda op: order[op.g])
     for number in bring_together([(op.p.type, op.update, op.w is None) for op in updates]):
         op = updates[number]
-        steps.leave(ctx, OPTIMIZER)
         vector_stages.lower_optimizer(ctx, op)
+
+
+def _places(
+    ctx: TileContext, ops: Sequence[Operation], *, grouped: bool
+) -> tuple[list[Operation], list[Operation], list[Operation]]:
+    """Return what comes in front of the loops over groups (it works on parameters alone), inside and behind.
+
+    Behind come optimizer steps, what works on gradients of parameters, and weight gradients that wait for all samples.
+    Where nothing is ``grouped`` stages are inside.
+    """
+    front: list[Operation] = []
+    inside: list[Operation] = []
+    behind: list[Operation] = []
+    trained = False
+    for op in ops:
+        if isinstance(op, lut.OptOp):
+            behind.append(op)
+        elif isinstance(op, lut.CastOp):
+            front.append(op)
+        elif isinstance(op, func.ReturnOp):
+            continue
+        elif grouped and isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op):
+            (behind if trained else front).append(op)
+        elif grouped and isinstance(op, lut.WuOp | lut.BeWgtOp) and convolution_stages.waits_for_batch(ctx, op):
+            behind.append(op)
+        else:
+            inside.append(op)
+        trained = trained or isinstance(op, lut.LossOp)
+    return front, inside, behind
 
 
 def _parts(ops: Sequence[Operation], head: int) -> dict[Operation, str]:
@@ -192,33 +219,47 @@ def _part(op: Operation, trained: bool) -> str:
 
 
 class _Schedule:
-    """Where the stages of each part go: into a stream per set of parts, and there into the loop over groups.
+    """Where the stages of each part go: into a stream per set of parts, and there into the loops over groups.
 
-    Without ``streams`` all stages go to the function's block, one after the other.
+    ``sizes`` are those of all groups; groups of one size that follow each other are a loop. Without ``streams`` all
+    stages go to the function's block, one after the other, and there are no ``loops``.
     """
 
-    def __init__(self, function: Block, streams: Sequence[tuple[str, ...]], groups: int) -> None:
+    def __init__(self, function: Block, streams: Sequence[tuple[str, ...]], sizes: Sequence[int]) -> None:
         self._function = function
-        self._groups = groups
+        self._runs = [(size, len(list(run))) for size, run in groupby(sizes)]
         self._streams = [
-            _Stream(parts, tile.ForOp("once", 1), tile.ForOp("group", groups), Block()) for parts in streams
+            _Stream(
+                parts,
+                tile.ForOp("once", 1),
+                tuple(tile.ForOp("group", count) for _, count in self._runs),
+                Block(),
+            )
+            for parts in streams
         ]
 
-    def enter(self, ctx: TileContext, part: str) -> None:
-        """Put the next stages into the loop over groups of the stream that has ``part``."""
-        if self._streams:
-            loop = self._stream(part).loop
+    @property
+    def loops(self) -> range:
+        """The numbers of the loops over groups that each stream has."""
+        return range(len(self._runs))
+
+    def enter(self, ctx: TileContext, part: str, number: int | None) -> None:
+        """Put the next stages into a loop over groups of the stream that has ``part``."""
+        if number is not None:
+            loop = self._stream(part).loops[number]
             ctx.builder.go_to(loop.body.block, part)
-            ctx.group = Affine(0, ((loop.counter, 1),))
+            size, count = self._runs[number]
+            before = sum(other * times for other, times in self._runs[:number])
+            ctx.group = Groups(Affine(0, ((loop.counter, 1),)), count, size, before)
 
     def stay_in_front(self, ctx: TileContext) -> None:
-        """Put the next stages in front of the loop over groups of the forward part: they work on parameters alone."""
+        """Put the next stages in front of the loops over groups of the forward part: they work on parameters alone."""
         if self._streams:
             ctx.builder.go_to(self._stream(FORWARD).front.body.block, FORWARD)
             ctx.group = None
 
     def leave(self, ctx: TileContext, part: str) -> None:
-        """Put the next stages behind the loop over groups of the stream that has ``part``."""
+        """Put the next stages behind the loops over groups of the stream that has ``part``."""
         if self._streams:
             ctx.builder.go_to(self._stream(part).behind, part)
             ctx.group = None
@@ -226,8 +267,9 @@ class _Schedule:
     def finish(self, location: LocationAttr) -> None:
         """Append the streams to the function."""
         for stream in self._streams:
-            for loop in (stream.loop, stream.front):
-                if not loop.body.block.is_empty:
+            loops = stream.loops if any(not loop.body.block.is_empty for loop in stream.loops) else ()
+            for loop in (*reversed(loops), stream.front):
+                if loop is not stream.front or not loop.body.block.is_empty:
                     loop.body.block.add_op(_at(location, tile.FenceOp()))
                     loop.location = location
                     if stream.behind.first_op is None:
@@ -242,11 +284,11 @@ class _Schedule:
 
 @dataclass(frozen=True)
 class _Stream:
-    """The parts of a stream, what comes in front, its loop over groups and the block of what comes behind."""
+    """The parts of a stream, what comes in front, its loops over groups and the block of what comes behind."""
 
     parts: tuple[str, ...]
     front: tile.ForOp
-    loop: tile.ForOp
+    loops: tuple[tile.ForOp, ...]
     behind: Block
 
 
@@ -255,13 +297,11 @@ def _at(location: LocationAttr, op: Operation) -> Operation:
     return op
 
 
-def _streams(module: builtin.ModuleOp, limits: TileLimits, body: Block) -> tuple[Sequence[tuple[str, ...]], int]:
-    """Return the parts of every stream and the number of groups: nothing and 1 for an inference program."""
-    group = group_of(module)
-    if group is None:
-        return (), 1
-    batch = next(shape_of(op.logits.type)[0] for op in body.ops if isinstance(op, lut.LossOp))
-    return streams_of(limits.overlap or DEFAULT_OVERLAP, headed=head_of(module) > 0), batch // group
+def _streams(module: builtin.ModuleOp, limits: TileLimits) -> Sequence[tuple[str, ...]]:
+    """Return the parts of every stream: nothing for an inference program."""
+    if not groups_of(module):
+        return ()
+    return streams_of(limits.overlap or DEFAULT_OVERLAP, headed=head_of(module) > 0)
 
 
 def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:

@@ -155,7 +155,7 @@ class _Walk:
         self, kind: type[tile.JobOp], buffers: dict[str, SSAValue], area: Area, first: Sequence[Affine] = ()
     ) -> None:
         """Append a job on the tile of an area."""
-        self.ctx.builder.job(kind, buffers, self.params, first=first, coords=[area.n * self.tile.samples])
+        self.ctx.builder.job(kind, buffers, self.params, first=first, coords=[area.n])
 
     def sum(
         self,

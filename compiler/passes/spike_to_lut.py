@@ -14,10 +14,10 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
-from h2learn.compiler.mapping.groups import Layer, choose_group
+from h2learn.compiler.mapping.groups import Layer, choose_groups
 from h2learn.compiler.mapping.heads import head_of, wants_short_jobs
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.dialects.common import GROUP_ATTRIBUTE, HEAD_ATTRIBUTE, SHORT_JOBS_ATTRIBUTE, get_io, precision, source_of
+from h2learn.dialects.common import HEAD_ATTRIBUTE, SHORT_JOBS_ATTRIBUTE, get_io, precision, set_groups, source_of
 from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -55,18 +55,25 @@ class SpikeToLutPass(ModulePass):
         context = LutContext(Block(), machine, limits, precision(op), _time_steps(source))
         if any(entry.role == "loss" for entry in get_io(op)):
             item = 4 if context.dtype == "f32" else 2
-            context.group = _batch(source)
+            batch = _batch(source)
+            context.groups = (batch,)
             if not any(isinstance(inner, BatchNormTrainOp) for inner in source.ops):  # its statistics need all samples
                 layers = _layers(source)
                 context.head = _head(source, head_of(layers, machine, limits.head))
                 head = len(context.head)
-                context.group = choose_group(layers, context.group, machine, item, limits.group, head)
+                context.groups = choose_groups(layers, batch, machine, item, limits, head)
                 if context.head:
                     op.attributes[HEAD_ATTRIBUTE] = IntAttr(len(context.head))
                 context.short_jobs = wants_short_jobs(layers, head, machine, item, limits.jobs)
                 if context.short_jobs:
                     op.attributes[SHORT_JOBS_ATTRIBUTE] = UnitAttr()
-            op.attributes[GROUP_ATTRIBUTE] = IntAttr(context.group)
+            elif limits.groups not in (None, (batch,)):
+                raise H2LearnError(
+                    "batch normalisation takes all samples of a batch together, found groups of "
+                    + ", ".join(map(str, limits.groups or ())),
+                    hint="leave out groups=",
+                )
+            set_groups(op, context.groups)
         for argument, entry in zip(source.args, get_io(op), strict=False):
             if entry.bits:
                 context.numbers[argument] = FixedPoint(0, (1 << entry.bits) - 1, entry.bits)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from xdsl.ir import Operation
+from xdsl.ir import Block, Operation
 
 from h2learn.compiler.mapping.stream_posts import count_takes
 from h2learn.compiler.mapping.stream_sync import StageUse, order_streams
@@ -34,23 +34,40 @@ class _Run:
 def insert_stream_tokens(streams: Sequence[tile.StreamOp], first_token: int) -> None:
     """Insert the tokens between streams: stores of the producer before loads of the consumer.
 
-    Every pair of streams has one token for what stands in the consumer's loop over groups, where each wait takes the
+    Every pair of streams has one token for what stands in the consumer's loops over groups, where each wait takes the
     posts of the same group, and one for what stands behind, where the posts of all groups up to the one wanted are
     taken.
     """
     runs = [list(_runs(stream)) for stream in streams]
     families = Families.of(op for stream in streams for op in stream.walk())
-    waits: dict[tuple[int, int, bool], dict[int, int]] = {}
+    waits: dict[tuple[int, int, int | None], dict[int, int]] = {}
     for wait in order_streams([[_use(run, families) for run in each] for each in runs]):
-        behind = section_loop(runs[wait.consumer][wait.target].stage) is None
-        waits.setdefault((wait.producer, wait.consumer, behind), {})[wait.target] = wait.source
-    for token, ((producer, consumer, behind), sources) in enumerate(waits.items(), start=first_token):
+        section = _section(runs[wait.consumer][wait.target].stage)
+        waits.setdefault((wait.producer, wait.consumer, section), {})[wait.target] = wait.source
+    tokens: dict[tuple[int, int, bool], int] = {}
+    for (producer, consumer, section), sources in waits.items():
+        behind = section is None
+        token = tokens.setdefault((producer, consumer, behind), first_token + len(tokens))
         posting = {runs[producer][source].stage for source in sources.values()}
         for stage in dict.fromkeys(run.stage for run in runs[producer]):
             if stage in posting:
                 _post(stage, token)
         posts, total = _posts(runs[producer], posting, behind)
         _take_all(runs[consumer], {target: posts[source] for target, source in sources.items()}, total, token)
+
+
+def _sections(stream: Block) -> list[tile.ForOp]:
+    """Return the loops over groups in the block of a stream; what stands in front of them in a loop does not count."""
+    return [op for op in stream.ops if isinstance(op, tile.ForOp) and is_section(op) and op.counter.first_use]
+
+
+def _section(stage: tile.StageOp) -> int | None:
+    """Return the number of the loop over groups in which a stage stands (None: it stands in front or behind)."""
+    loop = section_loop(stage)
+    if loop is None or loop.counter.first_use is None:
+        return None
+    assert loop.parent is not None
+    return _sections(loop.parent).index(loop)
 
 
 def _runs(stream: tile.StreamOp) -> Iterator[_Run]:
@@ -140,7 +157,7 @@ def _use(run: _Run, families: Families) -> StageUse:
     stage = run.stage
     loop = section_loop(stage)
     group = None if loop is None else loop.counter
-    alone = loop is not None and loop.trips.data == 1
+    alone = loop is not None and loop.trips.data == 1 and loop.parent is not None and len(_sections(loop.parent)) == 1
     for op in stage.walk():
         if isinstance(op, tile.LoadOp | tile.StoreOp):
             touched = _touched(op, run.layer, families)
@@ -151,5 +168,5 @@ def _use(run: _Run, families: Families) -> StageUse:
         writes.add(FORWARD)
         others.add(FORWARD)
     own = frozenset(reads | writes) - others
-    front = loop is not None and isinstance(loop.next_op, tile.ForOp) and is_section(loop.next_op)
-    return StageUse(frozenset(reads), frozenset(writes), own, front=front, behind=group is None)
+    section = _section(stage)
+    return StageUse(frozenset(reads), frozenset(writes), own, section, front=section is None and loop is not None)

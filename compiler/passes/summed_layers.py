@@ -70,13 +70,13 @@ def conv_shape(
 
 
 class Area:
-    """A tile of samples, rows and columns under the loops n, y, x."""
+    """A tile of samples from ``n`` on, and of rows and columns under the loops y, x."""
 
     def __init__(self, samples: int, rows: int, columns: int, n: Affine, y: Affine, x: Affine) -> None:
         self.n, self.y, self.x = n, y, x
         self.dims = (samples, rows, columns)
         self.positions = samples * rows * columns
-        self.cuts = (Cut(n * samples, samples), Cut(y * rows, rows), Cut(x * columns, columns))
+        self.cuts = (Cut(n, samples), Cut(y * rows, rows), Cut(x * columns, columns))
 
 
 class Part:

@@ -21,13 +21,27 @@ from h2learn.dialects.lut import ops as lut
 Neuron = lut_types.Neuron
 
 
+@dataclass(frozen=True)
+class Groups:
+    """A loop over ``count`` groups of ``size`` samples, which come behind ``before`` samples of other loops.
+
+    ``number``: which of its groups is at work.
+    """
+
+    number: Affine
+    count: int
+    size: int
+    before: int
+
+
 @dataclass
 class TileContext:
     """State of one lowering: the builder, where each ``lut`` value lies in DRAM, machine and limits.
 
-    ``group`` is the number of the group of samples whose loop the stages stand in (None: no loop, all samples at once)
-    and ``groups`` says into how many groups the batch is cut. ``headed``: entry and head are parts of their own.
-    ``short_jobs``: backward and update work gives way to other streams soon.
+    ``group`` says in which loop over groups of samples the stages stand (None: in none, all samples at once).
+    ``headed``: entry and head are parts of their own. ``short_jobs``: backward and update work gives way to other
+    streams soon. ``tensors`` has the DRAM tensors of all values: a value lies in the same place for all groups,
+    whatever their size, unless it has another format there.
     """
 
     builder: StageBuilder
@@ -35,11 +49,11 @@ class TileContext:
     limits: TileLimits
     dtype: str
     names: dict[SSAValue, str]
-    groups: int = 1
     headed: bool = False
     short_jobs: bool = False
-    group: Affine | None = None
+    group: Groups | None = None
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    tensors: dict[tuple[SSAValue, str, int], SSAValue] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     shadows: dict[SSAValue, SSAValue] = field(default_factory=dict)
     constants: dict[tuple[tile.Rows, int], SSAValue] = field(default_factory=dict)
@@ -56,23 +70,29 @@ class TileContext:
 
     def samples(self, batch: int) -> int:
         """Return how many of ``batch`` samples a stage sees: a group, or all of them."""
-        return batch if self.group is None else batch // self.groups
+        return batch if self.group is None else self.group.size
+
+    @property
+    def first_sample(self) -> Affine:
+        """The first sample that a stage sees."""
+        return Affine() if self.group is None else self.group.number * self.group.size + self.group.before
 
     @contextmanager
     def sample_loop(self, batch: int, size: int) -> Iterator[Affine]:
-        """Open the loop over tiles of ``size`` samples and give the number of the tile in the whole batch."""
-        tiles = trips(self.samples(batch), size)
-        with self.builder.loop("n", tiles) as n:
-            yield n if self.group is None else self.group * tiles + n
+        """Open the loop over tiles of ``size`` samples and give the first sample of the tile."""
+        with self.builder.loop("n", trips(self.samples(batch), size)) as n:
+            yield self.first_sample + n * size
 
     def running_sum(self, result: SSAValue) -> tuple[SSAValue, Affine] | None:
         """Return the tensor and the leading index from which a sum over all samples goes on (None: it starts afresh).
 
-        The first group reads in front of the tensor, which gives zeros.
+        The first group of all reads in front of the tensor, which gives zeros.
         """
         if self.group is None:
             return None
-        return self.builder.repeat(result, max(1, self.groups - 1)), self.group + -1
+        if self.group.before:
+            return self.builder.repeat(result, 1), Affine()
+        return self.builder.repeat(result, max(1, self.group.count - 1)), self.group.number + -1
 
     def sum_tile(
         self,
@@ -137,7 +157,14 @@ class TileContext:
     def declare(self, value: SSAValue, label: str, gblk: int = 0) -> SSAValue:
         """Give a ``lut`` value its DRAM tensor; ``gblk``: channels per slot (0: as many as may be)."""
         form, shape, most = self.form_of(value.type)
-        self.values[value] = self.builder.tensor(label, form, shape, gblk or most)
+        return self.tensor(value, label, form, shape, gblk or most)
+
+    def tensor(self, value: SSAValue, label: str, form: str, shape: tuple[int, ...], gblk: int = 0) -> SSAValue:
+        """Give a ``lut`` value a DRAM tensor of some form, the one that it has where other groups were lowered."""
+        key = value, form, gblk
+        if key not in self.tensors:
+            self.tensors[key] = self.builder.tensor(label, form, shape, gblk)
+        self.values[value] = self.tensors[key]
         return self.values[value]
 
     def label(self, kind: str, op: Operation) -> str:

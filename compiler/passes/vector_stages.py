@@ -560,7 +560,7 @@ def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
                     tile.RngOp,
                     {"dst": out, "src": chances, "scal": scal},
                     params,
-                    coords=[n * t.samples, neuron, it],
+                    coords=[n, neuron, it],
                 )
                 b.store(result, out, *out_window)
 
@@ -618,7 +618,7 @@ def lower_dropout(ctx: TileContext, op: lut.DropoutOp) -> None:
                     "scal": scal,
                 }
                 tick = it * t.steps + step if what.every_step else 0
-                b.job(tile.DropOp, places, params, coords=[n * t.samples, y * (t.rows * width * channels), tick])
+                b.job(tile.DropOp, places, params, coords=[n, y * (t.rows * width * channels), tick])
             b.store(result, out, *target)
 
 
@@ -647,10 +647,10 @@ def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
     with b.stage(label, op.location), ctx.sample_loop(batch, t.samples) as n:
         sizes = (steps, t.samples, 1, 1, classes)
         inputs = b.alloc("inputs", memory, form, sizes)
-        b.load(source, inputs, [0, n * t.samples, 0, 0, 0], sizes)
+        b.load(source, inputs, [0, n, 0, 0, 0], sizes)
         logits = b.alloc("logits", "A", "f32", (t.samples, 1, 1, classes))
         b.job(tile.ReduceOp, {"dst": logits, "src": inputs}, params)
-        b.store(result, logits, [n * t.samples, 0, 0, 0], (t.samples, 1, 1, classes))
+        b.store(result, logits, [n, 0, 0, 0], (t.samples, 1, 1, classes))
 
 
 _OF_NUMBERS = {
@@ -669,18 +669,18 @@ def lower_spread(ctx: TileContext, op: lut.SpreadOp) -> None:
         values = SLOTS * t.samples * classes
         return Usage(U=values * steps * item_bytes(ctx.dtype), A=values * (steps + 1) * 4)
 
-    t = plan_positions(steps, batch, 1, 1, classes, usage, ctx.machine, ctx.limits, whole_steps=True)
+    t = plan_positions(steps, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits, whole_steps=True)
     b, label = ctx.builder, ctx.label("readout gradient", op)
     result = ctx.declare(op.gs, f"{label}.gs")
     params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "steps": steps, "dtype": ctx.dtype}
-    with b.stage(label, op.location), b.loop("n", trips(batch, t.samples)) as n:
+    with b.stage(label, op.location), ctx.sample_loop(batch, t.samples) as n:
         sizes = (steps, t.samples, 1, 1, classes)
         x, g = b.alloc("read", "U", ctx.dtype, sizes), b.alloc("gradient", "A", "f32", sizes[1:])
-        b.load(source, x, [0, n * t.samples, 0, 0, 0], sizes)
-        b.load(gradient, g, [n * t.samples, 0, 0, 0], sizes[1:])
+        b.load(source, x, [0, n, 0, 0, 0], sizes)
+        b.load(gradient, g, [n, 0, 0, 0], sizes[1:])
         out = b.alloc("gs", "A", "f32", sizes)
         b.job(tile.SpreadOp, {"dst": out, "src": g, "x": x}, params)
-        b.store(result, out, [0, n * t.samples, 0, 0, 0], sizes)
+        b.store(result, out, [0, n, 0, 0, 0], sizes)
 
 
 def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
@@ -697,8 +697,8 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
     grads = [use.operation for use in op.dlogits.uses]
     last = [g for g in grads if isinstance(g, lut.GradOp) and g.gs_time == "last"]
     if last:
-        gradient = b.tensor(f"{label}.gradient", "f32", (last[0].time_steps, *shape_of(op.dlogits.type)))
-        ctx.values[op.dlogits] = gradient
+        shape = (last[0].time_steps, *shape_of(op.dlogits.type))
+        gradient = ctx.tensor(op.dlogits, f"{label}.gradient", "f32", shape)
         lead = [last[0].time_steps - 1]
     else:
         gradient, lead = ctx.declare(op.dlogits, f"{label}.gradient"), []
@@ -714,14 +714,14 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
         with ctx.sample_loop(batch, t.samples) as n:
             shape = (t.samples, 1, 1, classes)
             inputs = b.alloc("logits", "A", "f32", shape)
-            b.load(logits, inputs, [n * t.samples, 0, 0, 0], shape)
+            b.load(logits, inputs, [n, 0, 0, 0], shape)
             labels = b.alloc("labels", "A", "i32", (t.samples,))
-            b.load(label_tensor, labels, [n * t.samples], (t.samples,))
+            b.load(label_tensor, labels, [n], (t.samples,))
             out = b.alloc("gradient", "A", "f32", shape)
             buffers = {"loss": total, "grad": out, "logits": inputs, "label": labels, "scal": scal}
             first, carry = ([n], False) if running is None else ([], True)
-            b.job(tile.LossOp, buffers, params, first=first, coords=[n * t.samples], carry=carry)
-            b.store(gradient, out, [*lead, n * t.samples, 0, 0, 0], (*(1 for _ in lead), *shape))
+            b.job(tile.LossOp, buffers, params, first=first, coords=[n], carry=carry)
+            b.store(gradient, out, [*lead, n, 0, 0, 0], (*(1 for _ in lead), *shape))
         b.store(loss, total, [0], (1,))
 
 

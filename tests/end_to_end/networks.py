@@ -147,12 +147,16 @@ def random_case(seed: int, *, train: bool = True) -> Case:
         limits=random_limits(rng) if tiled else "",
     )
     most = 4 if tiled else 6
-    model = random_model(rng, batch=int(rng.integers(1, most)), steps=int(rng.integers(1, most + 1)))
+    batch, steps = int(rng.integers(1, most)), int(rng.integers(1, most + 1))
+    model = random_model(rng, batch=batch, steps=steps)
     model = model if train else folded(model)
     if recipe.train is not None and _counts_spikes(model) and rng.spawn(1)[0].random() < 0.4:
         recipe = replace(recipe, train=replace(recipe.train, loss=MSECount(0.8, 0.3)))
     data = certain_data(model, recipe, rng)
     recipe = with_variants(recipe, np.random.default_rng([2027, seed]))
+    if train and "norm" not in "".join(model.parameters):  # batch normalisation takes all samples together
+        limits = [recipe.limits, random_groups(batch, np.random.default_rng([2028, seed]))]
+        recipe = replace(recipe, limits=",".join(filter(None, limits)))
     try:
         return Case(model, recipe, data)
     except H2LearnError as error:
@@ -196,6 +200,16 @@ def random_optimizer(rng: np.random.Generator, momentum: float) -> Optimizer:
     if rng.random() < 0.6:
         return SGD(momentum=momentum, weight_decay=decay, nesterov=bool(momentum and rng.random() < 0.5))
     return (Adam, AdamW)[int(rng.integers(2))](betas=(0.5, 0.75), weight_decay=decay)
+
+
+def random_groups(batch: int, rng: np.random.Generator) -> str:
+    """Return how a batch is cut into groups of any sizes, now and then nothing."""
+    if rng.random() < 1 / 3:
+        return ""
+    sizes: list[int] = []
+    while sum(sizes) < batch:
+        sizes.append(int(rng.integers(1, batch - sum(sizes) + 1)))
+    return f"groups={'+'.join(map(str, sizes))}"
 
 
 def random_limits(rng: np.random.Generator) -> str:

@@ -310,6 +310,17 @@ def test_limits_are_read_and_written() -> None:
     assert TileLimits.parse(str(chosen)) == chosen
 
 
+def test_groups_are_read_and_written() -> None:
+    limits = TileLimits.parse("groups=1+3+4+4,c=8")
+    assert limits.groups == (1, 3, 4, 4) and TileLimits.parse(str(limits)) == limits
+
+
+@pytest.mark.parametrize("text", ["groups=", "groups=1+", "groups=1+x", "groups=0+4", "groups=4,4", "groups"])
+def test_groups_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(H2LearnError, match=r"cannot read the (groups|tile limit)"):
+        TileLimits.parse(text)
+
+
 @pytest.mark.parametrize("text", ["overlap=never", "double_buffering=1", "double_buffering"])
 def test_choices_that_do_not_exist(text: str) -> None:
     with pytest.raises(H2LearnError, match=f"there is no {text.partition('=')[0]}"):

@@ -72,10 +72,19 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("choices", ["head=joined", "head=apart", "head=apart,jobs=short"])
-@pytest.mark.parametrize("overlap", ["backward", "all"])
-def test_the_numbers_are_those_of_the_serial_program(network: str, overlap: str, choices: str) -> None:
-    serial, other = (run(network, f"group=2,overlap={kind},{choices}") for kind in ("serial", overlap))
+@pytest.mark.parametrize(
+    ("overlap", "mapping"),
+    [
+        *(
+            (overlap, f"group=2,{choices}")
+            for overlap in ("backward", "all")
+            for choices in ("head=joined", "head=apart", "head=apart,jobs=short")
+        ),
+        ("all", "groups=1+3+4+4+4,head=apart"),
+    ],
+)
+def test_the_numbers_are_those_of_the_serial_program(network: str, overlap: str, mapping: str) -> None:
+    serial, other = (run(network, f"{mapping},overlap={kind}") for kind in ("serial", overlap))
     assert other.loss == serial.loss
     for found, expected in ((other.gradients, serial.gradients), (other.parameters, serial.parameters)):
         assert found.keys() == expected.keys()
@@ -120,8 +129,9 @@ def test_skipping_zero_patterns_saves_time_and_changes_no_bits(network: str) -> 
 def test_the_group_changes_no_bits_where_sums_are_split_alike(network: str) -> None:
     """With one sample per block of a sum, any number of samples per group gives the same order of additions."""
     blocks = "samples=1,rows=4,columns=4,steps=4,c=32,k=32,fan=4"
-    one, two = run(network, f"{blocks},group=2"), run(network, f"{blocks},group=4")
-    assert all(one.parameters[name].tobytes() == two.parameters[name].tobytes() for name in one.parameters)
+    one, *others = (run(network, f"{blocks},{groups}") for groups in ("group=2", "group=4", "groups=1+3+3+3+3+3"))
+    for other in others:
+        assert all(one.parameters[name].tobytes() == other.parameters[name].tobytes() for name in one.parameters)
 
 
 def bounds(result: Result) -> dict[str, float]:
