@@ -83,7 +83,10 @@ def choose_groups(
         if limits.group is not None:
             raise H2LearnError("group and groups exclude each other", hint="write group=4 or groups=1+3+4+4+3+1")
         if sum(limits.groups) != batch:
-            raise H2LearnError(f"groups of {sum(limits.groups)} samples in all do not make a batch of {batch}")
+            raise H2LearnError(
+                f"groups of {sum(limits.groups)} samples in all do not make a batch of {batch}",
+                hint="write the samples of every group, or group=4 for groups of up to 4",
+            )
         return limits.groups
 
     def cycles(sizes: tuple[int, ...]) -> float:
