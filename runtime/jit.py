@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numba
 
 Kernel = Callable[..., Any]
 """A compiled function: its argument types are checked by Numba when it is called."""
+
+
+def forget_stale(sources: Iterable[Path], folder: Path) -> None:
+    """Delete the compiled kernels under ``folder`` that are older than the newest of the ``sources``.
+
+    Numba compiles a kernel again when its own file has changed, not when another one has that it calls or takes
+    constants from, and the old code would give other numbers without a word.
+    """
+    newest = max(source.stat().st_mtime_ns for source in sources)
+    with suppress(OSError):  # a folder that is not writable keeps what it has
+        for index in folder.rglob("*.nbi"):
+            if index.stat().st_mtime_ns < newest:
+                index.unlink(missing_ok=True)
 
 
 def jit(function: Callable[..., object]) -> Kernel:
@@ -27,3 +42,15 @@ def jit(function: Callable[..., object]) -> Kernel:
         )
         compiled = numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
     return cast(Kernel, compiled)
+
+
+_HERE = Path(__file__).parent
+_COMPILED = ("events.py", "native.py", "prepared.py", "team.py", "frontend.py", "jit.py")
+forget_stale(
+    [
+        *(_HERE / "kernels").glob("*.py"),
+        *(_HERE / name for name in _COMPILED),
+        _HERE.parent / "backends/h2learn/isa.py",
+    ],
+    _HERE,
+)
