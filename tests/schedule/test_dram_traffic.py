@@ -6,7 +6,8 @@ The formula knows the network, the sizes of the on-chip memories and how many sa
 * capacity: the sums of a pass (fp32) fill a third of memory A, because three passes run side by side. With p positions
   times k channels of sums on chip, weights are read once for every p positions and inputs once for every k channels;
   k is a power of two that makes the total smallest. Sums of weight gradients go there and back for every group, unless
-  that takes longer than to compute them for four samples of six steps: such layers wait for all samples.
+  that takes longer than to compute them for four samples of six steps: such layers wait for all samples, which are then
+  one block: for all tiles of its sums inputs or gradients are read once.
 
 The bytes are those of the program: loop counts and windows of its copies; a simulated run checks that count.
 """
@@ -120,7 +121,9 @@ def least_bytes(layers: tuple[Layer, ...], steps: int, batch: int, group: int, m
         total += groups * capacity(forward_images, layer.k, weights, read_images * layer.c * value, sums)
         if number:
             total += groups * capacity(read_images, layer.c, weights, images * layer.k * gradient, sums)
-        total += groups * updates(layer, read_images * layer.c * value, images * layer.k * gradient, sums)
+        total += groups * updates(
+            layer, read_images * layer.c * value, images * layer.k * gradient, sums, once=waits(layer, machine)
+        )
         # what neurons keep: potential inside the window, spikes and mask out; gradients out; potential, spikes and mask
         # in. The last layer's are integrators, whose potentials are the outputs
         last = number == len(layers) - 1
@@ -150,12 +153,16 @@ def capacity(images: float, channels: int, weights: float, inputs: float, sums: 
     return min(found)
 
 
-def updates(layer: Layer, inputs: float, gradients: float, sums: float) -> float:
-    """Return the bytes of spikes and gradients that a weight gradient reads with ``sums`` bytes of it on chip."""
+def updates(layer: Layer, inputs: float, gradients: float, sums: float, *, once: bool) -> float:
+    """Return the bytes of spikes and gradients that a weight gradient reads with ``sums`` bytes of it on chip.
+
+    Without ``once`` every tile of the sums reads both.
+    """
     found = []
     for k in (2**n for n in range(3, 12)):
         c = max(8.0, sums / (4 * k * min(layer.taps, 9)))
-        found.append(inputs * ceil(layer.k / min(k, layer.k)) + gradients * ceil(layer.c / min(c, layer.c)))
+        wide, deep = ceil(layer.k / min(k, layer.k)), ceil(layer.c / min(c, layer.c))
+        found += [inputs + gradients * deep, inputs * wide + gradients] if once else [inputs * wide + gradients * deep]
     return min(found)
 
 
