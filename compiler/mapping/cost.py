@@ -177,17 +177,12 @@ def weights_cost(
     ``step``: bytes per weight that an optimizer's step on the sums moves instead of them, waiting for DRAM each time;
     ``by_tap``: for one kernel position after the other.
     """
-    part = t.seen(shape)
-    parts = shape.taps // part.taps
-    tiles = weight_blocks(shape, t)
-    k_tiles, c_tiles = _up(part.k, t.k), _up(part.c, t.c) * parts
+    part, reads = t.seen(shape), _weight_reads(shape, t, machine, slot)
     engine = weights_job(part, t, machine)
-    inputs, gradients = _weight_reads(part, t, machine, slot)
     sums = _rows(part.taps * t.c, t.k * 4, t.k < part.k, machine) * (step or 8) / 4
-    count = k_tiles * c_tiles
-    stay = what_stays(shape, t, machine, slot)
-    inputs_read = c_tiles if stay == "inputs" else count * tiles
-    gradients_read = k_tiles if stay == "gradients" else count * tiles
+    inputs, gradients, count, tiles = reads.inputs, reads.gradients, reads.k_tiles * reads.c_tiles, reads.blocks
+    inputs_read = reads.c_tiles if reads.stay == "inputs" else count * tiles
+    gradients_read = reads.k_tiles if reads.stay == "gradients" else count * tiles
     moved = count * sums + inputs_read * inputs + gradients_read * gradients
     ends = inputs + gradients + sums + machine.dram.latency_cycles
     waits = count * sums if t.held == 1 else 0
@@ -197,33 +192,46 @@ def weights_cost(
     return Cost(count * tiles * engine + waits, 0, vector, moved, ends)
 
 
-def weight_blocks(shape: ConvShape, t: Tile) -> int:
-    """Return the blocks of positions that pass by for every tile of a weight gradient."""
-    return _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps)
-
-
 def what_stays(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> str:
     """Return what a weight gradient reads once where all positions are one block: ``inputs`` or ``gradients``.
 
     Of one the loop over tiles is outside that of the other, as moves fewer bytes. Of several blocks neither stays.
     """
-    if weight_blocks(shape, t) > 1:
-        return ""
-    part = t.seen(shape)
-    k_tiles, c_tiles = _up(shape.k, t.k), _up(shape.c, t.c) * shape.taps // part.taps
-    inputs, gradients = _weight_reads(part, t, machine, slot)
-    return "inputs" if inputs * (k_tiles - 1) * c_tiles > gradients * (c_tiles - 1) * k_tiles else "gradients"
+    return _weight_reads(shape, t, machine, slot).stay
 
 
-def _weight_reads(part: ConvShape, t: Tile, machine: Machine, slot: int) -> tuple[float, float]:
-    """Return the cycles of the inputs and of the gradients that a block of a weight gradient reads."""
-    images = t.steps * t.samples
+@dataclass(frozen=True)
+class _Reads:
+    """What the tiles of a weight gradient read: the cycles of a block of inputs and of gradients, and their counts."""
+
+    inputs: float
+    gradients: float
+    blocks: int
+    k_tiles: int
+    c_tiles: int
+
+    @property
+    def stay(self) -> str:
+        """See ``what_stays``."""
+        if self.blocks > 1:
+            return ""
+        inputs = self.inputs * (self.k_tiles - 1) * self.c_tiles
+        return "inputs" if inputs > self.gradients * (self.c_tiles - 1) * self.k_tiles else "gradients"
+
+
+def _weight_reads(shape: ConvShape, t: Tile, machine: Machine, slot: int) -> _Reads:
+    part, images = t.seen(shape), t.steps * t.samples
     seen = Patch(
         images, _halo(t.rows, part.kernel[0], part.stride[0]), _halo(t.columns, part.kernel[1], part.stride[1])
     )
-    inputs = _map(seen, part.in_h, part.in_w, t.c * part.item if part.real else row_bytes("bits", t.c), machine)
     outs = Patch(images, t.rows, t.columns)
-    return inputs, _slots(outs, part.out_h, part.out_w, t.k, slot, part.item, machine)
+    return _Reads(
+        _map(seen, part.in_h, part.in_w, t.c * part.item if part.real else row_bytes("bits", t.c), machine),
+        _slots(outs, part.out_h, part.out_w, t.k, slot, part.item, machine),
+        _areas(shape, t, shape.out_h, shape.out_w) * _up(shape.steps, t.steps),
+        _up(shape.k, t.k),
+        _up(shape.c, t.c) * (shape.taps // part.taps),
+    )
 
 
 def weights_job(shape: ConvShape, t: Tile, machine: Machine) -> float:

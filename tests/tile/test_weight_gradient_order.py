@@ -10,6 +10,7 @@ import pytest
 
 import h2learn
 from h2learn.compiler.driver import Recipe, compile_to
+from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.compiler.passes.tile_layout import enclosing_loops
 from h2learn.dialects import tile
 
@@ -53,11 +54,8 @@ def reads(model: h2learn.Model, mapping: str) -> dict[str, int]:
     [(32, 512, {"inputs": 4, "gradients": 32}), (512, 128, {"inputs": 128, "gradients": 2})],
     ids=["inputs stay", "gradients stay"],
 )
-def test_what_is_read_more_often_stays(tmp_path: object, hidden: int, wide: int, expected: dict[str, int]) -> None:
-    path = f"{tmp_path}/net.snn"
-    with open(path, "w") as file:
-        file.write(NETWORK.format(hidden=hidden, wide=wide))
-    model = h2learn.load_model(path)
+def test_what_is_read_more_often_stays(hidden: int, wide: int, expected: dict[str, int]) -> None:
+    model = parse_snn(NETWORK.format(hidden=hidden, wide=wide))
     assert reads(model, "c=8,k=64") == expected
     assert model.train is not None
     rng = np.random.default_rng(0)
