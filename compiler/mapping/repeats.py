@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 LONGEST_PERIOD = 16
 """Steps of a repeat at most; a residual block has two or three."""
@@ -179,6 +179,20 @@ def bring_together(forms: Sequence[Hashable]) -> list[int]:
         else:
             known.append(number)
     return [number for run in runs for number in run]
+
+
+def equal_first(steps: Sequence[tuple[Hashable, Hashable]]) -> list[int]:
+    """Return an order of independent steps (form, what it waits for) in which more equal ones follow each other.
+
+    Of steps side by side that wait for the same thing, those come first that equal the step before: none waits longer.
+    """
+    order: list[int] = []
+    for _, together in groupby(range(len(steps)), key=lambda number: steps[number][1]):
+        ready = list(together)
+        before = steps[order[-1]][0] if order else None
+        equal = [number for number in ready if steps[number][0] == before]
+        order += equal + [number for number in ready if number not in equal]
+    return order
 
 
 def _search(steps: Sequence[Step], low: int, high: int, families: Families) -> list[Repeat]:

@@ -6,7 +6,7 @@ what is loaded where and kept for how long. Optimizer stages come last, because 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
-from h2learn.compiler.mapping.repeats import bring_together
+from h2learn.compiler.mapping.repeats import bring_together, equal_first
 from h2learn.compiler.mapping.streams import (
     BACKWARD,
     DEFAULT_OVERLAP,
@@ -114,6 +114,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
             location=source_of(unknown[0]) or None,
         )
     front, inside, behind = _places(ctx, ops, grouped=bool(steps.loops))
+    inside = _equal_gradients_together(inside, parts)
     steps.stay_in_front(ctx)
     for op in front:
         STAGES[type(op)][1](ctx, op)
@@ -170,6 +171,39 @@ def _places(
             inside.append(op)
         trained = trained or isinstance(op, lut.LossOp)
     return front, inside, behind
+
+
+def _equal_gradients_together(ops: Sequence[Operation], parts: Mapping[Operation, str]) -> list[Operation]:
+    """Return the ops with equal weight gradients behind each other, where none of them waits longer for that.
+
+    Layers whose currents are added, such as the last one of a block and a shortcut, have one gradient, and so
+    their weight gradients have no order. With every one goes what the update part does behind it.
+    """
+    units: list[list[Operation]] = []
+    gradients: list[SSAValue] = []
+    for op in ops:
+        if isinstance(op, lut.WuOp):
+            units.append([op])
+            gradients.append(op.gu)
+        elif units and parts.get(op) == UPDATE:
+            units[-1].append(op)
+    known = set(ops)
+    steps: list[tuple[Hashable, Hashable]] = []
+    for unit, gradient in zip(units, gradients, strict=True):
+        users = {use.operation for op in unit for result in op.results for use in result.uses}
+        steps.append((tuple(_form(op) for op in unit), unit[0] if users & known else gradient))
+    place = {op: (number, 0) for number, op in enumerate(ops)}
+    last = 0
+    for rank, op in enumerate(op for number in equal_first(steps) for op in units[number]):
+        last = max(last, place[op][0])
+        place[op] = last, rank
+    return sorted(ops, key=lambda op: place[op])
+
+
+def _form(op: Operation) -> Hashable:
+    """Return what equal ops have in common: all but the names of their values."""
+    types = (tuple(value.type for value in values) for values in (op.operands, op.results))
+    return (type(op), *types, tuple(sorted(op.properties.items())))
 
 
 def _parts(ops: Sequence[Operation], head: int) -> dict[Operation, str]:

@@ -1,8 +1,8 @@
 """``h2l-share-stages``: equal layers share their stages, in a loop over layers, and their tensors lie side by side.
 
 Which stages are equal and how their tensors must lie is found by ``mapping/repeats.py``. Tensors of the program itself
-that nobody but copies refers to become one tensor with a leading dimension; arguments, results and storage copies keep
-their names and are stacked.
+that nobody but copies refers to, also by views and repetitions, become one tensor with a leading dimension; arguments,
+results and storage copies keep their names and are stacked.
 """
 
 from __future__ import annotations
@@ -170,10 +170,9 @@ class _Layout:
             self._values[members[0]] = self._declare([name for name in members if isinstance(name, SSAValue)])
 
     def _declare(self, members: Sequence[SSAValue]) -> SSAValue:
-        users = {type(use.operation) for member in members for use in member.uses}
         first = members[0].owner
         op: tile.TensorOp | tile.StackOp
-        if _kind_is_plain(first) and users <= {tile.LoadOp, tile.StoreOp}:
+        if _kind_is_plain(first) and all(_only_copied(member) for member in members):
             assert isinstance(first, tile.TensorOp)
             placed = tile.placed_of(members[0])
             shape = (len(members), *placed.shape)
@@ -232,9 +231,12 @@ class _Layout:
         for members in self._merged:
             for member in members:
                 first, number = self._families.place(member)
-                for use in list(member.uses):
-                    assert isinstance(use.operation, tile.CopyOp)
-                    self._index(use.operation, self._values[first], number, (), [])
+                shaped = [user for user in _users(member) if isinstance(user, tile.ViewOp | tile.RepeatOp)]
+                for copy in [user for op in shaped for user in _users(op.result)] + _users(member):
+                    if isinstance(copy, tile.CopyOp):
+                        self._index(copy, self._values[first], number, (), [])
+                for op in shaped:
+                    _erase(op)
                 assert isinstance(member.owner, tile.TensorOp)
                 _erase(member.owner)
         declared = [op for op in self._block.ops if isinstance(op, DECLARATIONS)]
@@ -259,6 +261,20 @@ def _affine(index: tile.Index, op: tile.CopyOp) -> Affine:
 def _kind_is_plain(op: Operation | Block) -> bool:
     """Whether a tensor is one of the program itself that starts as zeros."""
     return isinstance(op, tile.TensorOp) and op.rows is None and op.shadow is None
+
+
+def _users(value: SSAValue) -> list[Operation]:
+    return [use.operation for use in value.uses]
+
+
+def _only_copied(tensor: SSAValue) -> bool:
+    """Whether nobody refers to a tensor but copies, of the tensor or of one view or repetition of it."""
+    return all(
+        all(isinstance(copy, tile.CopyOp) for copy in _users(user.result))
+        if isinstance(user, tile.ViewOp | tile.RepeatOp)
+        else isinstance(user, tile.CopyOp)
+        for user in _users(tensor)
+    )
 
 
 def _detach(op: Operation) -> None:

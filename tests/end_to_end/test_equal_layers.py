@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def residual(builder: NetworkBuilder, x: Signal, layers: int) -> Signal:
     return x
 
 
+def projected(builder: NetworkBuilder, x: Signal, layers: int) -> Signal:
+    """Blocks of two convolutions of which the first has a shortcut with weights."""
+    for n in range(layers):
+        inner = builder.conv(x, f"a{n}", x.shape[-1], HERE, kernel=(3, 3), padding=(1, 1), bias=False)
+        inner = builder.lif(inner, NEURON, HERE)
+        outer = builder.conv(inner, f"b{n}", x.shape[-1], HERE, kernel=(3, 3), padding=(1, 1), bias=False)
+        shortcut = x if n else builder.conv(x, "p", x.shape[-1], HERE, kernel=(1, 1), bias=False)
+        x = builder.lif(builder.add([outer, shortcut], HERE), NEURON, HERE)
+    return x
+
+
 def summed_spikes(builder: NetworkBuilder, x: Signal, layers: int) -> Signal:
     """Blocks whose spikes are added to their input's, so that what goes on are no spikes."""
     for n in range(layers):
@@ -60,7 +72,7 @@ def recurrent(builder: NetworkBuilder, x: Signal, layers: int) -> Signal:
     return builder.lif(x, NEURON, HERE)
 
 
-BODIES = (plain, residual, summed_spikes, recurrent)
+BODIES = (plain, residual, projected, summed_spikes, recurrent)
 
 
 def network(body: Body, layers: int, *, batch: int = 4, steps: int = 2) -> Network:
@@ -134,6 +146,33 @@ def test_more_layers_are_no_more_stages() -> None:
     assert stages[0] == stages[1] and instructions[0] == instructions[1]
     ops = [sum(1 for _ in levels["tile"].walk()) for levels in (few, many)]
     assert ops[1] - ops[0] <= 4 * 2 * 2, "a gradient and a storage copy for each of two convolutions"
+
+
+@pytest.mark.parametrize(("precision", "declared"), [("fp32", 0), ("fp16", 1)])
+def test_gradients_that_nobody_asks_for_are_declared_once(precision: str, declared: int) -> None:
+    """Those of equal layers are one tensor, although weights are stepped as rows and sums go on from group to group."""
+    recipe = Recipe(train=replace(TRAIN, keep_gradients=False), precision=precision, limits="group=2")
+    few, many = (case(residual, layers, recipe) for layers in (3, 7))
+    ops = [sum(1 for _ in one.levels["tile"].walk()) for one in (few, many)]
+    assert ops[1] - ops[0] == 4 * 2 * declared, "a storage copy for each of two convolutions"
+    expected = without_sharing(few)
+    found, report = few.run_device(sanitize=SANITIZERS)
+    equal(expected, found, "device")
+    assert report.findings == []
+
+
+def test_a_shortcut_is_out_of_the_way_of_equal_weight_gradients() -> None:
+    """It has the gradient of the convolution that it is added to, so its own weight gradient can come behind that."""
+    recipe = Recipe(train=TRAIN, limits="group=2")
+    levels = case(projected, 3, recipe).levels
+    labels = [op.label.data for op in levels["tile"].walk() if isinstance(op, tile.StageOp)]
+    assert [label for label in labels if label.startswith("weights")] == [
+        "weights b2 to b0",
+        "weights p",
+        "weights a0",
+        "weights last",
+        "weights first",
+    ]
 
 
 def test_inference_programs_share_too() -> None:

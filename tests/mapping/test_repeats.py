@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from h2learn.compiler.mapping.repeats import Families, Repeat, Step, bring_together, find_repeats
+from h2learn.compiler.mapping.repeats import Families, Repeat, Step, bring_together, equal_first, find_repeats
 
 
 def steps(text: str) -> list[Step]:
@@ -73,6 +73,12 @@ def test_rows_interleave_in_one_family() -> None:
 def test_equal_steps_are_brought_together() -> None:
     assert bring_together("bababpbac") == [0, 2, 4, 1, 3, 5, 6, 7, 8]
     assert bring_together("abcda") == [0, 1, 2, 3, 4], "too far apart"
+
+
+def test_of_steps_that_wait_for_the_same_the_equal_one_comes_first() -> None:
+    assert equal_first([("a", 1), ("p", 2), ("a", 2), ("b", 3)]) == [0, 2, 1, 3]
+    assert equal_first([("a", 1), ("p", 2), ("a", 3)]) == [0, 1, 2], "it would wait longer"
+    assert equal_first([("p", 1), ("a", 1), ("b", 1)]) == [0, 1, 2]
 
 
 def test_a_family_cannot_close_to_a_ring() -> None:
