@@ -41,12 +41,9 @@ def v_lif(op: Operation, site: Site) -> Prepared:
         args = Arguments()
         for name, item in {"acc": 4, "par": 4, "us": 4, "uo": 4, "ss": 1, "so": 1}.items():
             args.memory(site.places.get(name, _NOTHING), item)
-        if inside and not masked:
-            args.array(site.scratch("mask", n * k // 8, np.uint8))
-        else:
-            args.memory(site.places.get("mo", _NOTHING), 1)
+        args.memory(site.places.get("mo", _NOTHING), 1)
         args.numbers(k, op.init, reset == "hard", reset == "soft", spike == "ge", spike == "never")
-        args.numbers(op.choice("save_u") == "yes", masked or inside, windowed).reals(op.desc["width"])
+        args.numbers(op.choice("save_u") == "yes", masked, windowed).reals(op.desc["width"])
         _slots_inside(args, op, site, "uo", inside)
         builder.call(calls.integrate_plain_call, args, n, n * k)
         return builder.prepared(neuron_counts(op), counts)
@@ -81,7 +78,8 @@ def v_grad(op: Operation, site: Site) -> Prepared:
     counts |= {"live_inputs": (calls.LIVE_IN, 1)} if inside else {}
     builder, detach = site.builder(), op.choice("detach") == "yes"
     rectangular = op.choice("surrogate") == "rectangular" and (detach or not windowed)
-    if _is_plain(op) and rectangular and op.number("gblk") % LANES == 0:
+    in_strips = op.number("gblk") % LANES == 0 and not (inside and op.number("ublk") % LANES)
+    if _is_plain(op) and rectangular and in_strips:
         args = Arguments()
         seen = site.places.get("u", _NOTHING)
         args.memory(site.places["gs"], 4).memory(_NOTHING if windowed else seen, 4)

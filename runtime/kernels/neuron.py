@@ -10,6 +10,7 @@ channels. Spikes and masks stay bits: a comparison of sixteen lanes *is* sixteen
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..jit import jit
-from .bits import EXPONENT, F32, I64, U8, U64, decode_where, lowest, population
+from .bits import EXPONENT, F32, I64, U8, U64, population
+from .compaction import apart, count_chosen, load_first, store_first, together
 from .rows import LANES
 
 _BIT, _SHORT, _U32, _WORD = (ir.IntType(bits) for bits in (1, LANES, 32, 64))
 _FLOATS, _BITS, _WORDS = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), _BIT, _U32))
-_FIELD = 20
-_STRIPS = 1 << 14  # between two collections of counts, which stay below 2^_FIELD
+_ALL = np.uint64((1 << LANES) - 1)
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
@@ -55,6 +56,22 @@ class _Strip:
     def put_floats(self, index: int, value: Any) -> None:
         place = self.builder.gep(self.data(index), [self.at])
         self.builder.store(value, self.builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+
+    def put_chosen(self, index: int, at: Any, value: Any, chosen: Any) -> None:
+        """Store the chosen lanes (a 16-bit number) one behind the other."""
+        packed = together(self.context, self.builder, value, chosen)
+        place = self.builder.gep(self.data(index), [at])
+        store_first(self.builder, packed, place, count_chosen(self.builder, chosen))
+
+    def chosen_floats(self, index: int, at: Any, chosen: Any) -> Any:
+        """Load the chosen lanes, which stand one behind the other; the others are NaN."""
+        place = self.builder.gep(self.data(index), [at])
+        packed = load_first(self.builder, place, _FLOATS, count_chosen(self.builder, chosen))
+        return apart(self.context, self.builder, packed, chosen, self.constant(math.nan))
+
+    def number(self, mask: Any) -> Any:
+        """Return a mask of all lanes as a 16-bit number."""
+        return self.builder.bitcast(mask, _SHORT)
 
     def _bits_place(self, index: int) -> Any:
         place = self.builder.gep(self.data(index), [self.builder.lshr(self.at, _WORD(3))])
@@ -88,8 +105,13 @@ class _Strip:
         distance = self.builder.bitcast(self.builder.and_(raw, magnitude), _FLOATS)
         return self.builder.fcmp_ordered("<", distance, _splat(self.builder, half_width))
 
-    def count(self, mask: Any) -> Any:
-        return self.builder.ctpop(self.builder.zext(self.builder.bitcast(mask, _SHORT), _WORD))
+    def fields(self, *masks: Any) -> Any:
+        """Return masks of all lanes as fields of 16 bits in a word, the first one lowest."""
+        word = _WORD(0)
+        for place, mask in enumerate(masks):
+            field = self.builder.zext(self.number(mask), _WORD)
+            word = self.builder.or_(word, self.builder.shl(field, _WORD(LANES * place)))
+        return word
 
 
 @intrinsic
@@ -107,16 +129,19 @@ def integrate_strip(
     width: Any,
     flags: Any,
     half_width: Any,
+    kept: Any,
+    target: Any,
 ) -> Any:
-    """Step the sixteen neurons from element ``at`` on; returns spikes, mask bits and non-finite ones in fields.
+    """Step the sixteen neurons from element ``at`` on; returns spikes, mask and non-finite ones as fields of 16 bits.
 
-    ``flags``: init, hard, soft, greater-or-equal, never, save_u, save_m, windowed.
+    ``flags``: init, hard, soft, greater-or-equal, never, save_u, save_m, windowed, and whether the potentials that the
+    mask has go to ``kept`` from ``target`` on.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         strip = _Strip(context, builder, signature, args, 7)
-        init, hard, soft, inclusive, never, save_u, save_m, windowed = (
-            strip.bit(builder.extract_value(args[10], i)) for i in range(8)
+        init, hard, soft, inclusive, never, save_u, save_m, windowed, inside = (
+            strip.bit(builder.extract_value(args[10], i)) for i in range(9)
         )
         alpha, theta = strip.parameter(1, 1), strip.parameter(1, 2)
         state = cgutils.alloca_once_value(builder, strip.constant(0.0))
@@ -131,22 +156,24 @@ def integrate_strip(
         strip.put_floats(2, u)
         with builder.if_then(save_u):
             strip.put_floats(3, u)
-        counts = cgutils.alloca_once_value(builder, builder.shl(strip.count(strip.is_broken(u)), _WORD(2 * _FIELD)))
+        spikes, mask = (cgutils.alloca_once_value(builder, ir.Constant(_BITS, [0] * LANES)) for _ in range(2))
         with builder.if_then(builder.not_(never)):
             above, reached = builder.fcmp_ordered(">", u, theta), builder.fcmp_ordered(">=", u, theta)
-            spikes = builder.select(inclusive, reached, above)
-            strip.put_bits(4, spikes)
-            strip.put_bits(5, spikes)
-            builder.store(builder.add(builder.load(counts), strip.count(spikes)), counts)
-        with builder.if_then(save_m):
+            fired = builder.select(inclusive, reached, above)
+            strip.put_bits(4, fired)
+            strip.put_bits(5, fired)
+            builder.store(fired, spikes)
+        with builder.if_then(builder.or_(save_m, inside)):
             everything = builder.or_(never, builder.not_(windowed))
-            mask = builder.or_(strip.within(u, theta, args[11]), strip.flag(everything))
-            strip.put_bits(6, mask)
-            passed = builder.shl(strip.count(mask), _WORD(_FIELD))
-            builder.store(builder.add(builder.load(counts), passed), counts)
-        return builder.load(counts)
+            passed = builder.or_(strip.within(u, theta, args[11]), strip.flag(everything))
+            builder.store(passed, mask)
+            with builder.if_then(save_m):
+                strip.put_bits(6, passed)
+            with builder.if_then(inside):
+                strip.put_chosen(12, args[13], u, strip.number(passed))
+        return strip.fields(builder.load(spikes), builder.load(mask), strip.is_broken(u))
 
-    return types.uint64(acc, par, us, uo, ss, so, mo, at, channel, width, flags, half_width), codegen
+    return types.uint64(acc, par, us, uo, ss, so, mo, at, channel, width, flags, half_width, kept, target), codegen
 
 
 @intrinsic
@@ -164,18 +191,23 @@ def differentiate_strip(
     flags: Any,
     half_width: Any,
     height: Any,
-    known: Any,
+    chosen: Any,
+    kept: Any,
+    source: Any,
+    slots: Any,
+    target: Any,
 ) -> Any:
-    """Step sixteen neurons backwards; returns which gradients are not 0 (bits) and how many not finite (above them).
+    """Step sixteen neurons backwards; returns which gradients are not 0, and not finite, as fields of 16 bits.
 
-    Their potentials stand in ``us`` from ``known`` on. ``flags``: init, hard, soft, detach, never, and whether
+    Those that are not 0 go to ``slots`` from ``target`` on. ``flags``: init, hard, soft, detach, never, whether
     ``windows`` has bits for the potentials inside the rectangular window of the surrogate (then there are no
-    potentials, and nothing goes through the reset).
+    potentials, and nothing goes through the reset), and whether instead of all potentials those of the neurons
+    ``chosen`` (16 bits) stand in ``kept``, from ``source`` on.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         strip = _Strip(context, builder, signature, args, 6)
-        init, hard, soft, detach, never, seen = (strip.bit(builder.extract_value(args[9], i)) for i in range(6))
+        init, hard, soft, detach, never, seen, inside = (strip.bit(builder.extract_value(args[9], i)) for i in range(7))
         alpha, zero = strip.parameter(4, 1), strip.constant(0.0)
         later = cgutils.alloca_once_value(builder, zero)
         with builder.if_then(builder.not_(init)):
@@ -193,7 +225,14 @@ def differentiate_strip(
                     with bits:
                         builder.store(strip.bits(2), window)
                     with potentials:
-                        u, theta = strip.floats(1, args[12]), strip.parameter(4, 2)
+                        known = cgutils.alloca_once(builder, _FLOATS)
+                        with builder.if_else(inside) as (some, every):
+                            with some:
+                                bits = builder.trunc(args[12], _SHORT)
+                                builder.store(strip.chosen_floats(13, args[14], bits), known)
+                            with every:
+                                builder.store(strip.floats(1), known)
+                        u, theta = builder.load(known), strip.parameter(4, 2)
                         builder.store(strip.within(u, theta, args[10]), window)
                         with builder.if_then(builder.and_(builder.not_(detach), builder.or_(hard, soft))):
                             height_of_reset = builder.select(hard, builder.fsub(u, strip.parameter(4, 3)), theta)
@@ -209,10 +248,12 @@ def differentiate_strip(
                 builder.store(builder.select(inside, passed, rest), result)
         gu = builder.load(result)
         strip.put_floats(5, gu)
-        live = builder.zext(builder.bitcast(builder.fcmp_unordered("!=", gu, zero), _SHORT), _WORD)
-        return builder.or_(live, builder.shl(strip.count(strip.is_broken(gu)), _WORD(LANES)))
+        live = builder.fcmp_unordered("!=", gu, zero)
+        strip.put_chosen(15, args[16], gu, strip.number(live))
+        return strip.fields(live, strip.is_broken(gu))
 
-    return types.uint64(gs, us, windows, ss, par, gc, at, channel, width, flags, half_width, height, known), codegen
+    taken = (gs, us, windows, ss, par, gc, at, channel, width, flags, half_width, height)
+    return types.uint64(*taken, chosen, kept, source, slots, target), codegen
 
 
 @jit
@@ -228,7 +269,7 @@ def integrate_plain(
     slot_words: int,
     ublk: int,
     k: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool],
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool, bool, bool],
     half_width: np.float32,
     work: I64,
     low: int,
@@ -236,44 +277,34 @@ def integrate_plain(
 ) -> None:
     """One neuron step for the positions ``low .. high-1``; ``work`` += (spikes, mask bits, non-finite membranes).
 
-    Where ``ublk`` (a multiple of 16) is not 0, ``slots`` of as many channels take the potentials whose bit in ``mo`` is
-    set.
+    ``flags``: see ``integrate_strip``; with the last one ``slots`` of ``ublk`` channels (a multiple of 16) take the
+    potentials that the mask has.
     """
-    width, lanes = np.uint64(k), np.uint64(LANES)
-    field = (np.uint64(1) << np.uint64(_FIELD)) - np.uint64(1)
-    found = waiting = np.uint64(0)
-    for position in range(np.uint64(low), np.uint64(high)):
-        for channel in range(np.uint64(0), width, lanes):
-            at = position * width + channel
-            found += integrate_strip(acc, par, us, uo, ss, so, mo, at, channel, width, flags, half_width)
-        if ublk:
-            keep_inside(us, mo, position, width, slots, np.uint64(slot_words), np.uint64(ublk))
-        waiting += width
-        if waiting > np.uint64(_STRIPS) or position + np.uint64(1) == np.uint64(high):
-            work[0] += np.int64(found & field)
-            work[1] += np.int64((found >> np.uint64(_FIELD)) & field)
-            work[2] += np.int64(found >> np.uint64(2 * _FIELD))
-            found = waiting = np.uint64(0)
-
-
-@jit
-def keep_inside(
-    us: F32, mo: U8, position: np.uint64, width: np.uint64, slots: U64, words: np.uint64, block: np.uint64
-) -> None:
-    """Write the slots of a position: the potentials whose bit in ``mo`` is set."""
-    values = slots.view(np.float32)
-    slot = position * ((width + block - np.uint64(1)) // block) * words
-    for first in range(np.uint64(0), width, block):
-        start, bitmap = position * width + first, np.uint64(0)
-        for byte in range(min(block, width - first) >> np.uint64(3)):
-            bitmap |= np.uint64(mo[(start >> np.uint64(3)) + byte]) << (byte << np.uint64(3))
-        slots[slot] = bitmap
-        target = (slot + np.uint64(1)) * np.uint64(2)
-        while bitmap:
-            values[target] = us[start + lowest(bitmap)]
-            bitmap &= bitmap - np.uint64(1)
-            target += np.uint64(1)
-        slot += words
+    inside, kept = flags[8], slots.view(np.float32)
+    width, words, lanes = np.uint64(k), np.uint64(slot_words), np.uint64(LANES)
+    block = np.uint64(ublk) if inside else width
+    slot, at = np.uint64(low) * ((width + block - np.uint64(1)) // block) * words, np.uint64(low) * width
+    fired = passed = broken = np.uint64(0)
+    for _ in range(np.uint64(low), np.uint64(high)):
+        for first in range(np.uint64(0), width, block):
+            bitmap, target = np.uint64(0), (slot + np.uint64(1)) * np.uint64(2)
+            for channel in range(first, min(first + block, width), lanes):
+                strip = integrate_strip(
+                    acc, par, us, uo, ss, so, mo, at, channel, width, flags, half_width, kept, target
+                )
+                mask = (strip >> lanes) & _ALL
+                bitmap |= mask << ((channel - first) & np.uint64(63))
+                target += population(mask)
+                passed += population(mask)
+                fired += population(strip & _ALL)
+                broken += population(strip >> (lanes + lanes))
+                at += lanes
+            if inside:
+                slots[slot] = bitmap
+                slot += words
+    work[0] += np.int64(fired)
+    work[1] += np.int64(passed)
+    work[2] += np.int64(broken)
 
 
 @jit
@@ -291,7 +322,7 @@ def differentiate_plain(
     slot_words: int,
     gblk: int,
     k: int,
-    flags: tuple[bool, bool, bool, bool, bool, bool],
+    flags: tuple[bool, bool, bool, bool, bool, bool, bool],
     half_width: np.float32,
     height: np.float32,
     work: I64,
@@ -300,36 +331,41 @@ def differentiate_plain(
 ) -> None:
     """One step backwards for the positions ``low .. high-1``; ``work`` += live gradients, non-finite ones, potentials.
 
-    ``gblk`` is a multiple of 16 too. Where ``ublk`` is not 0, the potentials inside the window stand in the slots
-    ``kept`` of as many channels.
+    ``gblk`` is a multiple of 16 too. ``flags``: see ``differentiate_strip``; with the last one the potentials inside
+    the window stand in the slots ``kept`` of ``ublk`` channels, a multiple of 16.
     """
-    values = slots.view(np.float32)
-    row = np.empty(k if ublk else 0, np.float32)
-    u = row if ublk else us
+    inside, values, potentials = flags[6], slots.view(np.float32), kept.view(np.float32)
     width, block, words, lanes = np.uint64(k), np.uint64(gblk), np.uint64(slot_words), np.uint64(LANES)
-    blocks = (width + block - np.uint64(1)) // block
-    live = broken = np.uint64(0)
-    for position in range(np.uint64(low), np.uint64(high)):
-        slot = position * blocks * words
-        if ublk:
-            work[2] += decode_where(kept, kept_words, False, np.int64(position), 1, k, ublk, row)
+    kept_block, kept_size = np.uint64(ublk if inside else k), np.uint64(kept_words)
+    slot = np.uint64(low) * ((width + block - np.uint64(1)) // block) * words
+    kept_slot = np.uint64(low) * ((width + kept_block - np.uint64(1)) // kept_block) * kept_size
+    at = np.uint64(low) * width
+    live = broken = held = chosen = source = np.uint64(0)
+    for _ in range(np.uint64(low), np.uint64(high)):
+        unread = np.uint64(0)
         for first in range(np.uint64(0), width, block):
-            bitmap = np.uint64(0)
+            bitmap, target = np.uint64(0), (slot + np.uint64(1)) * np.uint64(2)
             for channel in range(first, min(first + block, width), lanes):
-                at = position * width + channel
-                known = channel if ublk else at
+                if inside:
+                    chosen >>= lanes
+                    if unread == np.uint64(0):
+                        chosen, source = kept[kept_slot], (kept_slot + np.uint64(1)) * np.uint64(2)
+                        kept_slot, unread = kept_slot + kept_size, kept_block
+                    unread -= lanes
                 strip = differentiate_strip(
-                    gs, u, windows, ss, par, gc, at, channel, width, flags, half_width, height, known
+                    *(gs, us, windows, ss, par, gc, at, channel, width, flags, half_width, height),
+                    *(chosen, potentials, source, values, target),
                 )
-                bitmap |= (strip & np.uint64(0xFFFF)) << (channel - first)
-                broken += strip >> lanes
+                bits = strip & _ALL
+                bitmap |= bits << (channel - first)
+                target += population(bits)
+                broken += population(strip >> lanes)
+                source += population(chosen & _ALL)
+                held += population(chosen & _ALL)
+                at += lanes
             slots[slot] = bitmap
-            live += population(bitmap)
-            target, start = (slot + np.uint64(1)) * np.uint64(2), position * width + first
-            while bitmap:
-                values[target] = gc[start + lowest(bitmap)]
-                bitmap &= bitmap - np.uint64(1)
-                target += np.uint64(1)
             slot += words
+            live += population(bitmap)
     work[0] += np.int64(live)
     work[1] += np.int64(broken)
+    work[2] += np.int64(held)

@@ -73,9 +73,12 @@ def integrate_call(args: int, extra: int, low: int, high: int, counts: int) -> i
 
 @call(words=28)
 def integrate_plain_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
-    """Acc, par, us, uo, ss, so, mo, k, eight flags, width, uo as slots, words and channels of a slot."""
+    """Acc, par, us, uo, ss, so, mo, k, eight flags, width, uo as slots, words and channels (0: none) of a slot."""
     a = words_at(args, 28)
-    flags = (a[15] != 0, a[16] != 0, a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
+    flags = (
+        *(a[15] != 0, a[16] != 0, a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0),
+        a[27] != 0,
+    )
     state, spikes = (f32_at(a, 4), f32_at(a, 6)), (u8_at(a, 8), u8_at(a, 10))
     found = words_at(counts, COUNTERS)
     integrate_plain(
@@ -103,7 +106,7 @@ def integrate_plain_call(args: int, extra: int, low: int, high: int, counts: int
 def differentiate_plain_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
     """Gs, u, s, par, gc, slots, window, words of a slot, gblk, k, six flags, width, height; u as slots, words, ublk."""
     a, found = words_at(args, 29), words_at(counts, COUNTERS)
-    flags = (a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0)
+    flags = (a[17] != 0, a[18] != 0, a[19] != 0, a[20] != 0, a[21] != 0, a[22] != 0, a[28] != 0)
     operands = f32_at(a, 0), f32_at(a, 2), f32_at(a, 6), f32_at(a, 8)
     work = np.zeros(3, np.int64)
     differentiate_plain(

@@ -1,0 +1,109 @@
+"""Sixteen lanes moved together and apart: chosen lanes to the front of a vector, and back to their places.
+
+Processors with AVX-512 have an instruction for each; elsewhere a loop over the chosen lanes does the same. Functions
+here emit LLVM code while an intrinsic is compiled; a choice is a 16-bit number, bit i for lane i.
+"""
+
+# numba.core comes without type annotations.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]  # comes without stubs
+from numba.core import cgutils
+
+from .rows import LANES
+
+_SHORT, _U32, _U64 = ir.IntType(LANES), ir.IntType(32), ir.IntType(64)
+_BITS = ir.VectorType(ir.IntType(1), LANES)
+_KINDS = {"float": "f32", "i32": "i32"}
+_FEATURE = "+avx512f"
+
+
+def has_instructions(context: Any) -> bool:
+    """Return whether the processor that Numba compiles for moves lanes by one instruction."""
+    return _FEATURE in context.codegen().magic_tuple()[2].split(",")
+
+
+def together(context: Any, builder: Any, vector: Any, chosen: Any, *, single: bool | None = None) -> Any:
+    """Emit: the chosen lanes of a vector of 32-bit elements, in their order, in its first lanes; the others are any.
+
+    ``single``: by the instruction (default: where there is one).
+    """
+    if has_instructions(context) if single is None else single:
+        zeros = ir.Constant(vector.type, [0] * LANES)
+        return _move(builder, "compress", vector, zeros, chosen)
+    source, target = _spill(builder, vector), cgutils.alloca_once(builder, vector.type)
+    with _chosen_lanes(builder, chosen) as (number, lane):
+        builder.store(builder.load(_element(builder, source, lane)), _element(builder, target, number))
+    return builder.load(target)
+
+
+def apart(context: Any, builder: Any, vector: Any, chosen: Any, others: Any, *, single: bool | None = None) -> Any:
+    """Emit the inverse of :func:`together`: the first lanes go to the chosen ones, the other lanes are ``others``'."""
+    if has_instructions(context) if single is None else single:
+        return _move(builder, "expand", vector, others, chosen)
+    source, target = _spill(builder, vector), _spill(builder, others)
+    with _chosen_lanes(builder, chosen) as (number, lane):
+        builder.store(builder.load(_element(builder, source, number)), _element(builder, target, lane))
+    return builder.load(target)
+
+
+def first_lanes(builder: Any, count: Any) -> Any:
+    """Emit the mask of the first ``count`` (uint64, at most 16) lanes."""
+    ones = builder.sub(builder.shl(_U64(1), count), _U64(1))
+    return builder.bitcast(builder.trunc(ones, _SHORT), _BITS)
+
+
+def load_first(builder: Any, place: Any, kind: Any, count: Any) -> Any:
+    """Emit the load of a vector's first ``count`` lanes; nothing behind them is read."""
+    name = f"llvm.masked.load.v{LANES}{_KINDS[str(kind.element)]}.p0"
+    function = ir.FunctionType(kind, [kind.as_pointer(), _U32, _BITS, kind])
+    load = cgutils.get_or_insert_function(builder.module, function, name)
+    mask, zeros = first_lanes(builder, count), ir.Constant(kind, [0] * LANES)
+    return builder.call(load, [builder.bitcast(place, kind.as_pointer()), _U32(4), mask, zeros])
+
+
+def store_first(builder: Any, vector: Any, place: Any, count: Any) -> None:
+    """Emit the store of a vector's first ``count`` lanes; nothing behind them is touched."""
+    kind = vector.type
+    name = f"llvm.masked.store.v{LANES}{_KINDS[str(kind.element)]}.p0"
+    function = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), _U32, _BITS])
+    store = cgutils.get_or_insert_function(builder.module, function, name)
+    builder.call(store, [vector, builder.bitcast(place, kind.as_pointer()), _U32(4), first_lanes(builder, count)])
+
+
+def count_chosen(builder: Any, chosen: Any) -> Any:
+    """Emit how many lanes are chosen (uint64)."""
+    return builder.ctpop(builder.zext(chosen, _U64))
+
+
+def _move(builder: Any, name: str, vector: Any, others: Any, chosen: Any) -> Any:
+    kind = vector.type
+    function = ir.FunctionType(kind, [kind, kind, _BITS])
+    name = f"llvm.x86.avx512.mask.{name}.v{LANES}{_KINDS[str(kind.element)]}"
+    move = cgutils.get_or_insert_function(builder.module, function, name)
+    return builder.call(move, [vector, others, builder.bitcast(chosen, _BITS)])
+
+
+def _spill(builder: Any, vector: Any) -> Any:
+    return cgutils.alloca_once_value(builder, vector)
+
+
+def _element(builder: Any, vector: Any, number: Any) -> Any:
+    first = builder.bitcast(vector, vector.type.pointee.element.as_pointer())
+    return builder.gep(first, [number])
+
+
+@contextmanager
+def _chosen_lanes(builder: Any, chosen: Any) -> Iterator[tuple[Any, Any]]:
+    """Emit a loop over the chosen lanes; gives the body how many came before and the lane."""
+    left = _spill(builder, builder.zext(chosen, _U64))
+    with cgutils.for_range(builder, count_chosen(builder, chosen), intp=_U64) as loop:
+        rest = builder.load(left)
+        yield loop.index, builder.cttz(rest, ir.IntType(1)(1))
+        builder.store(builder.and_(rest, builder.sub(rest, _U64(1))), left)
