@@ -84,10 +84,27 @@ def looked_up(machine: Machine, fan: int) -> float:
     return 1 - (1 - SPIKE_DENSITY) ** fan if machine.forward.skip_zero_patterns else 1.0
 
 
-def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: int = 0) -> Cost:
+def between_turns(job: float, load: float, ahead: int, wait: float) -> float:
+    """Return the cycles per job of work for which an engine has time between other streams' jobs of ``wait`` cycles.
+
+    ``job`` and ``load``: cycles of the engine and of the channel. When the engine turns to it, ``ahead`` jobs have their
+    operands on chip, and those that come while these are at work follow; then it turns away.
+    """
+    if not wait:
+        return job
+    done = ahead
+    while done < 4 * ahead and done < ahead + (done - 1) * job // load:
+        done += 1
+    return max(load, job + wait / done)
+
+
+def forward_cost(
+    shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: int = 0, *, wait: float = 0.0
+) -> Cost:
     """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons.
 
-    ``ublk``: channels of a slot of potentials inside the window (0: all are kept).
+    ``ublk``: channels of a slot of potentials inside the window (0: all are kept). ``wait``: cycles of the jobs of
+    other streams between which its own come (0: there are none); then what it reads are spikes, absent ones skipped.
     """
     parts, shape = shape.taps, t.seen(shape)
     parts //= shape.taps
@@ -101,7 +118,7 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: in
     groups = shape.taps * _up(t.c, fan)
     if not shape.looked_up:
         work = positions * shape.taps * t.c * _up(t.k, machine.backward.width)
-        engine, fill = START + work / machine.backward.elements, 0.0
+        engine, fill = START + work * (SPIKE_DENSITY if wait else 1) / machine.backward.elements, 0.0
     else:
         passes = lane_shape(machine.forward.lanes, t.k, positions)[1]
         engine = START + passes * groups * max(1, shape.planes) * looked_up(machine, fan)
@@ -121,15 +138,23 @@ def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: in
     moved = fills * weights + tiles * c_tiles * inputs + stores * outputs
     ends = weights + fill + inputs + _vector(t.positions * t.k, machine) * t.steps + outputs
     waits = vector if t.held == 1 else 0
+    engine = between_turns(engine, weights + inputs, t.ahead, wait)
     return Cost(tiles * c_tiles * engine + waits, fills * fill, vector, moved, ends + machine.dram.latency_cycles)
 
 
 def backward_cost(
-    shape: ConvShape, t: Tile, machine: Machine, slot: int, ublk: int = 0, *, by_steps: bool = False
+    shape: ConvShape,
+    t: Tile,
+    machine: Machine,
+    slot: int,
+    ublk: int = 0,
+    *,
+    by_steps: bool = False,
+    wait: float = 0.0,
 ) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    ``ublk``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear
+    ``ublk``, ``wait``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear
     layer moves, so that the way in of the first ones is in the channel's time already. Counting it once more would cut
     them into many small jobs, each with fewer rows than the engine has lanes.
     """
@@ -156,6 +181,7 @@ def backward_cost(
     loads = c_tiles if stay else tiles * k_tiles
     moved = loads * weights + tiles * (k_tiles * gradients + results)
     vector = t.steps * _vector(t.positions * t.c, machine)
+    engine = between_turns(engine, (0 if stay else weights) + gradients, t.ahead, wait)
     way_in = gradients if shape.in_h * shape.in_w == 1 else weights + gradients
     ends = way_in + vector + results + machine.dram.latency_cycles
     waits = tiles * vector + (c_tiles * weights if stay else 0) if t.held == 1 else 0

@@ -76,7 +76,7 @@ SMALL_SHARES: Shares = SHARES | {
 }
 """Shares of a machine on which DRAM traffic decides."""
 HEAD_SHARES: Shares = {
-    "W": (1, 2, 2, 5, 6, 0),
+    "W": (1, 2, 0, 7, 6, 0),
     "S": (1, 6, 2, 1, 2, 4),
     "U": (2, 6, 1, 1, 5, 1),
     "G": (0, 0, 3, 2, 6, 5),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import gcd, prod
 from typing import Any, NoReturn
@@ -38,6 +38,8 @@ What waits on chip for the engine is gone after as many cycles as it took to com
 ``h2l-v0``), and more can come only then. Processing elements are busy alike only if there are many positions for each.
 """
 SLOTS = 2  # every buffer that crosses engines is double-buffered
+AHEAD = tuple(range(SLOTS, 9))
+"""Slots of operands where jobs come between long ones of other streams: what waits on chip is done in one turn."""
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -187,7 +189,7 @@ class Tile:
     """Tile sizes: time steps, samples, rows and columns of positions, input and output channels.
 
     ``held``: slots of the buffers with results. One leaves room for larger tiles, but the engine that sums waits until
-    the tile before is taken away. ``taps``: kernel positions, whole rows of a kernel or a part of one (0: all).
+    the tile before is taken away. ``ahead``: slots of the buffers with operands, one of which is at work. ``taps``: kernel positions, whole rows of a kernel or a part of one (0: all).
     """
 
     steps: int
@@ -197,6 +199,7 @@ class Tile:
     c: int
     k: int
     held: int = field(default=SLOTS, kw_only=True)
+    ahead: int = field(default=SLOTS, kw_only=True)
     taps: int = field(default=0, kw_only=True)
 
     @property
@@ -216,7 +219,7 @@ class Tile:
 
     def weight_slots(self, shape: ConvShape) -> int:
         """Return the slots of the weights of an input gradient: those that stay need no more than results have."""
-        return self.held if self.weights_stay(shape) else SLOTS
+        return self.held if self.weights_stay(shape) else self.ahead
 
 
 @dataclass(frozen=True)
@@ -409,12 +412,13 @@ def plan_forward(
     *,
     looped: bool = False,
     joined: Joined | None = None,
+    between: bool = False,
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
 
     ``reduce_block`` pins the input channels per block, ``fan`` the fan-in of the tables, when they were chosen before.
     ``looped``: the loop over time steps is outside, and one step of whole samples is computed at a time. ``joined``:
-    what is looked up in front.
+    what is looked up in front. ``between``: its jobs come between long ones of other streams.
     """
     if fan is None and not shape.looked_up:
         fan = machine.forward.fan_in
@@ -424,6 +428,7 @@ def plan_forward(
         choices["c"] = (reduce_block,)
     if looped:
         choices |= {"steps": (1,), "rows": (shape.out_h,), "columns": (shape.out_w,), "k": (shape.k,)}
+    wait = _wait(machine) if between else 0.0
     best: list[tuple[float, ForwardTile]] = []
     for number in (pinned,) if pinned else fans_of(machine):
 
@@ -431,9 +436,9 @@ def plan_forward(
             return _forward_usage(shape, t, number, neuron, joined)
 
         def cost(t: Tile, number: int = number) -> float:
-            return forward_cost(shape, t, machine, number, neuron.in_tile(t.k, shape.k).ublk).cycles
+            return forward_cost(shape, t, machine, number, neuron.in_tile(t.k, shape.k).ublk, wait=wait).cycles
 
-        found = _cheapest(choices, usage, cost, machine)
+        found = _cheapest(choices, usage, cost, machine, ahead=AHEAD if between else (SLOTS,))
         if found is not None:
             best.append((found[0], ForwardTile(**found[1], fan=number)))
     return min(best, key=lambda pair: pair[0])[1] if best else _nothing_fits("forward tile", machine)
@@ -453,11 +458,11 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, join
     tables = 0 if not shape.looked_up else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
     bits = row_bytes("bits", t.k)
     return Usage(
-        W=SLOTS * weights,
-        S=SLOTS * inputs * (shape.planes if shape.real else 1) * row_bytes("bits", t.c)
+        W=t.ahead * weights,
+        S=t.ahead * inputs * (shape.planes if shape.real else 1) * row_bytes("bits", t.c)
         + SLOTS * outs * bits * (shape.onto == "bits")
         + neuron.spike_bytes(outs, t.positions, t.k),
-        U=(SLOTS * inputs * t.c * shape.item if shape.real else 0)
+        U=(t.ahead * inputs * t.c * shape.item if shape.real else 0)
         + SLOTS * outs * t.k * shape.item * (shape.onto == "f16")
         + neuron.in_tile(t.k, shape.k).membrane_bytes(outs, t.positions, t.k, shape.item, t.held),
         M=SLOTS * outs * bits,
@@ -483,20 +488,22 @@ def plan_backward(
     looped: bool = False,
     joined: Joined | None = None,
     gives_way: bool = False,
+    between: bool = False,
 ) -> BackwardTile:
     """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
     ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
     whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
     many taps. ``looped``: it must join, and one step of whole samples is computed at a time. ``joined``: what is summed
-    in front. ``gives_way``: other streams come first at the engine, whose jobs should be short.
+    in front. ``gives_way``: other streams come first at the engine, whose jobs should be short. ``between``: as forward.
     """
     if looped:
         return _plan_backward(shape, machine, limits, reduce_block, neuron, looped=True)
+    plan = partial(_plan_backward, shape, machine, limits, reduce_block)
     if neuron is not None:
         with suppress(H2LearnError):
-            return _plan_backward(shape, machine, limits, reduce_block, neuron, joined=joined, gives_way=gives_way)
-    return _plan_backward(shape, machine, limits, reduce_block, None, joined=joined, gives_way=gives_way)
+            return plan(neuron, joined=joined, gives_way=gives_way, between=between)
+    return plan(None, joined=joined, gives_way=gives_way, between=between)
 
 
 def _plan_backward(
@@ -509,6 +516,7 @@ def _plan_backward(
     looped: bool = False,
     joined: Joined | None = None,
     gives_way: bool = False,
+    between: bool = False,
 ) -> BackwardTile:
     fused = neuron is not None
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
@@ -520,7 +528,7 @@ def _plan_backward(
         outs = t.steps * t.positions
         bits = row_bytes("bits", t.c)
         slots = f"slots.{shape.dtype}"
-        gradients = SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
+        gradients = t.ahead * t.steps * t.samples * gh * gw * row_bytes(slots, t.k, gblk_in)
         beside = 0
         if joined is not None:
             (gh, _, _), (gw, _, _) = backward_extent(joined.shape, t)
@@ -551,14 +559,15 @@ def _plan_backward(
         choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
     slot = max(gblk_in, gblk_out)
     ublk = 0 if neuron is None else neuron.ublk
-    speed = machine.backward.elements * machine.backward.width / LANES_OF_SHAPES
+    wait = _wait(machine) if between else 0.0
     found = _cheapest(
         choices,
         usage,
-        lambda t: backward_cost(shape, t, machine, slot, ublk, by_steps=gives_way).cycles,
+        lambda t: backward_cost(shape, t, machine, slot, ublk, by_steps=gives_way, wait=wait).cycles,
         machine,
-        (lambda t: backward_job(shape, replace(t, steps=1), machine) * speed) if gives_way else None,
-        BACKWARD_TURN,
+        (lambda t: backward_job(shape, replace(t, steps=1), machine)) if gives_way else None,
+        _wait(machine),
+        AHEAD if between else (SLOTS,),
     )
     if found is None:
         _nothing_fits("backward tile", machine)
@@ -834,6 +843,11 @@ def _kernel_parts(shape: ConvShape) -> Iterator[int]:
     yield from (count for count in _divisors(columns, None, 1) if count < columns)
 
 
+def _wait(machine: Machine) -> float:
+    """Return the cycles of the multipliers' longest jobs where they give way to others."""
+    return BACKWARD_TURN * LANES_OF_SHAPES / (machine.backward.elements * machine.backward.width)
+
+
 def _cheapest(
     choices: Choices,
     usage: Callable[[Tile], Usage],
@@ -841,20 +855,23 @@ def _cheapest(
     machine: Machine,
     job: Callable[[Tile], float] | None = None,
     longest: float = 0,
+    ahead: Sequence[int] = (SLOTS,),
 ) -> tuple[float, dict[str, int]] | None:
     """Return cost and sizes of the cheapest tile that fits: for each pair of channel counts the largest that do.
 
     ``job``: cycles of an engine's job on a tile; those of more than ``longest`` are taken only if no others fit.
+    ``ahead``: how many slots buffers with operands may have.
     """
     if job is not None:
-        found = _cheapest(choices, lambda t: usage(t) if job(t) <= longest else TOO_LONG, cost, machine)
-        return found or _cheapest(choices, usage, cost, machine)
+        short = _cheapest(choices, lambda t: usage(t) if job(t) <= longest else TOO_LONG, cost, machine, ahead=ahead)
+        return short or _cheapest(choices, usage, cost, machine, ahead=ahead)
     best: tuple[float, dict[str, int]] | None = None
     for k in choices["k"]:
         for c in choices["c"]:
             seen: list[dict[str, int]] = []
-            for held, order in product((SLOTS, 1), CONV_ORDERS):
-                sizes = _largest({**choices, "k": (k,), "c": (c,), "held": (held,)}, order, usage, machine)
+            for held, slots, order in product((SLOTS, 1), ahead, CONV_ORDERS):
+                pinned = {"k": (k,), "c": (c,), "held": (held,), "ahead": (slots,)}
+                sizes = _largest({**choices, **pinned}, order, usage, machine)
                 if sizes is None or sizes in seen:
                     continue
                 seen.append(sizes)

@@ -147,6 +147,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
         looped=fed_back,
         joined=other and other[1],
         gives_way=ctx.gives_way,
+        between=ctx.between,
     )
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder

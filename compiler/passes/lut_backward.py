@@ -150,6 +150,7 @@ def _input_gradient(
         neuron=kind,
         looped=context.looped,
         gives_way=context.gives_way(part),
+        between=context.between(part),
     ).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"

@@ -12,7 +12,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
-from h2learn.compiler.mapping.streams import BACKWARD, GIVE_WAY, share
+from h2learn.compiler.mapping.streams import BACKWARD, GIVE_WAY, HEAD, share
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut import ops as lut
@@ -181,6 +181,10 @@ class LutContext:
     def gives_way(self, part: str) -> bool:
         """Whether the jobs of ``part`` are short because other streams come first at its engine."""
         return self.short_jobs and part in GIVE_WAY
+
+    def between(self, part: str) -> bool:
+        """Whether the jobs of ``part`` come between those that give way."""
+        return self.short_jobs and part == HEAD
 
     def conv_shape(
         self,

@@ -129,12 +129,12 @@ class StageBuilder:
     def alloc(
         self, label: str, memory: str, form: str, shape: Sequence[int], gblk: int = 0, *, slots: int | None = None
     ) -> SSAValue:
-        """Allocate a buffer; ``slots``: as many as all have (None), or 1 for what stays.
+        """Allocate a buffer; ``slots``: as many as most have (None), 1 for what stays, more for what comes ahead of its work.
 
         Outside all loops of its stage there is nothing over which a buffer could rotate.
         """
         looped = isinstance(self._blocks[-1].parent_op(), tile.ForOp)
-        count = min(slots or self._slots, self._slots) if looped else 1
+        count = slots or self._slots if looped and self._slots > 1 else 1
         op = tile.AllocOp(label, memory, count, tile.buffer_type(form, shape, gblk))
         self.add(op)
         return op.result

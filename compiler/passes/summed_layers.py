@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 from xdsl.ir import SSAValue
@@ -130,7 +131,8 @@ def plan_current(
     kind = PLAIN_NEURON if neuron is None else ctx.kind(neuron)
     fan = op.fan_in if isinstance(op, lut.FeConvOp) else None
     shape = current_shape(ctx, op)
-    return plan_forward(shape, ctx.chip, ctx.limits, op.reduce_block, kind, fan, looped=looped, joined=joined)
+    plan = partial(plan_forward, shape, ctx.chip, ctx.limits, op.reduce_block, kind, fan)
+    return plan(looped=looped, joined=joined, between=ctx.between)
 
 
 def joined_current(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> tuple[lut.FeConvOp, Joined] | None:
@@ -213,6 +215,7 @@ def joined_gradient(ctx: TileContext, op: lut.BeGradOp) -> tuple[lut.BeGradOp, J
                 neuron=kind,
                 joined=joined,
                 gives_way=ctx.gives_way,
+                between=ctx.between,
             )
             for joined in (None, found)
         )
@@ -269,7 +272,7 @@ class Through:
             tap = area.y * (t.rows * shape.in_w) + area.x * t.columns
         w = weights if weights is not None else self.weight_tile(tap, ic, ik)
         window = activation_window(self._source, time, area.cuts[0], rows, columns, Cut(ik * t.k, t.k))
-        g = gradients or b.alloc("gu", "G", f"slots.{self.ctx.dtype}", tuple(window[1]), self._gblk)
+        g = gradients or b.alloc("gu", "G", f"slots.{self.ctx.dtype}", tuple(window[1]), self._gblk, slots=t.ahead)
         if gradients is None:
             b.load(self._source, g, *window)
         first, carry = _start(self.op, [ik])
@@ -300,7 +303,7 @@ def _load_weights(
 ) -> SSAValue:
     """Load a weight tile and, for spikes, build its tables; return what the convolution reads."""
     b, shape = ctx.builder, part.shape
-    w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k))
+    w = b.alloc("weights", "W", ctx.dtype, (shape.taps, t.c, t.k), slots=t.ahead)
     b.load(weights, w, (tap, ic * t.c, ik * t.k), (shape.taps, t.c, t.k))
     if real:
         return w
@@ -335,7 +338,7 @@ def load_input(
     columns = Cut(area.x * (t.columns * sw) + first[1] + -pw, input_extent(t.columns, kw, sw))
     window = activation_window(source, time, area.cuts[0], rows, columns, Cut(channel, t.c))
     memory, form = ("U", ctx.dtype) if shape.real else ("S", "bits")
-    inputs = b.alloc("inputs", memory, form, tuple(window[1]))
+    inputs = b.alloc("inputs", memory, form, tuple(window[1]), slots=t.ahead)
     b.load(source, inputs, *window)
     return inputs
 

@@ -11,7 +11,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
-from h2learn.compiler.mapping.streams import GIVE_WAY, share
+from h2learn.compiler.mapping.streams import GIVE_WAY, HEAD, share
 from h2learn.compiler.mapping.tiling import BackwardTile, NeuronKind, Tile, TileLimits, WeightTile, slot_cap
 from h2learn.compiler.passes.stage_builder import Affine, Place, StageBuilder, Start
 from h2learn.dialects import tile
@@ -67,6 +67,11 @@ class TileContext:
     def gives_way(self) -> bool:
         """Whether the jobs of the current part are short because other streams come first at its engine."""
         return self.short_jobs and self.builder.part in GIVE_WAY
+
+    @property
+    def between(self) -> bool:
+        """Whether the jobs of the current part come between those that give way."""
+        return self.short_jobs and self.builder.part == HEAD
 
     def samples(self, batch: int) -> int:
         """Return how many of ``batch`` samples a stage sees: a group, or all of them."""
