@@ -88,12 +88,12 @@ def between_turns(job: float, load: float, ahead: int, wait: float) -> float:
     """Return the cycles per job of work for which an engine has time between other streams' jobs of ``wait`` cycles.
 
     ``job`` and ``load``: cycles of the engine and of the channel. When the engine turns to it, ``ahead`` jobs have their
-    operands on chip, and those that come while these are at work follow; then it turns away.
+    operands on chip (two or more), and those that come while these are at work follow; then it turns away.
     """
-    if not wait:
+    if not wait or load <= job:
         return job
     done = ahead
-    while done < 4 * ahead and done < ahead + (done - 1) * job // load:
+    while done < ahead + (done - 1) * job // load:
         done += 1
     return max(load, job + wait / done)
 

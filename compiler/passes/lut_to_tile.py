@@ -223,7 +223,7 @@ def _parts(ops: Sequence[Operation], head: int) -> dict[Operation, str]:
     layers = [op for op in ops if isinstance(op, lut.FeConvOp | lut.BeConvOp)]
     weights = {layer.w for layer in layers[-head:]}
     first = ops.index(layers[-head])
-    while first and isinstance(ops[first - 1], lut.ConvertOp):
+    while first and isinstance(ops[first - 1], lut.ConvertOp | lut.CastOp):
         first -= 1
     last = max((n for n, op in enumerate(ops) if isinstance(op, lut.BeGradOp) and op.w in weights), default=len(ops))
     looked_up = next((n for n, op in enumerate(ops) if isinstance(op, lut.FeConvOp)), 0)

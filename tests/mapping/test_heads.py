@@ -90,6 +90,7 @@ def test_a_head_goes_forward_and_backward_in_one_stream() -> None:
     assert found["entry"][0] == "forward conv0" and "forward conv1" in found["forward"]
     assert {"forward last", "backward last"} <= set(found["head"])
     assert all("last" not in stage for name in ("forward", "backward") for stage in found[name])
+    assert "convert" in found["head"], "look-ups need not wait until spikes are numbers for the multipliers"
     assert "weights conv0" in found["backward"], "the multipliers' weight gradient follows in the order of the stream"
 
 
@@ -119,3 +120,15 @@ def test_backward_and_update_work_with_short_jobs_is_a_job_per_time_step(limits:
         loop = op.parent_op()
         assert (isinstance(loop, tile.ForOp) and loop.label.data == "step") == by_steps
         assert int(op.parameters()["imgs"]) == (2 if by_steps else 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "many"), [("jobs=short", True), ("jobs=long", False), ("jobs=short,double_buffering=off", False)]
+)
+def test_a_head_between_short_jobs_has_more_weights_on_chip(limits: str, many: bool) -> None:
+    module = compile_to(MODEL, Recipe(limits=f"group=2,head=apart,{limits}", train=Train()), "tile")
+    jobs = [op for op in module.walk() if isinstance(op, tile.BeFwdOp) and int(op.parameters()["kh"]) > 3]
+    assert len(jobs) == 1
+    weights = jobs[0].buffer("w").owner
+    assert isinstance(weights, tile.AllocOp)
+    assert (weights.slots.data > 2) == many

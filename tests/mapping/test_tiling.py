@@ -10,11 +10,13 @@ import pytest
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, Memory, load_machine
-from h2learn.compiler.mapping.cost import backward_job, weights_job
+from h2learn.compiler.mapping.cost import backward_job, between_turns, weights_job
 from h2learn.compiler.mapping.layout import slot_channels
+from h2learn.compiler.mapping.streams import HEAD, share
 from h2learn.compiler.mapping.tiling import (
     BACKWARD_TURN,
     PLAIN_NEURON,
+    SLOTS,
     UPDATE_TURN,
     BackwardTile,
     ConvShape,
@@ -63,7 +65,7 @@ def forward_buffers(s: ConvShape, t: ForwardTile, machine: Machine) -> list[Buff
     area = t.samples * t.rows * t.columns
     taps, fan = s.kernel[0] * s.kernel[1], t.fan
     buffers = [
-        ("W", taps * t.c * t.k * s.item, 2),
+        ("W", taps * t.c * t.k * s.item, t.ahead),
         ("A", images * t.rows * t.columns * t.k * 4, t.held),
         ("A", 4 * t.k * 4, 2),
         ("U", area * t.k * s.item, 1),
@@ -73,7 +75,7 @@ def forward_buffers(s: ConvShape, t: ForwardTile, machine: Machine) -> list[Buff
         ("M", bits(t.steps * area, t.k), 2),
     ]
     if s.real:
-        return [*buffers, ("U", inputs * t.c * s.item, 2)]
+        return [*buffers, ("U", inputs * t.c * s.item, t.ahead)]
     tables = taps * ((t.c + fan - 1) // fan) * 2**fan * t.k * s.item
     return [*buffers, ("S", bits(inputs, t.c), 2), ("L", tables, 2)]
 
@@ -90,8 +92,8 @@ def backward_buffers(s: ConvShape, t: BackwardTile, machine: Machine) -> list[Bu
     area, outs = t.samples * t.rows * t.columns, t.steps * t.samples * t.rows * t.columns
     gblk_in, gblk_out = (slot_channels(n, slot_cap(machine, FREE)) for n in (s.k, s.c))
     buffers = [
-        ("W", s.kernel[0] * s.kernel[1] * t.c * t.k * s.item, t.held if t.k == s.k else 2),
-        ("G", slots(t.steps * t.samples * gh * gw, t.k, gblk_in, s.item), 2),
+        ("W", s.kernel[0] * s.kernel[1] * t.c * t.k * s.item, t.held if t.k == s.k else t.ahead),
+        ("G", slots(t.steps * t.samples * gh * gw, t.k, gblk_in, s.item), t.ahead),
         ("M", bits(outs, t.c), 2),
         ("A", outs * t.c * 4, t.held),
     ]
@@ -229,6 +231,44 @@ def test_engines_that_a_head_waits_for_have_short_jobs_of_one_time_step() -> Non
     assert weights_job(shape, replace(short, steps=1), machine) <= UPDATE_TURN < weights_job(shape, long, machine)
     odd = plan_weights(shape, machine, FREE, (6, 1, 9, 9), gives_way=True)
     assert odd.steps == 6 and not odd.by_steps
+
+
+@pytest.mark.parametrize("inputs", [(256, 7), (4096, 1)], ids=["behind maps", "behind a linear layer"])
+def test_jobs_between_those_of_other_streams_have_operands_of_a_turn_on_chip(inputs: tuple[int, int]) -> None:
+    """More and smaller pieces of weights than two, which fill most of the memory."""
+    machine = share(load_machine("h2l-v0"), HEAD, headed=True)
+    channels, side = inputs
+    shape = ConvShape(6, 2, side, side, channels, 1, 1, 4096, (side, side), (1, 1), (0, 0), True, False, 2)
+    alone, ahead = (plan_forward(shape, machine, FREE, between=between) for between in (False, True))
+    assert alone.ahead == SLOTS < ahead.ahead
+    assert ahead.taps * ahead.c * ahead.k <= alone.taps * alone.c * alone.k
+    assert fits(forward_buffers(replace(shape, kernel=(1, 1), in_h=1, in_w=1), ahead, machine), machine)
+    assert 2 * ahead.ahead * ahead.taps * ahead.c * ahead.k * shape.item > machine.memory_bytes("W")
+    plain, back = (
+        plan_backward(replace(shape, real=False), machine, FREE, neuron=PLAIN_NEURON, between=between)
+        for between in (False, True)
+    )
+    assert plain.ahead == SLOTS < back.ahead
+    taps = back.rows * back.columns
+    assert machine.memory_bytes("W") // 2 < back.ahead * taps * back.c * back.k * 2 <= machine.memory_bytes("W")
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 4, 6])
+@pytest.mark.parametrize("load", [40, 90, 256, 512])
+def test_time_between_turns_is_that_of_a_step_by_step_count(ahead: int, load: int) -> None:
+    """An engine with jobs of 90 cycles gets a turn after every 1,540 of another stream; a slot is filled when free."""
+    job, wait, jobs = 90, 1540, 4000
+    filled = [0.0] * jobs
+    now, channel = 0.0, 0.0
+    for number in range(jobs):
+        free = 0.0 if number < ahead else filled[number - ahead]  # when the job before has left the slot
+        channel = max(channel, free) + load
+        if channel > now:
+            now = max(now + wait, channel) if number else channel
+        now += job
+        filled[number] = now
+    assert between_turns(job, load, ahead, wait) == pytest.approx(now / jobs, rel=0.12)
+    assert between_turns(job, load, ahead, 0) == job
 
 
 def test_a_neuron_gradient_that_has_no_room_gets_its_own_stage() -> None:
