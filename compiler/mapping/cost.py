@@ -87,8 +87,8 @@ def looked_up(machine: Machine, fan: int) -> float:
 def between_turns(job: float, load: float, ahead: int, wait: float) -> float:
     """Return the cycles per job of work for which an engine has time between other streams' jobs of ``wait`` cycles.
 
-    ``job`` and ``load``: cycles of the engine and of the channel. When the engine turns to it, ``ahead`` jobs have their
-    operands on chip (two or more), and those that come while these are at work follow; then it turns away.
+    ``job`` and ``load``: cycles of the engine and of the channel. When the engine turns to it, ``ahead`` jobs (two or
+    more) have their operands on chip, and those whose operands come meanwhile follow; then it turns away.
     """
     if not wait or load <= job:
         return job
@@ -98,9 +98,7 @@ def between_turns(job: float, load: float, ahead: int, wait: float) -> float:
     return max(load, job + wait / done)
 
 
-def forward_cost(
-    shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: int = 0, *, wait: float = 0.0
-) -> Cost:
+def forward_cost(shape: ConvShape, t: Tile, machine: Machine, fan: int, ublk: int = 0, *, wait: float = 0.0) -> Cost:
     """Estimate a forward convolution of spikes (or, on the multipliers, of reals) with its neurons.
 
     ``ublk``: channels of a slot of potentials inside the window (0: all are kept). ``wait``: cycles of the jobs of
@@ -154,9 +152,9 @@ def backward_cost(
 ) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    ``ublk``, ``wait``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear
-    layer moves, so that the way in of the first ones is in the channel's time already. Counting it once more would cut
-    them into many small jobs, each with fewer rows than the engine has lanes.
+    ``ublk``, ``wait``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a
+    linear layer moves, so that the way in of the first ones is in the channel's time already. Counting it once more
+    would cut them into many small jobs, each with fewer rows than the engine has lanes.
     """
     areas = _areas(shape, t, shape.in_h, shape.in_w)
     blocks = _up(shape.steps, t.steps)

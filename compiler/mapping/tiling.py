@@ -189,7 +189,8 @@ class Tile:
     """Tile sizes: time steps, samples, rows and columns of positions, input and output channels.
 
     ``held``: slots of the buffers with results. One leaves room for larger tiles, but the engine that sums waits until
-    the tile before is taken away. ``ahead``: slots of the buffers with operands, one of which is at work. ``taps``: kernel positions, whole rows of a kernel or a part of one (0: all).
+    the tile before is taken away. ``ahead``: slots of the buffers with operands, one of which is at work. ``taps``:
+    kernel positions, whole rows of a kernel or a part of one (0: all).
     """
 
     steps: int
@@ -495,7 +496,8 @@ def plan_backward(
     ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
     whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
     many taps. ``looped``: it must join, and one step of whole samples is computed at a time. ``joined``: what is summed
-    in front. ``gives_way``: other streams come first at the engine, whose jobs should be short. ``between``: as forward.
+    in front. ``gives_way``: other streams come first at the engine, whose jobs should be short. ``between``: its own
+    come between such.
     """
     if looped:
         return _plan_backward(shape, machine, limits, reduce_block, neuron, looped=True)

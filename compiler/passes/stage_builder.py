@@ -129,7 +129,7 @@ class StageBuilder:
     def alloc(
         self, label: str, memory: str, form: str, shape: Sequence[int], gblk: int = 0, *, slots: int | None = None
     ) -> SSAValue:
-        """Allocate a buffer; ``slots``: as many as most have (None), 1 for what stays, more for what comes ahead of its work.
+        """Allocate a buffer; ``slots``: as many as most have (None), 1 for what stays, more for what comes ahead.
 
         Outside all loops of its stage there is nothing over which a buffer could rotate.
         """
