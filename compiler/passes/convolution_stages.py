@@ -50,8 +50,7 @@ from h2learn.compiler.passes.tile_context import (
     trips,
     used,
 )
-from h2learn.dialects import tile
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut, tile
 from h2learn.dialects.lut.attributes import MaskType, shape_of
 
 NOTHING: Mapping[SSAValue, SSAValue] = MappingProxyType({})

@@ -9,8 +9,7 @@ from h2learn.compiler.mapping.tiling import plan_constants
 from h2learn.compiler.passes.convolution_stages import learned_tensors, load_rows
 from h2learn.compiler.passes.summed_layers import Area
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, trips
-from h2learn.dialects import tile
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut, tile
 from h2learn.dialects.lut.attributes import shape_of
 
 _VALUES = {"plain": "copy", "unit": "unit", "sigmoid": "sigmoid", "falling": "falling"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from xdsl.dialects.builtin import TensorType, i1
 from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
 
+from h2learn.dialects.lut import tensor
 from h2learn.dialects.lut.attributes import SpikesType, StoreType, shape_of
-from h2learn.dialects.lut.ops import tensor
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.optimizers import UpdateOp
 

@@ -11,7 +11,7 @@ from h2learn.compiler.mapping.cost import defers_weights
 from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_constants, plan_weights, slot_cap
 from h2learn.compiler.passes.tile_context import neuron_kind
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, InsideType, Neuron, Shape
 from h2learn.dialects.lut.normalisation import NormGradOp, NormSumsOp
 from h2learn.dialects.sgrad import ops as sgrad

@@ -14,8 +14,8 @@ from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.mapping.streams import BACKWARD, GIVE_WAY, HEAD, share
 from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
+from h2learn.dialects import lut
 from h2learn.dialects.lut import attributes as lut_types
-from h2learn.dialects.lut import ops as lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, SpikesType, StoreType, shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike

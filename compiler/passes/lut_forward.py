@@ -12,7 +12,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, plan_forward
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut
 from h2learn.dialects.lut.attributes import (
     WINDOWS,
     ConvGeometry,

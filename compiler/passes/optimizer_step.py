@@ -11,8 +11,7 @@ from xdsl.ir import SSAValue
 from h2learn.compiler.mapping.tiling import StepBytes
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
 from h2learn.compiler.passes.tile_context import TileContext, load_scalars
-from h2learn.dialects import tile
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut, tile
 
 
 class OptimizerStep:

@@ -40,8 +40,7 @@ from h2learn.compiler.passes.tile_context import (
     only_user,
     trips,
 )
-from h2learn.dialects import tile
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut, tile
 from h2learn.dialects.lut.attributes import Planes, shape_of
 
 

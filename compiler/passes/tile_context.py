@@ -14,9 +14,8 @@ from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.streams import GIVE_WAY, HEAD, share
 from h2learn.compiler.mapping.tiling import BackwardTile, NeuronKind, Tile, TileLimits, WeightTile, slot_cap
 from h2learn.compiler.passes.stage_builder import Affine, Place, StageBuilder, Start
-from h2learn.dialects import tile
+from h2learn.dialects import lut, tile
 from h2learn.dialects.lut import attributes as lut_types
-from h2learn.dialects.lut import ops as lut
 
 Neuron = lut_types.Neuron
 

@@ -34,8 +34,7 @@ from h2learn.compiler.passes.tile_context import (
     load_scalars,
     trips,
 )
-from h2learn.dialects import tile
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut, tile
 from h2learn.dialects.lut.attributes import GradsType, SpikesType, shape_of
 from h2learn.dialects.lut.gate import GateOp
 from h2learn.dialects.lut.scan import DelayOp

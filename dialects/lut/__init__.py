@@ -1,4 +1,9 @@
-"""The ``lut`` dialect: every op belongs to one engine, every format is explicit, every sum has its order."""
+"""The ``lut`` dialect: every op belongs to one engine, every format is explicit, every sum has its order.
+
+The exact arithmetic is in ``docs/semantics.md``, the order of blocked sums in ``docs/levels.md``. An activation has the
+shape ``[T, N, H, W, C]`` or, when it is the same at every time step, ``[N, H, W, C]``. Weights and their gradients are
+``[kh*kw, C, K]``; weights are an fp32 parameter itself or its storage copy (fp16).
+"""
 
 from __future__ import annotations
 
@@ -21,40 +26,26 @@ from .attributes import (
     WinnersType,
     shape_of,
 )
-from .gate import GateOp
-from .normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
-from .ops import (
-    AddOp,
+from .base import RUN_SCALARS, Block, LutOp, tensor
+from .convolution_ops import (
     BeConvOp,
     BeGradOp,
     BeWgtOp,
     BiasGradOp,
     CastOp,
-    ConcatOp,
-    ConvertOp,
-    DropoutOp,
+    ConvolutionOp,
     EmbedOp,
     ExtractOp,
     FeConvOp,
-    GradOp,
-    LifConstantsOp,
-    LifOp,
-    LiOp,
-    LossOp,
-    LutOp,
-    NeuronRowGradOp,
-    NeuronRowOp,
-    OptOp,
-    PoolOp,
-    ReadoutOp,
-    RngOp,
-    SliceOp,
-    SpreadOp,
-    TimeSumOp,
-    UnpoolOp,
+    ForwardConvolutionOp,
     WuOp,
 )
+from .gate import GateOp
+from .map_ops import AddOp, ConcatOp, ConvertOp, DropoutOp, PoolOp, RngOp, SliceOp, TimeSumOp, UnpoolOp
+from .neuron_ops import GradOp, LearnedRows, LifConstantsOp, LifOp, LiOp, NeuronRowGradOp, NeuronRowOp
+from .normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 from .scan import DelayOp, ScanOp, YieldOp
+from .training_ops import LossOp, OptOp, ReadoutOp, SpreadOp
 
 OPERATIONS: tuple[type[LutOp], ...] = (
     FeConvOp,
@@ -111,25 +102,30 @@ Lut = Dialect(
 
 __all__ = [
     "OPERATIONS",
+    "RUN_SCALARS",
     "AddOp",
     "BeConvOp",
     "BeGradOp",
     "BeWgtOp",
     "BiasGradOp",
+    "Block",
     "CastOp",
     "ConcatOp",
     "ConvGeometry",
     "ConvertOp",
+    "ConvolutionOp",
     "DelayOp",
     "DropoutOp",
     "EmbedOp",
     "ExtractOp",
     "FeConvOp",
+    "ForwardConvolutionOp",
     "GateOp",
     "GeometryAttr",
     "GradOp",
     "GradsType",
     "InsideType",
+    "LearnedRows",
     "LiOp",
     "LifConstantsOp",
     "LifOp",
@@ -164,4 +160,5 @@ __all__ = [
     "WuOp",
     "YieldOp",
     "shape_of",
+    "tensor",
 ]

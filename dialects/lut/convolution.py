@@ -17,7 +17,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.numerics import round_to_storage
 
 from .attributes import ConvGeometry, Planes
-from .ops import Block
+from .base import Block
 
 F32 = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from xdsl.utils.exceptions import VerifyException
 from h2learn.backends.reference.gate import GATES
 
 from .attributes import SpikesType, shape_of
-from .ops import LutOp
+from .base import LutOp
 
 
 @irdl_op_definition

@@ -19,39 +19,13 @@ from h2learn.dialects.feedback import settle
 
 from . import convolution, statistics, vector
 from .attributes import GradsType, InsideType, Neuron, SpikesType, StoreType, WinnersType, shape_of
+from .convolution_ops import BeConvOp, BeGradOp, BeWgtOp, BiasGradOp, CastOp, EmbedOp, ExtractOp, FeConvOp, WuOp
 from .gate import GateOp
+from .map_ops import AddOp, ConcatOp, ConvertOp, DropoutOp, PoolOp, RngOp, SliceOp, TimeSumOp, UnpoolOp
+from .neuron_ops import GradOp, LifConstantsOp, LifOp, LiOp, NeuronRowGradOp, NeuronRowOp
 from .normalisation import NormalisationOp, NormGradOp, NormOp, NormStatsOp, NormSumsOp
-from .ops import (
-    AddOp,
-    BeConvOp,
-    BeGradOp,
-    BeWgtOp,
-    BiasGradOp,
-    CastOp,
-    ConcatOp,
-    ConvertOp,
-    DropoutOp,
-    EmbedOp,
-    ExtractOp,
-    FeConvOp,
-    GradOp,
-    LifConstantsOp,
-    LifOp,
-    LiOp,
-    LossOp,
-    NeuronRowGradOp,
-    NeuronRowOp,
-    OptOp,
-    PoolOp,
-    ReadoutOp,
-    RngOp,
-    SliceOp,
-    SpreadOp,
-    TimeSumOp,
-    UnpoolOp,
-    WuOp,
-)
 from .scan import DelayOp, ScanOp, YieldOp
+from .training_ops import LossOp, OptOp, ReadoutOp, SpreadOp
 
 Real = npt.NDArray[Any]
 Rule = Callable[..., Sequence[Array | None]]

@@ -26,7 +26,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def
 from xdsl.utils.exceptions import VerifyException
 
 from .attributes import GradsType, Shape, shape_of
-from .ops import RUN_SCALARS, Block, LutOp, tensor
+from .base import RUN_SCALARS, Block, LutOp, tensor
 
 
 class _NormalisationOp(LutOp, ABC):

@@ -11,7 +11,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from ..feedback import FeedbackEnd, FeedbackOp
 from .attributes import shape_of
-from .ops import LutOp
+from .base import LutOp
 
 
 @irdl_op_definition

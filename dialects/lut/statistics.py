@@ -6,8 +6,8 @@ import numpy as np
 
 from h2learn.backends.h2learn.numerics import round_to_storage
 
+from .base import Block
 from .normalisation import NormStatsOp
-from .ops import Block
 from .vector import F32, Bits, Ints, position_blocks
 
 ONE = np.float32(1)

@@ -12,8 +12,8 @@ import h2learn
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.dialects import lut
+from h2learn.dialects.lut import tensor
 from h2learn.dialects.lut.gate import GateOp as LutGate
-from h2learn.dialects.lut.ops import tensor
 from h2learn.dialects.spike import ops as spike
 from h2learn.dialects.spike.base import real, spikes
 

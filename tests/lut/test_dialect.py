@@ -15,8 +15,8 @@ from xdsl.utils.exceptions import ParseError, VerifyException
 from h2learn.backends.reference.coding import Dropout
 from h2learn.backends.reference.training import Loss
 from h2learn.dialects import lut
+from h2learn.dialects.lut import RUN_SCALARS, BiasGradOp, LiOp, RngOp, TimeSumOp, UnpoolOp, tensor
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
-from h2learn.dialects.lut.ops import RUN_SCALARS, BiasGradOp, LiOp, RngOp, TimeSumOp, UnpoolOp, tensor
 
 WINDOW = lut.ConvGeometry((3, 3), (2, 1), (1, 1))
 HALF = lut.ConvGeometry((2, 2), (2, 2))

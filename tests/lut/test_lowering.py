@@ -343,7 +343,7 @@ def test_the_second_of_two_layers_goes_on_from_the_sums_of_the_first():
     _, first, second, _ = of_kind(program, lut.FeConvOp)
     assert second.onto is first.current
     biases, *gradients = of_kind(program, lut.AddOp)
-    assert biases.result.type == lut.ops.tensor((4,)) and not gradients
+    assert biases.result.type == lut.tensor((4,)) and not gradients
     assert of_kind(program, lut.LifOp)[1].bias is biases.result
     _, through_second, through_first = of_kind(program, lut.BeGradOp)
     assert through_first.onto is through_second.gs

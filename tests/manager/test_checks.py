@@ -15,7 +15,7 @@ from h2learn.compiler.autodiff.spec import SGD, AdamW, Rectangular, Surrogate, T
 from h2learn.compiler.driver import Recipe, compile_to, run_passes
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.compiler.model import Model
-from h2learn.dialects.lut import ops as lut
+from h2learn.dialects import lut
 from h2learn.dialects.lut.attributes import NeuronAttr
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike

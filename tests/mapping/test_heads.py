@@ -17,9 +17,8 @@ from h2learn.compiler.mapping.groups import Layer, choose_groups, step_cycles
 from h2learn.compiler.mapping.heads import head_of, wants_short_jobs
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model, Network
-from h2learn.dialects import tile
+from h2learn.dialects import lut, tile
 from h2learn.dialects.common import HEAD_ATTRIBUTE
-from h2learn.dialects.lut import ops as lut
 
 HERE = Location("net.snn", 1, 1)
 MACHINE = load_machine("h2l-v0")
