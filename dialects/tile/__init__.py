@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+from xdsl.ir import Dialect
+
+from .accesses import engine_of, touched
 from .attributes import (
     FORMATS,
     BufferType,
     Index,
+    IndicesAttr,
     Layout,
     LayoutAttr,
     Param,
+    ParamsAttr,
     Placed,
+    PlacesAttr,
     Rows,
+    RowsAttr,
+    ShapeAttr,
     TensorType,
     buffer_type,
     evaluate,
     tensor_type,
 )
-from .ops import (
-    FACTS,
+from .job_facts import FACTS, JobFacts
+from .jobs import (
     JOBS,
-    MAX_PACK,
-    MEMORIES,
-    AllocOp,
     BeFwdOp,
     BeRunOp,
     BeWgtOp,
-    CopyOp,
     DropOp,
     FeFillOp,
-    FenceOp,
     FePlanesOp,
     FeRunOp,
     FoldOp,
-    ForOp,
     GradOp,
-    JobFacts,
     JobOp,
     LifOp,
-    LoadOp,
     LossOp,
     MapOp,
     NormOp,
@@ -45,30 +45,51 @@ from .ops import (
     PackOp,
     PoolOp,
     ReduceOp,
-    RepeatOp,
     RngOp,
-    SignalOp,
     SpreadOp,
-    StackOp,
-    StageOp,
     StatOp,
-    StoreOp,
-    StreamOp,
-    TensorOp,
-    Tile,
-    TokenOp,
     TuneOp,
     UnpoolOp,
-    ViewOp,
-    WaitOp,
     WuRunOp,
-    engine_of,
-    layout_of,
-    placed_of,
-    touched,
     unused_roles,
 )
+from .structure import FenceOp, ForOp, SignalOp, StageOp, StreamOp, TokenOp, WaitOp
 from .syntax import name_hint
+from .tensors import (
+    MAX_PACK,
+    MEMORIES,
+    AllocOp,
+    CopyOp,
+    LoadOp,
+    RepeatOp,
+    StackOp,
+    StoreOp,
+    TensorOp,
+    ViewOp,
+    layout_of,
+    placed_of,
+)
+
+Tile = Dialect(
+    "tile",
+    [
+        StreamOp,
+        FenceOp,
+        StageOp,
+        ForOp,
+        TensorOp,
+        ViewOp,
+        RepeatOp,
+        StackOp,
+        AllocOp,
+        LoadOp,
+        StoreOp,
+        *JOBS,
+        SignalOp,
+        WaitOp,
+    ],
+    [ShapeAttr, IndicesAttr, LayoutAttr, PlacesAttr, ParamsAttr, RowsAttr, TensorType, BufferType],
+)
 
 __all__ = [
     "FACTS",

@@ -1,19 +1,23 @@
-"""Text of ``tile`` ops beyond what declarative formats can say: affine indices over named loop counters."""
+"""Affine indices over named loop counters: their text, which declarative formats cannot say, and their check."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from xdsl.dialects.builtin import IndexType
-from xdsl.ir import Attribute, Region, SSAValue
+from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 from xdsl.parser import Parser
 from xdsl.printer import Printer
+from xdsl.utils.exceptions import VerifyException
 
 from .attributes import Index
 
 Terms = tuple[int, dict[SSAValue, int]]
 """A parsed affine expression: its constant, and the coefficient of every counter in order of appearance."""
+
+Op = TypeVar("Op", bound=Operation)
 
 
 def name_hint(label: str) -> str | None:
@@ -113,3 +117,26 @@ def print_body(printer: Printer, body: Region) -> None:
     """Print the region of a stage or loop; the counter stands in the op's head."""
     printer.print_string(" ")
     printer.print_region(body, print_entry_block_args=False, print_empty_block=False)
+
+
+def check_counters(op: Operation, count: int, indices: Sequence[Index]) -> None:
+    """Check that the coefficients of the indices belong to counters, and every counter to an index."""
+    if any(len(coeffs) > count for _, coeffs in indices):
+        raise VerifyException(f"{op.name} has an index over more than its {count} loop counters")
+    if any(not any(coeffs[n : n + 1] != (0,) for _, coeffs in indices if len(coeffs) > n) for n in range(count)):
+        raise VerifyException(f"{op.name} has a loop counter that no index uses")
+
+
+def with_attributes(op: Op, parser: Parser) -> Op:
+    """Add the attributes that follow in the text."""
+    attributes = parser.parse_optional_attr_dict_with_keyword()
+    if attributes is not None:
+        op.attributes.update(attributes.data)
+    return op
+
+
+def with_block(region: Region) -> Region:
+    """Give an empty region the block that its text leaves out."""
+    if region.first_block is None:
+        region.add_block(Block())
+    return region
