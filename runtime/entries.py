@@ -161,21 +161,20 @@ class EntryTables:
     def _describe_copy(self, operation: Operation, kept: Kept, row: I64, counters: PcCounters) -> None:
         """Let the event loop execute a transfer, unless it is one that faults."""
         from .fast import plan_transfer
-        from .kernels.transfer import copy_call
 
         try:
             check_transfer(operation, kept)
-            plan = plan_transfer(operation, self.memories)
+            plan = plan_transfer(operation, self.memories, self.machine.dram.burst_bytes)
         except H2LearnError:
             return  # its execution raises again, in its turn
         used = (operation.operands["src"].memory, operation.operands["dst"].memory)
-        if plan.slots and self.slot_memories.setdefault(operation.pc, used) != used:
+        slotted = moves_slots(operation)
+        if slotted and self.slot_memories.setdefault(operation.pc, used) != used:
             return
-        row[events.INSIDE], row[events.SLOTS] = events.TRANSFER, bool(plan.slots)
+        row[events.INSIDE], row[events.SLOTS] = events.TRANSFER, slotted
         row[events.UNITS], row[events.PARTS], row[events.PIECES] = plan.units, plan.parts, plan.pieces
-        row[events.KERNEL] = copy_call.address
-        row[events.COPY : events.COPY + len(plan.copy)] = plan.copy
-        row[events.SLOT : events.SLOT + len(plan.slots)] = plan.slots
+        row[events.KERNEL] = plan.call.address
+        row[events.COPY : events.COPY + len(plan.words)] = plan.words
         add_counts(counters.work, plan.work)
 
     def _describe_block(self, operation: Operation, kept: Kept, row: I64, counters: PcCounters) -> None:

@@ -19,11 +19,12 @@ from h2learn.backends.h2learn.isa import ENGINES, SEMAPHORE_MAX, STREAMS
 
 from .frontend import FAULT, FENCE, FORK, NOP, SIGNAL, STOP, WAIT
 from .jit import jit
-from .kernels.transfer import slot_traffic
+from .kernels.transfer import IN_BURSTS
+from .kernels.transfer import MOVED as SLOTS_MOVED
 from .native import bare, words_at
 from .prepared import BLOCK_WORDS, MOST_COUNTS, NONFINITE, most_pieces, perform
 from .prepared import RESULT as BLOCK_RESULT
-from .team import share
+from .team import THREADS, share
 
 I64 = npt.NDArray[np.int64]
 
@@ -44,12 +45,12 @@ LOG_COLUMNS = 5
 -1 when the execution decides; ``TABLE LOW HIGH``: memory and bytes of the look-up table."""
 INSIDE, SLOTS, UNITS, PARTS, PIECES, KERNEL = range(12, 18)
 """Whether it is executed here, as TRANSFER or BLOCK. Of a transfer whether it moves slots, and its copy: parts of rows,
-how many of them are a row, in how many pieces they are worth doing, and the address of ``copy_call``."""
-COPY, SLOT = 18, 40
-"""First of the arguments of ``copy_call`` and of ``slot_traffic``."""
+how many of them are a row, in how many pieces they are worth doing, and the address of the call."""
+COPY = 18
+"""First of the arguments of ``copy_call`` or ``slots_call``."""
 ADDRESS, START_UP = 18, 19
 """Of a block: where it is, and the cycles that are added to its result."""
-ENTRY_COLUMNS = 61
+ENTRY_COLUMNS = 43
 TRANSFER, BLOCK = 1, 2
 
 STATUS, NEXT, LENGTH, CYCLE, BLOCKER, PAID, DISPATCHED = range(7)
@@ -436,28 +437,20 @@ def _start(entry: I64, queue: I64, engine: I64, counters: I64, g: I64, now: int)
 @jit
 def _transfer(entry: I64, counters: I64, team: tuple[I64, I64], g: I64, bytes_per_cycle: float) -> int:
     """Execute a transfer; returns its cycles on the channel, where its data decide them."""
-    cycles = 0
-    if entry[SLOTS] and g[TIMED]:
-        a = entry[SLOT:]
-        moved, in_bursts = slot_traffic(
-            a[0],
-            (a[1], a[2], a[3], a[4]),
-            (a[5], a[6], a[7], a[8]),
-            (a[9], a[10], a[11], a[12]),
-            a[13],
-            a[14],
-            a[15],
-            a[16],
-            (a[17], a[18]),
-            (a[19], a[20]),
-            g[BURST],
-        )
-        counters[MOVED] += moved
-        cycles = _quotient(in_bursts, bytes_per_cycle)
-    if entry[UNITS]:
-        pieces = most_pieces(team[0], entry[PIECES])
-        share(team[0], team[1], entry[KERNEL], entry[COPY:].ctypes.data, entry[PARTS], 0, entry[UNITS], pieces)
-    return cycles
+    words, found = team
+    if not entry[UNITS]:
+        return 0
+    for thread in range(words[THREADS]):
+        found[thread, SLOTS_MOVED] = found[thread, IN_BURSTS] = 0
+    pieces = most_pieces(words, entry[PIECES])
+    share(words, found, entry[KERNEL], entry[COPY:].ctypes.data, entry[PARTS], 0, entry[UNITS], pieces)
+    if not entry[SLOTS] or not g[TIMED]:
+        return 0
+    in_bursts = 0
+    for thread in range(words[THREADS]):
+        counters[MOVED] += found[thread, SLOTS_MOVED]
+        in_bursts += found[thread, IN_BURSTS]
+    return _quotient(in_bursts, bytes_per_cycle)
 
 
 @jit

@@ -7,6 +7,7 @@ float32 only.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from . import prepare_engines, prepare_vector, reference
 from .kernels import bits, loss, planes, transfer, vector
 from .kernels.bits import F32, U32
 from .kernels.rows import LANES
+from .native import Call
 from .operation import (
     Bytes,
     Memories,
@@ -348,48 +350,62 @@ def _factors(op: Operation) -> dict[str, np.float32]:
 
 
 class Transfer(NamedTuple):
-    """An ``ld`` or ``st`` as numbers, with addresses in this process.
+    """An ``ld`` or ``st`` as a call with its ``words``, with addresses in this process.
 
-    ``copy`` are the words of ``copy_call``, ``slots`` (but for the burst) the arguments of ``slot_traffic``, flat; both
-    are empty where there is nothing to do. ``units``: pieces that the copy consists of, ``parts`` of them to a row;
-    ``pieces``: shares that are worth while. ``work`` is what is known beforehand.
+    ``units``: pieces that it consists of (0: there is nothing to do), ``parts`` of them to a row; ``pieces``: shares
+    that are worth while. ``work`` is what is known beforehand.
     """
 
-    copy: list[int]
-    slots: list[int]
+    call: Call
+    words: list[int]
     units: int
     parts: int
     pieces: int
     work: dict[str, int]
 
 
-def plan_transfer(op: Operation, memories: Memories) -> Transfer:
-    """Return an ``ld`` or ``st`` as numbers; raises H2LearnError when it faults."""
+def plan_transfer(op: Operation, memories: Memories, burst: int) -> Transfer:
+    """Return an ``ld`` or ``st`` as a call; raises H2LearnError when it faults. ``burst``: bytes of one in DRAM."""
     places, ranges = operand_places(op, memories), spans(op)
     start = {name: places[name][0] + op.operands[name].address - ranges[name][0] for name in ("src", "dst")}
     counts = tuple(op.number(f"n{d}") for d in range(4))
-    strides = {name: tuple(op.number(f"{name[0]}s{d}") for d in range(4)) for name in ("src", "dst")}
+    source, target = (tuple(op.number(f"{name}s{d}") for d in range(4)) for name in ("s", "d"))
     rows, columns, run = transfer_range(op, 2), transfer_range(op, 3), op.number("run")
     outer, loads, slotted = counts[0] * counts[1], op.mnemonic == "ld", op.choice("mode") == "slots"
     existing = outer * (rows[1] - rows[0]) * (columns[1] - columns[0])
     missing = outer * counts[2] * counts[3] - existing
     work = {"rows": existing, "zero_rows": missing, "bytes": 0 if slotted else existing * run}
-    slots: list[int] = []
-    if slotted:
-        sizes = (run, op.number("slot"), op.number("item"), op.number("pack"))
-        in_dram = strides["src" if loads else "dst"]
-        slots = [start["src"], *counts, *strides["src"], *in_dram, *sizes, *rows, *columns]
+    call, more, parts, grain = transfer.copy_call, [], 1, 1
     if not run or not (existing or loads):
-        return Transfer([], slots, 0, 1, 1, work)
-    layout = (run, counts, strides["src"], strides["dst"], rows, columns)
-    counts, source, target, run, rows, columns = layout[1:4] + layout[:1] + layout[4:] if slotted else _merged(layout)
-    copy = [start["dst"], start["src"], *counts, *source, *target, run, *rows, *columns, loads]
-    copy += [op.number("slot"), op.number("item")] if slotted else [0, 0]
-    parts = 1 if slotted else max(1, run // _PART)
-    units = parts * int(np.prod(counts))
-    moved = units * (run // parts + min(run, _SHORT_ROW))
+        return Transfer(call, [], 0, 1, 1, work)
+    if slotted:
+        call, pack, slot = transfer.slots_call, max(1, op.number("pack")), op.number("slot")
+        there = (*counts[:2], rows[1] - rows[0], columns[1] - columns[0])
+        level = _cut(there, source if loads else target, run, pack * slot)
+        parts = -(-run // (pack * slot)) if level == len(counts) else 1
+        grain = math.prod(counts[level:])
+        more = [slot, op.number("item"), burst, pack, grain]
+    else:
+        layout = (run, counts, source, target, rows, columns)
+        counts, source, target, run, rows, columns = _merged(layout)
+        parts = max(1, run // _PART)
+    words = [start["dst"], start["src"], *counts, *source, *target, run, *rows, *columns, loads, *more]
+    units = parts * math.prod(counts) // grain
+    moved = math.prod(counts) * (run + parts * min(run, _SHORT_ROW))
     pieces = min(moved // _WORTH_A_COPY, units) if _is_disjoint(counts, target, run) else 1
-    return Transfer([int(word) for word in copy], slots, units, parts, max(1, min(pieces, MOST_PIECES)), work)
+    return Transfer(call, [int(word) for word in words], units, parts, max(1, min(pieces, MOST_PIECES)), work)
+
+
+def _cut(counts: tuple[int, ...], strides: tuple[int, ...], run: int, unit: int) -> int:
+    """Return how many dimensions may be cut so that every part begins with a unit of ``unit`` bytes.
+
+    Units are counted from rows on that do not touch the one before them. ``counts`` of rows that exist, ``strides`` in
+    DRAM.
+    """
+    size = [run * math.prod(counts[d:]) for d in range(len(counts) + 1)]
+    back = [sum((counts[e] - 1) * strides[e] for e in range(d + 1, len(counts))) for d in range(len(counts))]
+    touch = [counts[d] > 1 and strides[d] - back[d] == run for d in range(len(counts))]
+    return max(d for d in range(len(counts) + 1) if size[d] % unit == 0 or not any(touch[:d]))
 
 
 _PART = 1 << 14
@@ -409,19 +425,14 @@ def _is_disjoint(counts: tuple[int, ...], strides: tuple[int, ...], run: int) ->
 
 
 def _transfer(op: Operation, memories: Memories) -> Work:
-    plan = plan_transfer(op, memories)
-    work = dict(plan.work)
-    if plan.slots:
-        a = plan.slots
-        ranges = (a[17], a[18]), (a[19], a[20])
-        layout = (tuple(a[1:5]), tuple(a[5:9]), tuple(a[9:13]))
-        work["bytes"] = int(transfer.slot_traffic(a[0], *layout, *a[13:17], *ranges, 1)[0])
-    if plan.copy:
-        builder = Builder()
-        args = Arguments().numbers(*plan.copy)
-        builder.call(transfer.copy_call, args, plan.units, plan.pieces * WORTH_A_PIECE, extra=plan.parts)
-        builder.prepared({}, {}).execute()
-    return Work(work)
+    plan = plan_transfer(op, memories, burst=1)
+    builder, counts = Builder(), {}
+    if plan.units:
+        args = Arguments().numbers(*plan.words)
+        builder.call(plan.call, args, plan.units, plan.pieces * WORTH_A_PIECE, extra=plan.parts)
+    if plan.call is transfer.slots_call:
+        counts["bytes"] = (transfer.MOVED, 1)
+    return builder.prepared(plan.work, counts).execute()
 
 
 def _merged(layout: tuple[Any, ...]) -> tuple[Any, ...]:

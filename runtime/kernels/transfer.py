@@ -9,48 +9,42 @@ import numpy as np
 
 from ..jit import jit
 from ..native import call, clear_bytes, copy_bytes, copy_rows, copy_words, word_at, words_at
-from .bits import population
-
-Four = tuple[int, int, int, int]
-Range = tuple[int, int]
-
+from ..team import COUNTERS
+from .bits import I64, U64, population
 
 _LOG_OF_MOST = 6  # of the bytes that are copied at a time
 _LONG = 1 << 11  # bytes of a row that are left to the library
 _AHEAD = 1 << 11  # bytes that are fetched ahead of strided rows
 
+MOVED, IN_BURSTS = range(2)
+"""Counters of :data:`slots_call`: bytes that it moves, and the same in whole bursts."""
 
-@call(words=22)
+
+@call(words=20)
 def copy_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
     """Copy the pieces ``low .. high-1``, of ``extra`` each row has; rows that do not exist are zeroed or dropped.
 
     Addresses of the first rows (target, source), four counts, source strides and target strides, bytes of a row, first
-    and last (exclusive) rows and columns that exist, whether to zero the others, bytes of a slot (0: plain) and of its
-    values.
+    and last (exclusive) rows and columns that exist, whether to zero the others.
     """
-    a = words_at(args, 22)
+    a = words_at(args, 20)
     run = a[14]
     length = -(-run // extra)
-    row, part = low // extra, low % extra
-    i0, i1 = row // (a[3] * a[4] * a[5]), row // (a[4] * a[5]) % a[3]
-    i2, i3 = row // a[5] % a[4], row % a[5]
+    part = low % extra
+    i0, i1, i2, i3 = row_numbers(a, low // extra)
     left = high - low
     while left > 0:
         rows = min(left, a[5] - i3) if extra == 1 else 1
         first = part * length
         size = min(length, run - first)
         target = a[0] + i0 * a[10] + i1 * a[11] + i2 * a[12] + i3 * a[13] + first
-        begin = end = 0
-        if a[15] <= i2 < a[16]:
-            begin = min(max(a[17] - i3, 0), rows)
-            end = min(max(a[18] - i3, begin), rows)
+        begin, end = existing(a, i2, i3, rows)
+        if begin < end:
             source = a[1] + i0 * a[6] + i1 * a[7] + i2 * a[8] + (i3 + begin) * a[9] + first
-            copy_line(target + begin * a[13], source, end - begin, size, a[13], a[9], a[20], a[21])
+            copy_line(target + begin * a[13], source, end - begin, size, a[13], a[9])
         if a[19]:
-            for i in range(begin):
-                clear_bytes(target + i * a[13], size)
-            for i in range(end, rows):
-                clear_bytes(target + i * a[13], size)
+            clear_rows(target, begin, size, a[13])
+            clear_rows(target + end * a[13], rows - end, size, a[13])
         left -= rows
         part += 1
         if part == extra:
@@ -64,16 +58,76 @@ def copy_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
     return 1
 
 
-@jit
-def copy_line(target: int, source: int, rows: int, size: int, down: int, across: int, slot: int, item: int) -> None:
-    """Copy ``rows`` rows of ``size`` bytes, ``down`` bytes apart in the target and ``across`` in the source.
+@call(words=25)
+def slots_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
+    """Copy the pieces ``low .. high-1`` of gradient slots: only bitmaps and live values.
 
-    Of gradient slots (``slot`` bytes long) only the bitmaps and the live values of ``item`` bytes.
+    The words of :data:`copy_call`, bytes of a slot, of a value and of a burst, slots of a unit in DRAM, and rows of a
+    piece. Where ``extra`` is not 1, a piece is a unit instead, and a row has so many. With every piece begins a unit.
     """
-    if slot:
-        for i in range(rows):
-            copy_slots(target + i * down, source + i * across, size, slot, item)
-    elif size > _LONG:
+    a, found = words_at(args, 25), words_at(counts, COUNTERS)
+    run, slot, pack = a[14], a[20], a[23]
+    state = np.zeros(STATE, np.uint64)
+    state[ROOM], state[ITEM], state[BURST], state[PACK] = slot, a[21], a[22], pack
+    state[BITMAP] = min(8, ((slot - 8) // a[21] + 7) // 8)
+    row, last = (low // extra, -(-high // extra)) if extra > 1 else (low * a[24], high * a[24])
+    follows = np.int64(0)
+    while row < last:
+        i0, i1, i2, i3 = row_numbers(a, row)
+        rows, first, size = min(last - row, a[5] - i3), np.int64(0), run
+        if extra > 1:
+            rows, first = 1, max(low - row * extra, 0) * pack * slot
+            size = min(run, (high - row * extra) * pack * slot) - first
+        down, across, apart = a[13], a[9], a[9] if a[19] else a[13]
+        target = a[0] + i0 * a[10] + i1 * a[11] + i2 * a[12] + i3 * down + first
+        source = a[1] + i0 * a[6] + i1 * a[7] + i2 * a[8] + i3 * across + first
+        there = source if a[19] else target
+        begin, end = existing(a, i2, i3, rows)
+        if a[19]:
+            clear_rows(target, begin, size, down)
+            clear_rows(target + end * down, rows - end, size, down)
+        row += rows
+        target, source, there = target + begin * down, source + begin * across, there + begin * apart
+        lines = end - begin
+        if down == across == size:
+            size, lines = size * lines, min(lines, 1)
+        for i in range(lines):
+            if there + i * apart != follows:
+                close_unit(state)
+            follows = there + i * apart + size
+            copy_slots(target + i * down, source + i * across, size, state)
+    close_unit(state)
+    found[MOVED] += np.int64(state[SUM])
+    found[IN_BURSTS] += np.int64(state[SUM_IN_BURSTS])
+    return 1
+
+
+@jit
+def row_numbers(a: I64, row: int) -> tuple[int, int, int, int]:
+    """Return the numbers of a row in the four dimensions of a transfer."""
+    return row // (a[3] * a[4] * a[5]), row // (a[4] * a[5]) % a[3], row // a[5] % a[4], row % a[5]
+
+
+@jit
+def existing(a: I64, i2: int, i3: int, rows: int) -> tuple[int, int]:
+    """Return which of the ``rows`` rows from (``i2``, ``i3``) on are the first and the last (exclusive) that exist."""
+    if not a[15] <= i2 < a[16]:
+        return 0, 0
+    begin = min(max(a[17] - i3, 0), rows)
+    return begin, min(max(a[18] - i3, begin), rows)
+
+
+@jit
+def clear_rows(target: int, rows: int, size: int, down: int) -> None:
+    """Set rows of ``size`` bytes, ``down`` bytes apart, to 0."""
+    for i in range(rows):
+        clear_bytes(target + i * down, size)
+
+
+@jit
+def copy_line(target: int, source: int, rows: int, size: int, down: int, across: int) -> None:
+    """Copy ``rows`` rows of ``size`` bytes, ``down`` bytes apart in the target and ``across`` in the source."""
+    if size > _LONG:
         for i in range(rows):
             copy_bytes(target + i * down, source + i * across, size)
     elif size > 0:
@@ -90,61 +144,40 @@ def log_of_block(size: int) -> int:
     return log
 
 
-@jit
-def copy_slots(target: int, source: int, size: int, slot: int, item: int) -> None:
-    """Copy the bitmaps and live values (of 2 or 4 bytes) of the gradient slots in ``size`` bytes."""
-    for first in range(np.uint64(0), np.uint64(size), np.uint64(slot)):
-        to, at = target + np.int64(first), source + np.int64(first)
-        live = min(np.int64(8) + np.int64(population(word_at(at))) * item, slot)
-        copy_words(to, at, live >> 2)
-        if live & 2:
-            copy_bytes(to + live - 2, at + live - 2, 2)
+ROOM, ITEM, BITMAP, BURST, PACK, SLOTS, HELD, SUM, SUM_IN_BURSTS, STATE = range(10)
+"""What a transfer knows of slots: bytes of a slot, of a value and of the part of a bitmap that moves, of a burst, slots
+of a unit; slots and bytes of the unit that is open, and bytes so far, as they are and of whole units in bursts."""
 
 
 @jit
-def slot_traffic(
-    source_start: int,
-    counts: Four,
-    strides: Four,
-    dram_strides: Four,
-    run: int,
-    slot: int,
-    item: int,
-    pack: int,
-    rows: Range,
-    columns: Range,
-    burst: int,
-) -> tuple[int, int]:
-    """Return the bytes that the gradient slots of the rows that exist hold, and the same in whole bursts.
+def copy_slots(target: int, source: int, size: int, state: U64) -> None:
+    """Copy the bitmaps and live values (of 2 or 4 bytes) of the gradient slots in ``size`` bytes, and count them.
 
-    ``source_start``: address of the first row. Of a slot move the bytes of the bitmap that have channels, and the live
-    values; ``slot`` bounds both. Up to ``pack`` slots that touch in DRAM, counted from one that does not touch the slot
-    before it, are rounded up to bursts together.
+    Up to ``state[PACK]`` slots that touch are a unit; each is rounded up to bursts.
     """
-    moved = in_bursts = held = np.uint64(0)
-    room, size, unit = np.uint64(slot), np.uint64(item), np.uint64(burst)
-    bitmap = np.uint64(min(8, ((slot - 8) // item + 7) // 8))
-    most, packed, follows = np.uint64(max(1, pack)), np.uint64(0), np.int64(0)
-    for i0 in range(counts[0]):
-        for i1 in range(counts[1]):
-            for i2 in range(rows[0], rows[1]):
-                for i3 in range(columns[0], columns[1]):
-                    at = source_start + i0 * strides[0] + i1 * strides[1] + i2 * strides[2] + i3 * strides[3]
-                    there = i0 * dram_strides[0] + i1 * dram_strides[1] + i2 * dram_strides[2] + i3 * dram_strides[3]
-                    if there != follows:
-                        in_bursts += whole_bursts(held, unit)
-                        held = packed = np.uint64(0)
-                    follows = there + run
-                    for first in range(np.uint64(at), np.uint64(at + run), room):
-                        live = population(word_at(np.int64(first)))
-                        if packed == most:
-                            in_bursts += whole_bursts(held, unit)
-                            held = packed = np.uint64(0)
-                        moved += bitmap + live * size
-                        held += min(bitmap + live * size, room)
-                        packed += np.uint64(1)
-    in_bursts += whole_bursts(held, unit)
-    return np.int64(moved), np.int64(in_bursts)
+    room, item, bitmap, pack = state[ROOM], state[ITEM], state[BITMAP], state[PACK]
+    packed, held, moved = state[SLOTS], state[HELD], state[SUM]
+    for first in range(np.uint64(0), np.uint64(size), room):
+        to, at = target + np.int64(first), source + np.int64(first)
+        live = population(word_at(at)) * item
+        used = np.int64(min(np.uint64(8) + live, room))
+        copy_words(to, at, used >> 2)
+        if used & 2:
+            copy_bytes(to + used - 2, at + used - 2, 2)
+        if packed == pack:
+            state[SUM_IN_BURSTS] += whole_bursts(held, state[BURST])
+            packed = held = np.uint64(0)
+        moved += bitmap + live
+        held += min(bitmap + live, room)
+        packed += np.uint64(1)
+    state[SLOTS], state[HELD], state[SUM] = packed, held, moved
+
+
+@jit
+def close_unit(state: U64) -> None:
+    """End the unit that is open."""
+    state[SUM_IN_BURSTS] += whole_bursts(state[HELD], state[BURST])
+    state[SLOTS] = state[HELD] = np.uint64(0)
 
 
 @jit
