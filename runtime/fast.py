@@ -391,7 +391,7 @@ def plan_transfer(op: Operation, memories: Memories, burst: int) -> Transfer:
         parts = max(1, run // _PART)
     words = [start["dst"], start["src"], *counts, *source, *target, run, *rows, *columns, loads, *more]
     units = parts * math.prod(counts) // grain
-    moved = math.prod(counts) * (run + parts * min(run, _SHORT_ROW))
+    moved = math.prod(counts) * (run + parts * min(max(run, _LEAST_ROW), _SHORT_ROW))
     pieces = min(moved // _WORTH_A_COPY, units) if _is_disjoint(counts, target, run) else 1
     return Transfer(call, [int(word) for word in words], units, parts, max(1, min(pieces, MOST_PIECES)), work)
 
@@ -411,6 +411,7 @@ def _cut(counts: tuple[int, ...], strides: tuple[int, ...], run: int, unit: int)
 _PART = 1 << 14
 _WORTH_A_COPY = 1 << 15
 _SHORT_ROW = 1 << 8  # bytes up to which a row takes twice the time of so many bytes of a long one
+_LEAST_ROW = 1 << 5  # bytes of a long row that take the time of a very short one
 
 
 def _is_disjoint(counts: tuple[int, ...], strides: tuple[int, ...], run: int) -> bool:

@@ -77,9 +77,12 @@ def perform(block: int, words: I64, counters: I64, counts: I64) -> int:
 
 @jit
 def most_pieces(words: I64, wanted: int) -> int:
-    """Return into how many pieces a team cuts work that is worth so many."""
+    """Return into how many pieces a team cuts work that is worth so many: as many for each thread, where it can."""
     threads = words[THREADS]
-    return min(wanted, threads * PIECES_PER_THREAD) if threads > 1 else 1
+    if threads == 1:
+        return 1
+    pieces = min(wanted, threads * PIECES_PER_THREAD)
+    return pieces - pieces % threads if pieces > threads else pieces
 
 
 class Prepared(NamedTuple):

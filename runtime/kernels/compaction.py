@@ -16,9 +16,9 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # comes without stubs
 from numba.core import cgutils
 
-from .rows import LANES
+from .rows import LANES, load_lanes, store_lanes
 
-_SHORT, _U32, _U64 = ir.IntType(LANES), ir.IntType(32), ir.IntType(64)
+_SHORT, _U64 = ir.IntType(LANES), ir.IntType(64)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
 _KINDS = {"float": "f32", "i32": "i32"}
 _FEATURE = "+avx512f"
@@ -59,22 +59,14 @@ def first_lanes(builder: Any, count: Any) -> Any:
     return builder.bitcast(builder.trunc(ones, _SHORT), _BITS)
 
 
-def load_first(builder: Any, place: Any, kind: Any, count: Any) -> Any:
-    """Emit the load of a vector's first ``count`` lanes; nothing behind them is read."""
-    name = f"llvm.masked.load.v{LANES}{_KINDS[str(kind.element)]}.p0"
-    function = ir.FunctionType(kind, [kind.as_pointer(), _U32, _BITS, kind])
-    load = cgutils.get_or_insert_function(builder.module, function, name)
-    mask, zeros = first_lanes(builder, count), ir.Constant(kind, [0] * LANES)
-    return builder.call(load, [builder.bitcast(place, kind.as_pointer()), _U32(4), mask, zeros])
+def load_first(builder: Any, place: Any, count: Any) -> Any:
+    """Emit the load of the first ``count`` lanes of a vector at a place; nothing behind them is read."""
+    return load_lanes(builder, place, _U64(0), first_lanes(builder, count))
 
 
 def store_first(builder: Any, vector: Any, place: Any, count: Any) -> None:
-    """Emit the store of a vector's first ``count`` lanes; nothing behind them is touched."""
-    kind = vector.type
-    name = f"llvm.masked.store.v{LANES}{_KINDS[str(kind.element)]}.p0"
-    function = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), _U32, _BITS])
-    store = cgutils.get_or_insert_function(builder.module, function, name)
-    builder.call(store, [vector, builder.bitcast(place, kind.as_pointer()), _U32(4), first_lanes(builder, count)])
+    """Emit the store of the first ``count`` lanes of a vector; nothing behind them is touched."""
+    store_lanes(builder, vector, place, _U64(0), first_lanes(builder, count))
 
 
 def count_chosen(builder: Any, chosen: Any) -> Any:

@@ -21,17 +21,11 @@ from numba.extending import intrinsic
 from ..jit import jit
 from .bits import EXPONENT, F32, I64, U8, U64, population
 from .compaction import apart, count_chosen, load_first, store_first, together
-from .rows import LANES
+from .rows import LANES, splat
 
 _BIT, _SHORT, _U32, _WORD = (ir.IntType(bits) for bits in (1, LANES, 32, 64))
 _FLOATS, _BITS, _WORDS = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), _BIT, _U32))
 _ALL = np.uint64((1 << LANES) - 1)
-
-
-def _splat(builder: Any, scalar: Any) -> Any:
-    vector = ir.VectorType(scalar.type, LANES)
-    single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _U32(0))
-    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_U32, LANES), [0] * LANES))
 
 
 class _Strip:
@@ -66,7 +60,7 @@ class _Strip:
     def chosen_floats(self, index: int, at: Any, chosen: Any) -> Any:
         """Load the chosen lanes, which stand one behind the other; the others are NaN."""
         place = self.builder.gep(self.data(index), [at])
-        packed = load_first(self.builder, place, _FLOATS, count_chosen(self.builder, chosen))
+        packed = load_first(self.builder, place, count_chosen(self.builder, chosen))
         return apart(self.context, self.builder, packed, chosen, self.constant(math.nan))
 
     def number(self, mask: Any) -> Any:
@@ -89,7 +83,7 @@ class _Strip:
     def flag(self, value: Any) -> Any:
         """A boolean (stored as a byte by Numba) as a mask of all lanes."""
         bit = value if value.type == _BIT else self.builder.trunc(value, _BIT)
-        return _splat(self.builder, bit)
+        return splat(self.builder, bit)
 
     def bit(self, value: Any) -> Any:
         return value if value.type == _BIT else self.builder.trunc(value, _BIT)
@@ -103,7 +97,7 @@ class _Strip:
         magnitude = ir.Constant(_WORDS, [0x7FFFFFFF] * LANES)
         raw = self.builder.bitcast(self.builder.fsub(u, theta), _WORDS)
         distance = self.builder.bitcast(self.builder.and_(raw, magnitude), _FLOATS)
-        return self.builder.fcmp_ordered("<", distance, _splat(self.builder, half_width))
+        return self.builder.fcmp_ordered("<", distance, splat(self.builder, half_width))
 
     def fields(self, *masks: Any) -> Any:
         """Return masks of all lanes as fields of 16 bits in a word, the first one lowest."""
@@ -242,7 +236,7 @@ def differentiate_strip(
                 with builder.if_then(hard):
                     builder.store(builder.select(strip.bits(3), zero, carried), kept)
                 rest = builder.load(kept)
-                passed = builder.fadd(builder.fmul(_splat(builder, args[11]), builder.load(entering)), rest)
+                passed = builder.fadd(builder.fmul(splat(builder, args[11]), builder.load(entering)), rest)
                 flat = builder.fcmp_unordered("!=", args[11], ir.Constant(ir.FloatType(), 0.0))
                 inside = builder.and_(builder.load(window), strip.flag(flat))
                 builder.store(builder.select(inside, passed, rest), result)

@@ -77,10 +77,10 @@ def add_pair(
         )
 
         def strip(column: Any, mask: Any) -> None:
-            total = builder.fadd(_load(builder, one, column, mask), _load(builder, other, column, mask))
-            _store(builder, total, to, column, mask)
+            total = builder.fadd(load_lanes(builder, one, column, mask), load_lanes(builder, other, column, mask))
+            store_lanes(builder, total, to, column, mask)
 
-        _columns(builder, args[6], (1,), lambda column, vectors, mask: strip(column, mask))
+        columns_under_mask(builder, args[6], (1,), lambda column, vectors, mask: strip(column, mask))
         return context.get_dummy_value()
 
     return types.void(target, at, left, first, right, second, width), codegen
@@ -103,7 +103,7 @@ def append(typing_context: Any, target: Any, at: Any, source: Any, first: Any, c
 
         to, origin = vectors(0, args[1]), vectors(2, args[3])
         blocks = builder.udiv(builder.add(args[4], _I64(LANES - 1)), _I64(LANES))
-        more = _splat(builder, builder.trunc(args[5], _U32)) if integers else None
+        more = splat(builder, builder.trunc(args[5], _U32)) if integers else None
         with cgutils.for_range(builder, blocks, intp=_I64) as loop:
             index = builder.mul(loop.index, _I64(LANES))
             read = builder.bitcast(builder.gep(origin, [index]), vector.as_pointer())
@@ -176,10 +176,12 @@ def _sum(builder: Any, acc: Any, rows: Any, offsets: Any, values: Any, count: An
     def strip(first: Any, vectors: int, mask: Any) -> None:
         _strip(builder, acc, rows, offsets, values, count, first, vectors, mask)
 
-    _columns(builder, width, (4, 2), strip)
+    columns_under_mask(builder, width, (4, 2), strip)
 
 
-def _columns(builder: Any, width: Any, whole: tuple[int, ...], strip: Callable[[Any, int, Any], None]) -> None:
+def columns_under_mask(
+    builder: Any, width: Any, whole: tuple[int, ...], strip: Callable[[Any, int, Any], None]
+) -> None:
     """Emit ``strip(first column, vectors, mask)`` over all columns: whole strips, then single vectors under a mask."""
     column = cgutils.alloca_once_value(builder, _I64(0))
     for vectors in whole:
@@ -189,7 +191,7 @@ def _columns(builder: Any, width: Any, whole: tuple[int, ...], strip: Callable[[
     with _while_columns(builder, column, width, 0) as first:
         left = builder.trunc(builder.sub(width, first), _U32)
         lanes = ir.Constant(ir.VectorType(_U32, LANES), list(range(LANES)))
-        strip(first, 1, builder.icmp_unsigned("<", lanes, _splat(builder, left)))
+        strip(first, 1, builder.icmp_unsigned("<", lanes, splat(builder, left)))
         builder.store(builder.add(first, _I64(LANES)), column)
 
 
@@ -222,17 +224,17 @@ def _strip(
     columns = [builder.add(first, _I64(v * LANES)) for v in range(vectors)]
     sums = [cgutils.alloca_once(builder, _VECTOR) for _ in columns]
     for total, column in zip(sums, columns, strict=True):
-        builder.store(_load(builder, acc, column, mask), total)
+        builder.store(load_lanes(builder, acc, column, mask), total)
     with cgutils.for_range(builder, count, intp=_I64) as loop:
         offset = builder.zext(builder.load(builder.gep(offsets, [loop.index])), _I64)
-        factor = _splat(builder, builder.load(builder.gep(values, [loop.index]))) if values is not None else None
+        factor = splat(builder, builder.load(builder.gep(values, [loop.index]))) if values is not None else None
         for total, column in zip(sums, columns, strict=True):
-            term = _load(builder, rows, builder.add(offset, column), mask)
+            term = load_lanes(builder, rows, builder.add(offset, column), mask)
             if factor is not None:
                 term = builder.fmul(factor, term)
             builder.store(builder.fadd(builder.load(total), term), total)
     for total, column in zip(sums, columns, strict=True):
-        _store(builder, builder.load(total), acc, column, mask)
+        store_lanes(builder, builder.load(total), acc, column, mask)
 
 
 def _four_emitter(valued: bool) -> Callable[[Any, Any, Any, Any], Any]:
@@ -256,7 +258,7 @@ def _four_emitter(valued: bool) -> Callable[[Any, Any, Any, Any], Any]:
                 builder, parts, pointer(2), [builder.add(first, _I64(v * LANES)) for v in range(vectors)], mask
             )
 
-        _columns(builder, args[-1], (2,), strip)
+        columns_under_mask(builder, args[-1], (2,), strip)
         return context.get_dummy_value()
 
     return codegen
@@ -269,7 +271,7 @@ def _four_strips(
     sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in columns] for _ in parts]
     for (acc, *_), own in zip(parts, sums, strict=True):
         for total, column in zip(own, columns, strict=True):
-            builder.store(_load(builder, acc, column, mask), total)
+            builder.store(load_lanes(builder, acc, column, mask), total)
     shared = parts[0][3]
     for *_, count in parts[1:]:
         shared = builder.select(builder.icmp_unsigned("<", count, shared), count, shared)
@@ -277,9 +279,9 @@ def _four_strips(
     def add(p: int, index: Any) -> None:
         _, offsets, values, _ = parts[p]
         offset = builder.zext(builder.load(builder.gep(offsets, [index])), _I64)
-        factor = _splat(builder, builder.load(builder.gep(values, [index]))) if values is not None else None
+        factor = splat(builder, builder.load(builder.gep(values, [index]))) if values is not None else None
         for total, column in zip(sums[p], columns, strict=True):
-            term = _load(builder, rows, builder.add(offset, column), mask)
+            term = load_lanes(builder, rows, builder.add(offset, column), mask)
             if factor is not None:
                 term = builder.fmul(factor, term)
             builder.store(builder.fadd(builder.load(total), term), total)
@@ -292,29 +294,42 @@ def _four_strips(
             add(p, builder.add(shared, loop.index))
     for (acc, *_), own in zip(parts, sums, strict=True):
         for total, column in zip(own, columns, strict=True):
-            _store(builder, builder.load(total), acc, column, mask)
+            store_lanes(builder, builder.load(total), acc, column, mask)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
+    """Emit a vector of equal lanes."""
     vector = ir.VectorType(scalar.type, LANES)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _U32(0))
     return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_U32, LANES), [0] * LANES))
 
 
-def _load(builder: Any, base: Any, index: Any, mask: Any) -> Any:
-    address = builder.bitcast(builder.gep(base, [index]), _VECTOR.as_pointer())
+def load_lanes(builder: Any, base: Any, index: Any, mask: Any) -> Any:
+    """Emit the load of a vector from element ``index`` on, of the lanes of a mask (None: all); the others are 0."""
+    vector, size, name = _vector_at(base)
+    address = builder.bitcast(builder.gep(base, [index]), vector.as_pointer())
     if mask is None:
-        return builder.load(address, align=4)
-    kind = ir.FunctionType(_VECTOR, [_VECTOR.as_pointer(), _U32, mask.type, _VECTOR])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
-    return builder.call(function, [address, _U32(4), mask, ir.Constant(_VECTOR, [0.0] * LANES)])
+        return builder.load(address, align=size)
+    kind = ir.FunctionType(vector, [vector.as_pointer(), _U32, mask.type, vector])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.{name}.p0")
+    return builder.call(function, [address, _U32(size), mask, ir.Constant(vector, [0] * LANES)])
 
 
-def _store(builder: Any, vector: Any, base: Any, index: Any, mask: Any) -> None:
-    address = builder.bitcast(builder.gep(base, [index]), _VECTOR.as_pointer())
+def store_lanes(builder: Any, vector: Any, base: Any, index: Any, mask: Any) -> None:
+    """Emit the store of the lanes of a mask (None: all) from element ``index`` on."""
+    _, size, name = _vector_at(base)
+    address = builder.bitcast(builder.gep(base, [index]), vector.type.as_pointer())
     if mask is None:
-        builder.store(vector, address, align=4)
+        builder.store(vector, address, align=size)
         return
-    kind = ir.FunctionType(ir.VoidType(), [_VECTOR, _VECTOR.as_pointer(), _U32, mask.type])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
-    builder.call(function, [vector, address, _U32(4), mask])
+    kind = ir.FunctionType(ir.VoidType(), [vector.type, vector.type.as_pointer(), _U32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.{name}.p0")
+    builder.call(function, [vector, address, _U32(size), mask])
+
+
+def _vector_at(base: Any) -> tuple[Any, int, str]:
+    """Return the vector type of a pointer's elements, bytes of one, and what LLVM calls the vector."""
+    element = base.type.pointee
+    if isinstance(element, ir.FloatType):
+        return _VECTOR, 4, f"v{LANES}f32"
+    return ir.VectorType(element, LANES), element.width // 8, f"v{LANES}i{element.width}"

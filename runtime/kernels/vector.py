@@ -30,16 +30,13 @@ from .bits import (
     float_of,
     half_bits,
     half_value,
-    last_byte_mask,
     live_bits,
     lowest,
     pack,
     population,
     round_half,
-    spread,
     unpack,
 )
-from .convolution import I32, Shape
 
 BLOCK = 1024
 PLAIN, SCALED, SYNAPSE, DELAYED = range(4)
@@ -518,131 +515,6 @@ def differentiate(
 
 
 @jit
-def average_bits(
-    source: U8, averages: F32, shape: Shape, sh: int, sw: int, k: int, dst: F32, low: int, high: int
-) -> None:
-    """``dst[position][ch]`` = ``averages[number of spikes in the window]`` for the positions ``low .. high-1``."""
-    in_rows, in_columns, oh, ow, kh, kw = shape
-    width = np.uint64(k)
-    row_bytes = (width + np.uint64(7)) >> np.uint64(3)
-    totals = np.empty(8, np.uint32)
-    for position in range(low, high):
-        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
-        start = np.uint64((image * in_rows + oy * sh) * in_columns + ox * sw)
-        for byte in range(row_bytes):
-            totals[:] = np.uint32(0)
-            for ky in range(kh):
-                lanes = np.uint64(0)
-                for kx in range(kw):
-                    lanes += spread(source[(start + np.uint64(ky * in_columns + kx)) * row_bytes + byte])
-                for j in range(np.uint64(8)):
-                    totals[j] += np.uint32((lanes >> (j << np.uint64(3))) & np.uint64(255))
-            first = byte << np.uint64(3)
-            for j in range(min(np.uint64(8), width - first)):
-                dst[np.uint64(position) * width + first + j] = averages[np.uint64(totals[j])]
-
-
-@jit
-def window_bounds(rows: I32, columns: I32, oy: int, ox: int) -> tuple[int, int, int, int]:
-    """Return first and last (exclusive) kernel row and column of a window that exist; the first place if none does."""
-    top, bottom = rows[np.uint64(2 * oy)], rows[np.uint64(2 * oy + 1)]
-    left, right = columns[np.uint64(2 * ox)], columns[np.uint64(2 * ox + 1)]
-    if top < bottom and left < right:
-        return top, bottom, left, right
-    return np.int32(0), np.int32(1), np.int32(0), np.int32(1)
-
-
-@jit
-def maximum_bits(
-    source: U8,
-    shape: Shape,
-    sh: int,
-    sw: int,
-    k: int,
-    rows: I32,
-    columns: I32,
-    dst: U8,
-    idx: U8,
-    low: int,
-    high: int,
-) -> None:
-    """``dst`` = OR of the window, ``idx`` = its first set element, for the positions ``low .. high-1``.
-
-    ``rows`` and ``columns`` bound, per window row and column, the kernel places that exist; without a set element
-    ``idx`` is the first of them.
-    """
-    in_rows, in_columns, oh, ow, _, kw = shape
-    width = np.uint64(k)
-    row_bytes = (width + np.uint64(7)) >> np.uint64(3)
-    last = last_byte_mask(width)
-    for position in range(low, high):
-        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
-        start = np.uint64((image * in_rows + oy * sh) * in_columns + ox * sw)
-        top, bottom, left, right = window_bounds(rows, columns, oy, ox)
-        for byte in range(row_bytes):
-            used = last if byte + np.uint64(1) == row_bytes else np.uint8(255)
-            seen = np.uint8(0)
-            winners = np.uint64(0)
-            for ky in range(top, bottom):
-                for kx in range(left, right):
-                    spikes = source[(start + np.uint64(ky * in_columns + kx)) * row_bytes + byte] & used
-                    winners += spread(spikes & ~seen) * np.uint64(ky * kw + kx)
-                    seen |= spikes
-            winners += spread(np.uint8(255) & ~seen) * np.uint64(top * kw + left)
-            dst[np.uint64(position) * row_bytes + byte] = seen
-            first = byte << np.uint64(3)
-            for j in range(min(np.uint64(8), width - first)):
-                idx[np.uint64(position) * width + first + j] = np.uint8(winners >> (j << np.uint64(3)))
-
-
-@jit
-def pool_reals(
-    source: F32,
-    shape: Shape,
-    sh: int,
-    sw: int,
-    k: int,
-    maximum: bool,
-    rows: I32,
-    columns: I32,
-    divisor: np.float32,
-    dst: F32,
-    idx: U8,
-    low: int,
-    high: int,
-) -> None:
-    """Sum / ``divisor`` or maximum (with the winner's number) of float32 windows for the positions ``low .. high-1``.
-
-    ``rows`` and ``columns`` bound, per window row and column, the kernel places that take part in a maximum.
-    """
-    in_rows, in_columns, oh, ow, kh, kw = shape
-    width = np.uint64(k)
-    for position in range(low, high):
-        oy, ox, image = (position // ow) % oh, position % ow, position // (oh * ow)
-        start = (image * in_rows + oy * sh) * in_columns + ox * sw
-        to = np.uint64(position) * width
-        for tap in range(kh * kw):
-            at = np.uint64(start + (tap // kw) * in_columns + tap % kw) * width
-            if maximum:
-                top, bottom, left, right = window_bounds(rows, columns, oy, ox)
-                if not (top <= tap // kw < bottom and left <= tap % kw < right):
-                    continue
-                begins = tap == top * kw + left
-                for j in range(width):
-                    value, best = source[at + j], dst[to + j]
-                    wins = (value > best) | ((value != value) & (best == best)) | begins
-                    dst[to + j] = value if wins else best
-                    idx[to + j] = np.uint8(tap) if wins else idx[to + j]
-            else:
-                for j in range(width):
-                    total = np.float32(0) if tap == 0 else dst[to + j]
-                    dst[to + j] = total + source[at + j]
-        if not maximum:
-            for j in range(width):
-                dst[to + j] = dst[to + j] / divisor
-
-
-@jit
 def densify(channels: U32, values: F32, counts: U32, k: int, dense: F32, low: int, high: int) -> None:
     """``dense[position][ch]`` = the listed values, +0 elsewhere, for the positions ``low .. high-1``."""
     width = np.uint64(k)
@@ -652,61 +524,6 @@ def densify(channels: U32, values: F32, counts: U32, k: int, dense: F32, low: in
             dense[row + j] = np.float32(0)
         for i in range(np.uint64(counts[position])):
             dense[row + np.uint64(channels[row + i])] = values[row + i]
-
-
-@jit
-def unpool(
-    source: F32,
-    idx: U8,
-    row_of: I32,
-    column_of: I32,
-    shape: Shape,
-    k: int,
-    maximum: bool,
-    divisor: np.float32,
-    dst: F32,
-    low: int,
-    high: int,
-) -> None:
-    """Sum every position's share of the window gradients for the positions ``low .. high-1``."""
-    in_rows, in_columns, oh, ow, kh, kw = shape
-    width = np.uint64(k)
-    zero = np.float32(0)
-    image, oy, ox = low // (oh * ow), (low // ow) % oh, low % ow - 1
-    for position in range(low, high):
-        ox += 1
-        if ox == ow:
-            ox, oy = 0, oy + 1
-            if oy == oh:
-                oy, image = 0, image + 1
-        to = np.uint64(position) * width
-        fresh = True
-        for ky in range(kh):
-            y = row_of[np.uint64(oy * kh + ky)]
-            if y < 0:
-                continue
-            for kx in range(kw):
-                x = column_of[np.uint64(ox * kw + kx)]
-                if x < 0:
-                    continue
-                at = np.uint64((image * in_rows + y) * in_columns + x) * width
-                tap = np.uint8(ky * kw + kx)
-                if maximum and fresh:
-                    for j in range(width):
-                        dst[to + j] = zero + (source[at + j] if idx[at + j] == tap else zero)
-                elif maximum:
-                    for j in range(width):
-                        dst[to + j] = dst[to + j] + (source[at + j] if idx[at + j] == tap else zero)
-                elif fresh:
-                    for j in range(width):
-                        dst[to + j] = zero + source[at + j] / divisor
-                else:
-                    for j in range(width):
-                        dst[to + j] = dst[to + j] + source[at + j] / divisor
-                fresh = False
-        if fresh:
-            for j in range(width):
-                dst[to + j] = zero
 
 
 @jit

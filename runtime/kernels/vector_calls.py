@@ -13,16 +13,8 @@ from .bits import count_nonfinite, encode_rows, round_all
 from .engine_calls import shape_at
 from .neuron import differentiate_plain, integrate_plain
 from .places import f32_at, i32_at, real, u8_at, u16_at, u64_at
-from .vector import (
-    accumulate_slots,
-    average_bits,
-    descend,
-    differentiate,
-    integrate,
-    maximum_bits,
-    pool_reals,
-    unpool,
-)
+from .pool import average_bits, maximum_bits, pool_reals, unpool
+from .vector import accumulate_slots, descend, differentiate, integrate
 
 FIRED, PASSED, NEURON_BROKEN = range(3)
 """Counters of v.lif."""

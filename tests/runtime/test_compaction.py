@@ -32,7 +32,7 @@ def kernels(single: bool) -> tuple[Callable[..., None], Callable[..., None]]:
                 bits = builder.trunc(args[1], ir.IntType(LANES))
                 count = compaction.count_chosen(builder, bits)
                 if inverse:
-                    values = compaction.load_first(builder, origin, _FLOATS, count)
+                    values = compaction.load_first(builder, origin, count)
                     others = ir.Constant(_FLOATS, [float(OTHER)] * LANES)
                     spaced = compaction.apart(context, builder, values, bits, others, single=single)
                     builder.store(spaced, builder.bitcast(to, _FLOATS.as_pointer()), align=4)
