@@ -32,6 +32,9 @@ START = 16
 """Cycles in which an engine starts a piece of work (about what the simulator takes)."""
 
 
+ROWS = 4
+"""Rows of live outputs that each lane of the backward engine should have in a job."""
+
 GROUP_SAMPLES, GROUP_STEPS = 4, 6
 """Samples that go through a step together and their time steps, where a choice may not depend on the actual ones.
 
@@ -144,7 +147,7 @@ def backward_cost(
     shape: ConvShape,
     t: Tile,
     machine: Machine,
-    slot: int,
+    slots: tuple[int, int],
     ublk: int = 0,
     *,
     by_steps: bool = False,
@@ -152,9 +155,10 @@ def backward_cost(
 ) -> Cost:
     """Estimate an input gradient with its neuron gradients; ``t`` tiles the layer's input.
 
-    ``ublk``, ``wait``: as forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a
-    linear layer moves, so that the way in of the first ones is in the channel's time already. Counting it once more
-    would cut them into many small jobs, each with fewer rows than the engine has lanes.
+    ``slots``: channels of a slot of the gradients that come in, and of those that go out. ``ublk``, ``wait``: as
+    forward. ``by_steps``: the engine has a job for each time step. Weights are most of what a linear layer moves, so
+    that the way in of the first ones is in the channel's time already. Counting it once more would cut them into many
+    small jobs, each with fewer rows than the engine has lanes.
     """
     areas = _areas(shape, t, shape.in_h, shape.in_w)
     blocks = _up(shape.steps, t.steps)
@@ -163,18 +167,18 @@ def backward_cost(
     covered, part = shape.covers_map, shape.under(t.rows, t.columns)
     job, jobs = (replace(t, steps=1), t.steps) if by_steps else (t, 1)
     engine = jobs * backward_job(shape, job, machine)
-    weights = _rows(part.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
+    weights = _weights(part, t, machine)
     images = t.steps * t.samples
     seen = Patch(
         images,
         1 if covered else _up(_halo(t.rows, shape.kernel[0], 1), shape.stride[0]),
         1 if covered else _up(_halo(t.columns, shape.kernel[1], 1), shape.stride[1]),
     )
-    gradients = _slots(seen, shape.out_h, shape.out_w, t.k, slot, shape.item, machine)
+    gradients = _slots(seen, shape.out_h, shape.out_w, t.k, slots[0], shape.item, machine)
     outs = Patch(images, t.rows, t.columns)
     results = 2 * _map(outs, shape.in_h, shape.in_w, row_bytes("bits", t.c), machine)
     results += _potentials(outs, shape.in_h, shape.in_w, t.c, ublk, shape.item, machine)
-    results += _slots(outs, shape.in_h, shape.in_w, t.c, slot, shape.item, machine)
+    results += _slots(outs, shape.in_h, shape.in_w, t.c, slots[1], shape.item, machine)
     stay = t.weights_stay(shape)
     loads = c_tiles if stay else tiles * k_tiles
     moved = loads * weights + tiles * (k_tiles * gradients + results)
@@ -189,8 +193,21 @@ def backward_cost(
 def backward_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
     """Return the cycles of the engine for a tile of an input gradient."""
     near = 1 if shape.covers_map else shape.taps / (shape.stride[0] * shape.stride[1])
-    rows = t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.width // 4)
+    rows = _backward_rows(t, machine)
     return START + near * t.k * GRADIENT_DENSITY * (rows / (4 * machine.backward.elements) + 0.5)
+
+
+def missing_rows(t: Tile, machine: Machine) -> int:
+    """Return how many rows of live outputs the job of an input gradient has too few for ``ROWS`` of them a lane.
+
+    Rows are as long as their positions have live gradients. Where those are alike, as behind the loss, where all are
+    live, the engine goes through as many rows at a time as it has lanes, and in the last round some have none.
+    """
+    return max(0, ROWS * 4 * machine.backward.elements - _backward_rows(t, machine))
+
+
+def _backward_rows(t: Tile, machine: Machine) -> int:
+    return t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.width // 4)
 
 
 def weights_cost(
@@ -302,6 +319,16 @@ def _rows(count: float, size: float, apart: bool, machine: Machine) -> float:
     burst = machine.dram.burst_bytes
     moved = count * _up(size, burst) * burst if apart else count * size + burst
     return moved / machine.dram.bytes_per_cycle
+
+
+def _weights(shape: ConvShape, t: Tile, machine: Machine) -> float:
+    """Return the cycles of the weights of a tile of an input gradient.
+
+    Storage copies lie in planes of the channels that are read together, in which input channels follow each other.
+    """
+    if shape.item == 4:  # the parameters themselves, which lie as the host has them
+        return _rows(shape.taps * t.c, t.k * shape.item, t.k < shape.k, machine)
+    return _rows(shape.taps, t.c * t.k * shape.item, t.c < shape.c, machine)
 
 
 @dataclass(frozen=True)

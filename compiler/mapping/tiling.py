@@ -22,6 +22,7 @@ from h2learn.compiler.mapping.cost import (
     backward_job,
     fans_of,
     forward_cost,
+    missing_rows,
     weights_cost,
     weights_job,
     what_stays,
@@ -37,6 +38,8 @@ BACKWARD_TURN, UPDATE_TURN = 2048, 768
 What waits on chip for the engine is gone after as many cycles as it took to come (1,280 for the head's weights on
 ``h2l-v0``), and more can come only then. Processing elements are busy alike only if there are many positions for each.
 """
+AS_GOOD = 1.1
+"""How much longer an estimate may be for an input gradient's job to keep more lanes busy: it tells no finer."""
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 AHEAD = tuple(range(SLOTS, 9))
 """Slots of operands where jobs come between long ones of other streams: what waits on chip is done in one turn."""
@@ -559,18 +562,28 @@ def _plan_backward(
         choices["k"] = (reduce_block,)
     if looped:
         choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
-    slot = max(gblk_in, gblk_out)
     ublk = 0 if neuron is None else neuron.ublk
     wait = _wait(machine) if between else 0.0
-    found = _cheapest(
-        choices,
-        usage,
-        lambda t: backward_cost(shape, t, machine, slot, ublk, by_steps=gives_way, wait=wait).cycles,
-        machine,
-        (lambda t: backward_job(shape, replace(t, steps=1), machine)) if gives_way else None,
-        _wait(machine),
-        AHEAD if between else (SLOTS,),
-    )
+
+    def cheapest(usage: Callable[[Tile], Usage]) -> tuple[float, dict[str, int]] | None:
+        return _cheapest(
+            choices,
+            usage,
+            lambda t: backward_cost(shape, t, machine, (gblk_in, gblk_out), ublk, by_steps=gives_way, wait=wait).cycles,
+            machine,
+            (lambda t: backward_job(shape, replace(t, steps=1), machine)) if gives_way else None,
+            _wait(machine),
+            AHEAD if between else (SLOTS,),
+        )
+
+    def is_wide(t: Tile) -> bool:
+        """Whether the lanes have enough rows, or as many as there are."""
+        return t.c == shape.c or missing_rows(t, machine) == 0
+
+    found = cheapest(usage)
+    if found is not None and not (gives_way or between) and not is_wide(Tile(**found[1])):
+        wide = cheapest(lambda t: usage(t) if is_wide(t) else TOO_LONG)
+        found = wide if wide is not None and wide[0] <= found[0] * AS_GOOD else found
     if found is None:
         _nothing_fits("backward tile", machine)
     return BackwardTile(**found[1], fused=fused, by_steps=gives_way and found[1]["steps"] > 1)

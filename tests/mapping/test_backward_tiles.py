@@ -1,5 +1,6 @@
 """Input gradients of layers with many kernel positions: those whose kernel is a whole map are cut."""
 
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.frontends.dsl import parse_snn
-from h2learn.compiler.mapping.cost import MASK_DENSITY
+from h2learn.compiler.mapping.cost import MASK_DENSITY, backward_cost
 from h2learn.compiler.mapping.streams import share
-from h2learn.compiler.mapping.tiling import PLAIN_NEURON, ConvShape, TileLimits, plan_backward
+from h2learn.compiler.mapping.tiling import PLAIN_NEURON, ConvShape, Tile, TileLimits, plan_backward
 
 NET = """
 network whole
@@ -62,6 +63,31 @@ def test_a_linear_layer_is_few_jobs_with_more_rows_than_lanes():
     rows = tile.steps * tile.samples * -(-int(MASK_DENSITY * tile.c) // (machine.backward.width // 4))
     assert rows >= 4 * machine.backward.elements
     assert -(-shape.c // tile.c) * -(-shape.k // tile.k) <= 4
+
+
+@pytest.mark.parametrize("machine", ["h2l-v0", "h2l-edge"])
+@pytest.mark.parametrize(("c", "k"), [(512, 10), (1024, 10), (2048, 200), (4096, 1000)])
+def test_lanes_have_several_rows_behind_the_loss(c, k, machine):
+    """Gradients are dense there, so rows are of one length and those of the last round leave the other lanes idle."""
+    machine = load_machine(machine)
+    shape = ConvShape(6, 2, 1, 1, c, 1, 1, k, (1, 1), (1, 1), (0, 0), False, False, 2)
+    tile = plan_backward(shape, share(machine, "backward"), TileLimits(), neuron=PLAIN_NEURON)
+    rows = tile.steps * tile.samples * -(-int(MASK_DENSITY * tile.c) // (machine.backward.width // 4))
+    assert tile.c == c or rows >= 4 * 4 * machine.backward.elements
+
+
+def test_weights_of_a_plane_are_read_in_whole_bursts():
+    """Storage copies lie in planes of the channels that a tile has; parameters themselves (fp32) lie as they came."""
+    machine = load_machine("h2l-v0")
+    shape = ConvShape(6, 2, 1, 1, 4096, 1, 1, 1000, (1, 1), (1, 1), (0, 0), False, False, 2)
+    whole, part = (Tile(6, 2, 1, 1, 2048, k) for k in (1000, 40))
+
+    def channel(shape, tile):
+        return backward_cost(shape, tile, machine, (40, 64)).channel
+
+    assert channel(shape, part) < 1.02 * channel(shape, whole)
+    plain = replace(shape, item=4)
+    assert channel(plain, part) > 1.1 * channel(plain, whole)
 
 
 @pytest.mark.parametrize("pool", ["", "pool: max 2 x 2"])

@@ -10,6 +10,7 @@ import pytest
 
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.program import Result
 
 from .bounds import bounds, efficiency, layers_with_weights
@@ -87,3 +88,33 @@ def test_the_multipliers_are_busy(model: h2learn.Model, result: Result, layer: s
     place = f"net.snn:{line}:1"
     items = [c.work for c in result.report.by_pc if c.mnemonic == "be.run" and Path(c.source).name == place]
     assert items and efficiency(items, 2048) >= least
+
+
+BEHIND = """
+network behind
+input image: 24
+time steps: 6
+encode direct
+neuron: lif(decay 0.5, threshold 0.5, reset hard, spike at u > threshold)
+linear f1: {c} features
+lif n1
+linear f2: {k} features
+li integrate: decay 0.5
+readout membrane mean
+train: loss cross_entropy, optimizer sgd(lr 0.05),
+       surrogate rectangular(half_width 0.5, height 1.0), method bptt
+init: normal gain 1.5 seed 0
+"""
+
+
+@pytest.mark.parametrize(("c", "k"), [(1024, 10), (2048, 200)])
+def test_the_multipliers_are_busy_behind_the_loss(c: int, k: int) -> None:
+    """A layer of few positions, whose gradients are dense, keeps all lanes busy if its outputs are not cut small."""
+    model = parse_snn(BEHIND.format(c=c, k=k))
+    assert model.train is not None
+    train = replace(model.train, keep_gradients=False)
+    program = h2learn.compile(model, arch="h2l-v0", train=train, batch=2, precision="fp16")
+    rng = np.random.default_rng(0)
+    found = program.run({"image": rng.random((2, 24), dtype=np.float32), "label": rng.integers(0, k, 2)})
+    items = [c.work for c in found.report.by_pc if c.mnemonic == "be.run"]
+    assert items and efficiency(items, 2048) >= 0.7
