@@ -29,6 +29,9 @@ GROUPS_ATTRIBUTE = "h2learn.groups"
 HEAD_ATTRIBUTE = "h2learn.head"
 """Training programs from ``lut`` on: how many of the last layers with weights are a part of their own (else absent)."""
 
+ENTRY_ATTRIBUTE = "h2learn.entry"
+"""Training programs from ``lut`` on: present where what comes before the first look-up is a part of its own."""
+
 SHORT_JOBS_ATTRIBUTE = "h2learn.short_jobs"
 """Training programs from ``lut`` on: present where backward and update work gives way to other streams soon."""
 
@@ -120,6 +123,12 @@ def head_of(module: builtin.ModuleOp) -> int:
     """Return how many of the last layers with weights are a part of their own."""
     attribute = module.attributes.get(HEAD_ATTRIBUTE)
     return attribute.data if isinstance(attribute, builtin.IntAttr) else 0
+
+
+def apart_of(module: builtin.ModuleOp) -> tuple[str, ...]:
+    """Return which of the parts entry and head a training program has."""
+    parts = {"entry": ENTRY_ATTRIBUTE, "head": HEAD_ATTRIBUTE}
+    return tuple(part for part, attribute in parts.items() if attribute in module.attributes)
 
 
 def has_short_jobs(module: builtin.ModuleOp) -> bool:

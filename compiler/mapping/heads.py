@@ -13,10 +13,13 @@ from dataclasses import replace
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import GROUP_STEPS
 from h2learn.compiler.mapping.groups import BORDER, Layer, forward_cycles
-from h2learn.compiler.mapping.streams import HEAD, is_small, share
+from h2learn.compiler.mapping.streams import ENTRY, HEAD, is_small, share
 
 WORTH = 4 * BORDER
 """Cycles in which the tables of a head are built, with one weight per entry, from which on it is a part of its own."""
+
+WAIT = 1 / 64
+"""Share of a sample's look-ups from which on they do not wait for what comes before the first of them."""
 
 
 def head_of(layers: Sequence[Layer], machine: Machine, wanted: str | None = None) -> int:
@@ -32,6 +35,25 @@ def head_of(layers: Sequence[Layer], machine: Machine, wanted: str | None = None
     built = sum(layer.weights for layer in head) / machine.forward.builder_entries
     worth = looked_up and not is_small(machine) and built >= WORTH if wanted is None else wanted == "apart"
     return count if before and worth else 0
+
+
+def has_entry(layers: Sequence[Layer], head: int, machine: Machine, wanted: str | None = None) -> bool:
+    """Whether what comes before the first look-up is a part of its own, so that look-ups need not wait for it.
+
+    It is beside a head, and where the multipliers are at it for so long beside a sample's look-ups that it is worth the
+    memory, which a small machine does not have.
+    ``wanted`` decides otherwise: ``apart`` or ``joined``.
+    """
+    looked_up = next((n for n, layer in enumerate(layers) if not layer.real), len(layers))
+    if looked_up in (0, len(layers)) or head == len(layers):
+        return False
+    if head or wanted is not None:
+        return bool(head) or wanted == "apart"
+    one = [replace(layer, steps=1 if layer.real else GROUP_STEPS) for layer in layers]
+    before, behind = (
+        sum(forward_cycles(layer, 1, machine) for layer in part) for part in (one[:looked_up], one[looked_up:])
+    )
+    return before > WAIT * behind and not is_small(machine)
 
 
 def wants_short_jobs(
@@ -50,4 +72,4 @@ def wants_short_jobs(
     weights = item * sum(layer.weights for layer in last)
     come = 2 * weights / machine.dram.bytes_per_cycle
     looked_up = sum(forward_cycles(replace(layer, steps=GROUP_STEPS), 1, machine) for layer in before if not layer.real)
-    return weights > share(machine, HEAD, headed=True).memory_bytes("W") and come > looked_up / 2
+    return weights > share(machine, HEAD, (ENTRY, HEAD)).memory_bytes("W") and come > looked_up / 2

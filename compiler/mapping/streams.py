@@ -14,7 +14,7 @@ maps go on. What comes before the first look-up, the multipliers' and neurons' w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 
 from h2learn.backends.h2learn.machine import Machine, Memory
@@ -75,6 +75,14 @@ SMALL_SHARES: Shares = SHARES | {
     "A": (0, 5, 0, 0, 6, 5),  # positions whose sums are on chip share one reading of the weights
 }
 """Shares of a machine on which DRAM traffic decides."""
+ENTRY_SHARES: Shares = SHARES | {
+    "W": (1, 3, 3, 0, 9, 0),
+    "S": (1, 7, 2, 0, 2, 4),
+    "U": (2, 6, 1, 0, 6, 1),
+    "M": (1, 7, 0, 0, 8, 0),
+    "A": (1, 3, 4, 0, 3, 5),
+}
+"""Shares where what comes before the first look-up is a part of its own."""
 HEAD_SHARES: Shares = {
     "W": (1, 2, 0, 7, 6, 0),
     "S": (1, 6, 2, 1, 2, 4),
@@ -97,36 +105,41 @@ def is_small(machine: Machine) -> bool:
     return total < SMALL_KIB
 
 
-def shares_of(machine: Machine, *, headed: bool = False) -> Shares:
-    """Return the shares of the parts in the memories of ``machine``; ``headed``: entry and head are parts."""
-    if headed:
+def shares_of(machine: Machine, apart: Collection[str] = ()) -> Shares:
+    """Return the shares of the parts in the memories of ``machine``; ``apart``: those beyond four."""
+    if HEAD in apart:
         return HEAD_SHARES
+    if ENTRY in apart:
+        return ENTRY_SHARES
     return SMALL_SHARES if is_small(machine) else SHARES
 
 
-def share(machine: Machine, part: str | None, *, headed: bool = False) -> Machine:
-    """Return ``machine`` with the memory that ``part`` of a training step has (None: all of it)."""
+def share(machine: Machine, part: str | None, apart: Collection[str] = ()) -> Machine:
+    """Return ``machine`` with the memory that ``part`` of a training step has (None: all of it).
+
+    ``apart``: which of entry and head are parts of their own.
+    """
     if part is None:
         return machine
-    sizes = _sizes(machine, part, headed=headed)
+    sizes = _sizes(machine, part, apart)
     if part == OPTIMIZER:
-        before = _sizes(machine, FORWARD, headed=headed)
+        before = _sizes(machine, FORWARD, apart)
         sizes = {name: size + before[name] for name, size in sizes.items()}
     return replace(machine, sram_kib=Memory(**sizes))
 
 
-def share_base(machine: Machine, part: str | None, *, headed: bool = False) -> dict[str, int]:
+def share_base(machine: Machine, part: str | None, apart: Collection[str] = ()) -> dict[str, int]:
     """Return the first byte of every memory that belongs to ``part``."""
     place = FORWARD if part == OPTIMIZER else part
     before = () if place is None else PLACES[: PLACES.index(place)]
-    sizes = [_sizes(machine, other, headed=headed) for other in before]
+    sizes = [_sizes(machine, other, apart) for other in before]
     return {f.name: 1024 * sum(size[f.name] for size in sizes) for f in fields(Memory)}
 
 
-def _sizes(machine: Machine, part: str, *, headed: bool) -> dict[str, int]:
+def _sizes(machine: Machine, part: str, apart: Collection[str]) -> dict[str, int]:
     """Return the KiB of every memory that the table gives a part."""
     number = PLACES.index(part)
-    shares = shares_of(machine, headed=headed)
+    shares = shares_of(machine, apart)
     return {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in shares.items()}
 
 
@@ -135,8 +148,8 @@ def stream_order(first_parts: Sequence[str]) -> list[int]:
     return sorted(range(len(first_parts)), key=lambda n: PRIORITY.index(first_parts[n]))
 
 
-def streams_of(overlap: str, *, headed: bool = False) -> tuple[tuple[str, ...], ...]:
-    """Return the parts of every stream; ``headed``: entry and head are parts."""
-    without = () if headed else (ENTRY, HEAD)
+def streams_of(overlap: str, apart: Collection[str] = ()) -> tuple[tuple[str, ...], ...]:
+    """Return the parts of every stream; ``apart``: which of entry and head are parts of their own."""
+    without = {ENTRY, HEAD} - set(apart)
     streams = (tuple(part for part in parts if part not in without) for parts in OVERLAPS[overlap])
     return tuple(parts for parts in streams if parts)

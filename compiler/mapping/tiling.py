@@ -51,6 +51,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "operand_form": ("planes", "multipliers"),
     "potential": ("saved", "window"),
     "head": ("apart", "joined"),
+    "entry": ("apart", "joined"),
     "jobs": ("short", "long"),
 }
 """Values of the choices that are no numbers."""
@@ -66,7 +67,8 @@ class TileLimits:
     so that nothing is loaded while the tile before is at work. ``operand_form``: how numbers that have bit-planes enter
     a convolution. ``potential``: whether all membrane potentials are saved for gradients, also where those inside the
     surrogate's window or the window's bits are enough. ``head``: whether the linear layers behind the maps are a part
-    of their own. ``jobs``: whether backward and update work gives way to other streams soon.
+    of their own. ``entry``: whether what comes before the first look-up is. ``jobs``: whether backward and update work
+    gives way to other streams soon.
     """
 
     steps: int | None = None
@@ -84,6 +86,7 @@ class TileLimits:
     operand_form: str | None = None
     potential: str | None = None
     head: str | None = None
+    entry: str | None = None
     jobs: str | None = None
 
     @staticmethod

@@ -49,7 +49,8 @@ class LutContext:
     ``looped`` is set inside a scan, where the loop over time steps is outside the layers. ``groups`` are the numbers of
     samples that go through a training step together (nothing: inference). ``head`` holds the weights (of the training
     graph) of the linear layers that are a part of their own; ``looks_up`` tells that a layer before uses tables,
-    ``short_jobs`` that backward and update work gives way to other streams soon.
+    ``apart`` which of entry and head are parts, ``short_jobs`` that backward and update work gives way to other streams
+    soon.
     """
 
     block: Block
@@ -72,6 +73,7 @@ class LutContext:
     head: frozenset[SSAValue] = frozenset()
     looks_up: bool = False
     short_jobs: bool = False
+    apart: tuple[str, ...] = ()
 
     def emit(self, op: lut.LutOp) -> None:
         """Append ``op``."""
@@ -176,7 +178,7 @@ class LutContext:
 
     def chip(self, part: str) -> Machine:
         """Return the machine with the memory that ``part`` of a training step has; inference has all of it."""
-        return share(self.machine, None if self.group is None else part, headed=bool(self.head))
+        return share(self.machine, None if self.group is None else part, self.apart)
 
     def gives_way(self, part: str) -> bool:
         """Whether the jobs of ``part`` are short because other streams come first at its engine."""

@@ -113,7 +113,7 @@ def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: C
     if planes is not None:
         planned = replace(planned, planes=planes.count)
     context.looks_up = context.looks_up or planned.looked_up
-    enters = bool(context.head) and not context.looks_up
+    enters = streams.ENTRY in context.apart and not context.looks_up
     part = streams.HEAD if in_head else streams.ENTRY if enters else streams.FORWARD
     chip, between = context.chip(part), context.between(part)
     plan = plan_forward(planned, chip, context.limits, looped=context.looped, between=between)

@@ -37,7 +37,7 @@ from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import Groups, TileContext, only_user
 from h2learn.dialects import lut, tile
-from h2learn.dialects.common import get_io, groups_of, has_short_jobs, head_of, precision, source_of
+from h2learn.dialects.common import apart_of, get_io, groups_of, has_short_jobs, head_of, precision, source_of
 from h2learn.dialects.lut.normalisation import NormGradOp, NormOp, NormStatsOp, NormSumsOp
 
 
@@ -63,7 +63,7 @@ class LutToTilePass(ModulePass):
             limits,
             precision(op),
             {arg: entry.name for arg, entry in zip(body.args, io, strict=False)},
-            headed=head_of(op) > 0,
+            apart=apart_of(op),
             short_jobs=has_short_jobs(op),
         )
         for argument in body.args:
@@ -73,7 +73,7 @@ class LutToTilePass(ModulePass):
             context.values[argument] = value
         schedule = _Schedule(block, _streams(op, context.limits), groups_of(op))
         ops = list(body.ops)
-        _lower_all(context, ops, schedule, _parts(ops, head_of(op)))
+        _lower_all(context, ops, schedule, _parts(ops, head_of(op), entry=ENTRY in apart_of(op)))
         schedule.finish(main.location)
         returned = body.last_op
         assert isinstance(returned, func.ReturnOp)
@@ -206,11 +206,11 @@ def _form(op: Operation) -> Hashable:
     return (type(op), *types, tuple(sorted(op.properties.items())))
 
 
-def _parts(ops: Sequence[Operation], head: int) -> dict[Operation, str]:
+def _parts(ops: Sequence[Operation], head: int, *, entry: bool) -> dict[Operation, str]:
     """Return the part of a training step to which each op belongs; the last ``head`` layers are a part of their own.
 
-    With those go all that is between their forward and their backward work, and what comes before the first look-up is
-    the entry, unless the forward part works on parameters first.
+    With those goes all that is between their forward and their backward work. What comes before the first look-up is
+    the ``entry``, unless the forward part works on parameters first.
     """
     found: dict[Operation, str] = {}
     trained = False
@@ -218,21 +218,21 @@ def _parts(ops: Sequence[Operation], head: int) -> dict[Operation, str]:
         if type(op) in STAGES and not isinstance(op, lut.OptOp):
             found[op] = _part(op, trained)
         trained = trained or isinstance(op, lut.LossOp)
-    if not head:
-        return found
     layers = [op for op in ops if isinstance(op, lut.FeConvOp | lut.BeConvOp)]
-    weights = {layer.w for layer in layers[-head:]}
-    first = ops.index(layers[-head])
-    while first and isinstance(ops[first - 1], lut.ConvertOp | lut.CastOp):
+    weights = {layer.w for layer in layers[len(layers) - head :]}
+    first = ops.index(layers[-head]) if head else next(n for n, op in enumerate(ops) if isinstance(op, lut.LossOp))
+    while head and first and isinstance(ops[first - 1], lut.ConvertOp | lut.CastOp):
         first -= 1
     last = max((n for n, op in enumerate(ops) if isinstance(op, lut.BeGradOp) and op.w in weights), default=len(ops))
     looked_up = next((n for n, op in enumerate(ops) if isinstance(op, lut.FeConvOp)), 0)
-    if any(isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op) for op in ops[:first]):
+    if not entry or any(isinstance(op, PARAMETER_OPS) and not vector_stages.has_samples(op) for op in ops[:first]):
         looked_up = 0
     for number, op in enumerate(ops):
-        if found.get(op) == FORWARD and (number < looked_up or number >= first):
-            found[op] = ENTRY if number < looked_up else HEAD
-        elif found.get(op) == BACKWARD and number <= last:
+        if found.get(op) == FORWARD and number < looked_up:
+            found[op] = ENTRY
+        elif head and (
+            (found.get(op) == FORWARD and number >= first) or (found.get(op) == BACKWARD and number <= last)
+        ):
             found[op] = HEAD
     return found
 
@@ -335,7 +335,7 @@ def _streams(module: builtin.ModuleOp, limits: TileLimits) -> Sequence[tuple[str
     """Return the parts of every stream: nothing for an inference program."""
     if not groups_of(module):
         return ()
-    return streams_of(limits.overlap or DEFAULT_OVERLAP, headed=head_of(module) > 0)
+    return streams_of(limits.overlap or DEFAULT_OVERLAP, apart_of(module))
 
 
 def _shadow(ctx: TileContext, parameter: SSAValue) -> SSAValue:

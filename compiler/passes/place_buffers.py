@@ -11,7 +11,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.machine import Machine, load_machine
 from h2learn.compiler.mapping.placement import Request, place
-from h2learn.compiler.mapping.streams import HEAD, share, share_base
+from h2learn.compiler.mapping.streams import ENTRY, HEAD, share, share_base
 from h2learn.compiler.passes.tile_layout import slot_stride
 from h2learn.dialects import tile
 
@@ -31,9 +31,9 @@ class PlaceBuffersPass(ModulePass):
         for nest in op.walk():
             if isinstance(nest, tile.StageOp):
                 stages.setdefault(nest.part.data if nest.part is not None else None, []).append(nest)
-        headed = HEAD in stages
+        apart = [part for part in (ENTRY, HEAD) if part in stages]
         for part, nests in stages.items():
-            _place(nests, share(machine, part, headed=headed), share_base(machine, part, headed=headed))
+            _place(nests, share(machine, part, apart), share_base(machine, part, apart))
 
 
 def _place(nests: list[tile.StageOp], chip: Machine, base: dict[str, int]) -> None:

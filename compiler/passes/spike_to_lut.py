@@ -15,9 +15,18 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
 from h2learn.compiler.mapping.groups import Layer, choose_groups
-from h2learn.compiler.mapping.heads import head_of, wants_short_jobs
+from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
 from h2learn.compiler.mapping.tiling import TileLimits
-from h2learn.dialects.common import HEAD_ATTRIBUTE, SHORT_JOBS_ATTRIBUTE, get_io, precision, set_groups, source_of
+from h2learn.dialects.common import (
+    ENTRY_ATTRIBUTE,
+    HEAD_ATTRIBUTE,
+    SHORT_JOBS_ATTRIBUTE,
+    apart_of,
+    get_io,
+    precision,
+    set_groups,
+    source_of,
+)
 from h2learn.dialects.lut.attributes import shape_of
 from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
@@ -64,6 +73,9 @@ class SpikeToLutPass(ModulePass):
                 context.groups = choose_groups(layers, batch, machine, item, limits, head)
                 if context.head:
                     op.attributes[HEAD_ATTRIBUTE] = IntAttr(len(context.head))
+                if _may_be_apart(source) and has_entry(layers, head, machine, limits.entry):
+                    op.attributes[ENTRY_ATTRIBUTE] = UnitAttr()
+                context.apart = apart_of(op)
                 context.short_jobs = wants_short_jobs(layers, head, machine, item, limits.jobs)
                 if context.short_jobs:
                     op.attributes[SHORT_JOBS_ATTRIBUTE] = UnitAttr()
@@ -118,15 +130,15 @@ def _layers(block: Block) -> list[Layer]:
 
 
 def _head(block: Block, count: int) -> frozenset[SSAValue]:
-    """Return the weights of the last ``count`` layers, none where something keeps them from being a part of their own.
+    """Return the weights of the last ``count`` layers, none where they cannot be a part of their own."""
+    weights = [layer.weight for layer in _weighted(block)]
+    return frozenset(weights[len(weights) - count :] if _may_be_apart(block) else ())
 
-    Layers in a loop over time are in no order with the others, and weights that layers share have one place.
-    """
-    layers = _weighted(block)
-    weights = [layer.weight for layer in layers]
-    if len(set(weights)) < len(weights) or any(isinstance(op, spike.ScanOp) for op in block.ops):
-        return frozenset()
-    return frozenset(weights[len(weights) - count :])
+
+def _may_be_apart(block: Block) -> bool:
+    """Whether layers can be parts of their own: loops over time leave them no order, shared weights have one place."""
+    weights = [layer.weight for layer in _weighted(block)]
+    return len(set(weights)) == len(weights) and not any(isinstance(op, spike.ScanOp) for op in block.ops)
 
 
 def _weighted(block: Block) -> list[spike.ConvOp | spike.LinearOp]:

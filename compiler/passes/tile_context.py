@@ -38,8 +38,8 @@ class TileContext:
     """State of one lowering: the builder, where each ``lut`` value lies in DRAM, machine and limits.
 
     ``group`` says in which loop over groups of samples the stages stand (None: in none, all samples at once).
-    ``headed``: entry and head are parts of their own. ``short_jobs``: backward and update work gives way to other
-    streams soon. ``tensors`` has the DRAM tensors of all values: a value lies in the same place for all groups,
+    ``apart``: which of entry and head are parts of their own. ``short_jobs``: backward and update work gives way to
+    other streams soon. ``tensors`` has the DRAM tensors of all values: a value lies in the same place for all groups,
     whatever their size, unless it has another format there.
     """
 
@@ -48,7 +48,7 @@ class TileContext:
     limits: TileLimits
     dtype: str
     names: dict[SSAValue, str]
-    headed: bool = False
+    apart: tuple[str, ...] = ()
     short_jobs: bool = False
     group: Groups | None = None
     values: dict[SSAValue, SSAValue] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class TileContext:
     @property
     def chip(self) -> Machine:
         """The machine with the share of the memories that the current stage has."""
-        return share(self.machine, self.builder.part, headed=self.headed)
+        return share(self.machine, self.builder.part, self.apart)
 
     @property
     def gives_way(self) -> bool:

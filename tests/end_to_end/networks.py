@@ -173,6 +173,7 @@ def with_variants(recipe: Recipe, rng: np.random.Generator) -> Recipe:
         "potential=saved": 0.4,
         f"operand_form={rng.choice(['planes', 'multipliers'])}": 0.6,
         "head=apart": 0.5,
+        f"entry={rng.choice(['apart', 'joined'])}": 0.5,
         "jobs=short": 0.4,
     }
     drawn = [recipe.limits, *(text for text, share in choices.items() if rng.random() < share)]

@@ -59,7 +59,7 @@ def test_a_linear_layer_is_few_jobs_with_more_rows_than_lanes():
     """Weights come as a whole whatever the jobs are: small ones would only leave lanes of the engine idle."""
     shape = ConvShape(2, 6, 1, 1, 1024, 1, 1, 512, (1, 1), (1, 1), (0, 0), False, False, 2)
     machine = load_machine("h2l-v0")
-    tile = plan_backward(shape, share(machine, "head", headed=True), TileLimits(), neuron=PLAIN_NEURON)
+    tile = plan_backward(shape, share(machine, "head", ("entry", "head")), TileLimits(), neuron=PLAIN_NEURON)
     rows = tile.steps * tile.samples * -(-int(MASK_DENSITY * tile.c) // (machine.backward.width // 4))
     assert rows >= 4 * machine.backward.elements
     assert -(-shape.c // tile.c) * -(-shape.k // tile.k) <= 4

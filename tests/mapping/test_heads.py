@@ -14,7 +14,7 @@ from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.driver import Recipe, compile_to
 from h2learn.compiler.frontends.builder import NetworkBuilder
 from h2learn.compiler.mapping.groups import Layer, choose_groups, step_cycles
-from h2learn.compiler.mapping.heads import head_of, wants_short_jobs
+from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model, Network
 from h2learn.dialects import lut, tile
@@ -93,10 +93,26 @@ def test_a_head_goes_forward_and_backward_in_one_stream() -> None:
     assert "weights conv0" in found["backward"], "the multipliers' weight gradient follows in the order of the stream"
 
 
-@pytest.mark.parametrize("limits", ["group=2", "group=2,head=joined"])
-def test_without_a_head_there_are_four_streams(limits: str) -> None:
+@pytest.mark.parametrize("limits", ["group=2,entry=joined", "group=2,head=joined,entry=joined"])
+def test_without_a_head_and_an_entry_there_are_four_streams(limits: str) -> None:
     count, found = streams(limits)
     assert count == 0 and list(found) == ["forward", "backward", "update", "optimizer"]
+
+
+def test_without_a_head_there_may_be_an_entry() -> None:
+    count, found = streams("group=2,head=joined,entry=apart")
+    assert count == 0 and list(found) == ["entry", "forward", "backward", "update", "optimizer"]
+    assert found["entry"] == ["forward conv0"] and "forward last" in found["forward"]
+
+
+def test_look_ups_do_not_wait_for_first_layers_that_take_long() -> None:
+    """A sample's look-ups in six layers take 166 thousand cycles; first layers 864, or 18,816 with a large kernel."""
+    wide = replace(FIRST, taps=49, positions=4096)
+    assert has_entry([wide, *[MAP] * 6], 0, MACHINE) and not has_entry([FIRST, *[MAP] * 6], 0, MACHINE)
+    assert has_entry([FIRST, MAP, LARGE, LAST], 2, MACHINE), "beside a head always"
+    assert not has_entry([wide, *[MAP] * 6], 0, load_machine("h2l-edge")), "it has no memory for it"
+    assert not has_entry([MAP, MAP], 0, MACHINE) and not has_entry([wide, wide], 0, MACHINE)
+    assert has_entry([FIRST, MAP], 0, MACHINE, "apart") and not has_entry([wide, MAP], 0, MACHINE, "joined")
 
 
 def test_jobs_are_short_where_the_weights_of_a_head_take_long_to_come() -> None:

@@ -12,7 +12,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, Memory, load_machine
 from h2learn.compiler.mapping.cost import backward_job, between_turns, weights_job
 from h2learn.compiler.mapping.layout import slot_channels
-from h2learn.compiler.mapping.streams import HEAD, share
+from h2learn.compiler.mapping.streams import ENTRY, HEAD, share
 from h2learn.compiler.mapping.tiling import (
     BACKWARD_TURN,
     PLAIN_NEURON,
@@ -236,7 +236,7 @@ def test_engines_that_a_head_waits_for_have_short_jobs_of_one_time_step() -> Non
 @pytest.mark.parametrize("inputs", [(256, 7), (4096, 1)], ids=["behind maps", "behind a linear layer"])
 def test_jobs_between_those_of_other_streams_have_operands_of_a_turn_on_chip(inputs: tuple[int, int]) -> None:
     """More and smaller pieces of weights than two, which fill most of the memory."""
-    machine = share(load_machine("h2l-v0"), HEAD, headed=True)
+    machine = share(load_machine("h2l-v0"), HEAD, (ENTRY, HEAD))
     channels, side = inputs
     shape = ConvShape(6, 2, side, side, channels, 1, 1, 4096, (side, side), (1, 1), (0, 0), True, False, 2)
     alone, ahead = (plan_forward(shape, machine, FREE, between=between) for between in (False, True))

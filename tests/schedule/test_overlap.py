@@ -15,7 +15,7 @@ import pytest
 import h2learn
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.backends.h2learn.object_file import new_note
-from h2learn.compiler.mapping.streams import FORWARD, OPTIMIZER, PLACES, share, share_base
+from h2learn.compiler.mapping.streams import ENTRY, FORWARD, HEAD, OPTIMIZER, PLACES, share, share_base
 from h2learn.program import Result
 
 STEPS, BATCH = 4, 16
@@ -78,7 +78,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
         *(
             (overlap, f"group=2,{choices}")
             for overlap in ("backward", "all")
-            for choices in ("head=joined", "head=apart", "head=apart,jobs=short")
+            for choices in ("entry=joined", "entry=apart", "head=apart", "head=apart,jobs=short")
         ),
         ("all", "groups=1+3+4+4+4,head=apart"),
     ],
@@ -159,15 +159,12 @@ def test_the_step_comes_near_its_bounds(network: str) -> None:
     assert found["pipeline"] < 1.75 and serial > 2.25
 
 
-@pytest.mark.parametrize("headed", [False, True])
-def test_streams_share_every_memory_without_overlap(headed: bool) -> None:
+@pytest.mark.parametrize("apart", [(), (ENTRY,), (ENTRY, HEAD)])
+def test_streams_share_every_memory_without_overlap(apart: tuple[str, ...]) -> None:
     for name in ("h2l-v0", "h2l-edge"):
         machine = load_machine(name)
         for memory in "WSUGMAL":
-            spans = {
-                part: (share_base(machine, part, headed=headed)[memory], share(machine, part, headed=headed))
-                for part in PLACES
-            }
+            spans = {part: (share_base(machine, part, apart)[memory], share(machine, part, apart)) for part in PLACES}
             ranges = {part: (start, start + chip.memory_bytes(memory)) for part, (start, chip) in spans.items()}
             # the optimizer begins when the forward part is through
             assert ranges[OPTIMIZER][0] == ranges[FORWARD][0] and ranges[OPTIMIZER][1] >= ranges[FORWARD][1]
