@@ -18,6 +18,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ..jit import jit
+from .compaction import list_chosen, pack_chosen, spread_chosen
+from .rows import LANES
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -32,6 +34,9 @@ COLLECT = np.uint64(0x0102040810204080)
 LOW_SEVEN = np.uint64(0x7F7F7F7F7F7F7F7F)
 EXPONENT = np.uint32(0x7F800000)
 EXPONENT_HALF = np.uint16(0x7C00)
+STRIP_BITS = np.uint64(LANES)
+STRIP = np.uint64((1 << LANES) - 1)
+"""The bits of as many channels as vector registers have lanes."""
 
 
 @intrinsic
@@ -239,14 +244,18 @@ def decode_lists(
                 source = (slot + np.uint64(1)) * np.uint64(4)
                 for i in range(live):
                     values[target + i] = half_value(narrow_values[source + i])
-            else:
-                source = (slot + np.uint64(1)) * np.uint64(2)
                 for i in range(live):
-                    values[target + i] = wide_values[source + i]
-            for i in range(live):
-                channels[target + i] = np.uint32((first + lowest(bitmap)) * factor)
-                bitmap &= bitmap - np.uint64(1)
-            target += live
+                    channels[target + i] = np.uint32((first + lowest(bitmap)) * factor)
+                    bitmap &= bitmap - np.uint64(1)
+                target += live
+                continue
+            source = (slot + np.uint64(1)) * np.uint64(2)
+            while bitmap:
+                number = np.uint32(first * factor)
+                list_chosen(channels, target, values, target, wide_values, source, bitmap, number, np.uint32(scale))
+                chosen = population(bitmap & STRIP)
+                target, source, bitmap = target + chosen, source + chosen, bitmap >> STRIP_BITS
+                first += STRIP_BITS
         live = target - position * width
         counts[position] = np.uint32(live)
         total += live
@@ -300,11 +309,12 @@ def encode_where(
                 for i in range(live):
                     narrow_values[target + i] = half_bits(values[start + lowest(bitmap)])
                     bitmap &= bitmap - np.uint64(1)
-            else:
-                target = (slot + np.uint64(1)) * np.uint64(2)
-                for i in range(live):
-                    wide_values[target + i] = values[start + lowest(bitmap)]
-                    bitmap &= bitmap - np.uint64(1)
+                continue
+            target = (slot + np.uint64(1)) * np.uint64(2)
+            while bitmap:
+                pack_chosen(wide_values, target, values, start, bitmap)
+                target, start = target + population(bitmap & STRIP), start + STRIP_BITS
+                bitmap >>= STRIP_BITS
     return np.int64(total)
 
 
@@ -327,11 +337,17 @@ def decode_where(
             bitmap = live_bits(slots[slot], min(block_channels, width - first))
             live = population(bitmap)
             total += live
-            source = (slot + np.uint64(1)) * np.uint64(4 if half else 2)
-            for i in range(live):
-                value = half_value(narrow_values[source + i]) if half else wide_values[source + i]
-                values[start + lowest(bitmap)] = value
-                bitmap &= bitmap - np.uint64(1)
+            if half:
+                source = (slot + np.uint64(1)) * np.uint64(4)
+                for i in range(live):
+                    values[start + lowest(bitmap)] = half_value(narrow_values[source + i])
+                    bitmap &= bitmap - np.uint64(1)
+                continue
+            source = (slot + np.uint64(1)) * np.uint64(2)
+            while bitmap:
+                spread_chosen(values, start, wide_values, source, bitmap)
+                source, start = source + population(bitmap & STRIP), start + STRIP_BITS
+                bitmap >>= STRIP_BITS
     return np.int64(total)
 
 

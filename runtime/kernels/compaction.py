@@ -9,18 +9,20 @@ here emit LLVM code while an intrinsic is compiled; a choice is a 16-bit number,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # comes without stubs
-from numba.core import cgutils
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
-from .rows import LANES, load_lanes, store_lanes
+from .rows import LANES, load_lanes, splat, store_lanes
 
 _SHORT, _U64 = ir.IntType(LANES), ir.IntType(64)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
 _KINDS = {"float": "f32", "i32": "i32"}
+_LANE_NUMBERS = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
 _FEATURE = "+avx512f"
 
 
@@ -72,6 +74,80 @@ def store_first(builder: Any, vector: Any, place: Any, count: Any) -> None:
 def count_chosen(builder: Any, chosen: Any) -> Any:
     """Emit how many lanes are chosen (uint64)."""
     return builder.ctpop(builder.zext(chosen, _U64))
+
+
+@intrinsic
+def pack_chosen(typing_context: Any, target: Any, to: Any, source: Any, at: Any, chosen: Any) -> Any:
+    """``target[to ..]`` = those of the sixteen elements of ``source`` from ``at`` on that ``chosen`` has a bit for.
+
+    Arrays of float32; nothing else is read or written.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, place = _chosen_bits(builder, args[4]), _places(context, builder, signature, args)
+        vector = load_lanes(builder, place(2), _U64(0), builder.bitcast(bits, _BITS))
+        packed = together(context, builder, vector, bits)
+        store_first(builder, packed, place(0), count_chosen(builder, bits))
+        return context.get_dummy_value()
+
+    return types.void(target, to, source, at, chosen), codegen
+
+
+@intrinsic
+def spread_chosen(typing_context: Any, target: Any, to: Any, source: Any, at: Any, chosen: Any) -> Any:
+    """The inverse of ``pack_chosen``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, place = _chosen_bits(builder, args[4]), _places(context, builder, signature, args)
+        mask, packed = builder.bitcast(bits, _BITS), load_first(builder, place(2), count_chosen(builder, bits))
+        spaced = apart(context, builder, packed, bits, ir.Constant(packed.type, [0.0] * LANES))
+        store_lanes(builder, spaced, place(0), _U64(0), mask)
+        return context.get_dummy_value()
+
+    return types.void(target, to, source, at, chosen), codegen
+
+
+@intrinsic
+def list_chosen(
+    typing_context: Any,
+    channels: Any,
+    to: Any,
+    values: Any,
+    start: Any,
+    source: Any,
+    at: Any,
+    chosen: Any,
+    first: Any,
+    scale: Any,
+) -> Any:
+    """Append the chosen ones of sixteen channels to a list from ``to`` on: ``first`` + lane times ``scale`` (uint32).
+
+    Their values, which stand together in ``source`` from ``at`` on, go to ``values`` from ``start`` on.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, place = _chosen_bits(builder, args[6]), _places(context, builder, signature, args)
+        count = count_chosen(builder, bits)
+        numbers = builder.add(splat(builder, args[7]), builder.mul(_LANE_NUMBERS, splat(builder, args[8])))
+        store_first(builder, together(context, builder, numbers, bits), place(0), count)
+        store_first(builder, load_first(builder, place(4), count), place(2), count)
+        return context.get_dummy_value()
+
+    return types.void(channels, to, values, start, source, at, chosen, first, scale), codegen
+
+
+def _chosen_bits(builder: Any, chosen: Any) -> Any:
+    return builder.trunc(chosen, _SHORT)
+
+
+def _places(context: Any, builder: Any, signature: Any, args: Any) -> Callable[[int], Any]:
+    """Return what gives the place in an array (the argument of a number) that the argument behind it says."""
+
+    def place(index: int) -> Any:
+        data = context.make_array(signature.args[index])(context, builder, args[index]).data
+        return builder.gep(data, [args[index + 1]])
+
+    return place
 
 
 def _move(builder: Any, name: str, vector: Any, others: Any, chosen: Any) -> Any:

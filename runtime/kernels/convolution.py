@@ -33,7 +33,18 @@ from .bits import (
     population,
     round_half,
 )
-from .rows import FOUR, LANES, add_four, add_four_products, add_pair, add_products, add_rows, append, transpose_square
+from .rows import (
+    FOUR,
+    LANES,
+    add_four,
+    add_four_products,
+    add_pair,
+    add_products,
+    add_row,
+    add_rows,
+    append,
+    transpose_square,
+)
 
 I32 = npt.NDArray[np.int32]
 _NIBBLES = np.uint64(0x1111111111111111)
@@ -552,6 +563,9 @@ def sum_groups(
     Groups ``first_group .. first_group+here-1`` of ``fan`` consecutive positions, whose ``tables`` these are; sums are
     ``fresh`` where they begin with 0. ``work`` += (look-ups that add, spikes).
     """
+    if fan == 4 and k <= 2 * LANES:
+        sum_thin_groups(acc, fresh, spikes, tables, starts, shape, c, k, first_group, here, work, low, high)
+        return
     _, in_columns, _, _, _, kw = shape
     width, inputs, size = np.uint64(k), np.uint64(c), np.uint64(1) << np.uint64(fan)
     words = (c + 63) // 64
@@ -589,6 +603,83 @@ def sum_groups(
             adds += lengths[channel]
     work[0] += np.int64(adds)
     work[1] += np.int64(found)
+
+
+@jit
+def sum_thin_groups(
+    acc: F32,
+    fresh: bool,
+    spikes: U8,
+    tables: F32,
+    starts: U64,
+    shape: Shape,
+    c: int,
+    k: int,
+    first_group: int,
+    here: int,
+    work: I64,
+    low: int,
+    high: int,
+) -> None:
+    """``sum_groups`` for groups of 4 positions and few columns: rows are added at once, group by group."""
+    _, in_columns, _, _, _, kw = shape
+    width, inputs, quarter = np.uint64(k), np.uint64(c), np.uint64(16)
+    words = (c + 63) // 64
+    planes, patterns = np.empty(4 * 64, np.uint64), np.empty(64, np.uint64)
+    adds = found = np.uint64(0)
+    for unit in range(low, high):
+        tap, word = unit // words, np.uint64(unit % words)
+        shift = np.uint64((tap // kw) * in_columns + tap % kw)
+        channels = min(np.uint64(64), inputs - word * np.uint64(64))
+        row = (np.uint64(tap) * inputs + word * np.uint64(64)) * width
+        if fresh:
+            for i in range(row, row + channels * width):
+                acc[i] = np.float32(0)
+        for base in range(np.uint64(0), np.uint64(here), np.uint64(64)):
+            groups = min(np.uint64(64), np.uint64(here) - base)
+            spiked = read_planes(spikes, starts, shift, inputs, word, np.uint64(first_group) + base, groups, 4, planes)
+            if spiked == np.uint64(0):
+                continue
+            found += spiked
+            for first in range(np.uint64(0), channels, quarter):
+                gather_patterns(planes, first, patterns)
+                for group in range(groups):
+                    table, pattern = (base + group) << np.uint64(4), patterns[group]
+                    live = pattern | (pattern >> np.uint64(1)) | (pattern >> np.uint64(2)) | (pattern >> np.uint64(3))
+                    live &= _NIBBLES
+                    while live:
+                        bit = lowest(live)
+                        live &= live - np.uint64(1)
+                        target = row + (first + (bit >> np.uint64(2))) * width
+                        source = (table + ((pattern >> bit) & np.uint64(15))) * width
+                        add_row(acc, target, tables, source, width)
+                        adds += np.uint64(1)
+    work[0] += np.int64(adds)
+    work[1] += np.int64(found)
+
+
+@jit
+def gather_patterns(planes: U64, first: np.uint64, patterns: U64) -> None:
+    """``patterns[group]`` = the patterns of 4 bits of the channels ``first .. first+15`` at a group's four positions.
+
+    ``planes[group][i]`` are the channels' bits at the i-th position. With p as the position's and c as the channel's
+    number, the bits stand at 16p + c first and at 4c + p in the end; a step exchanges two bits of these places.
+    """
+    ones = np.uint64(0xFFFF)
+    for group in range(np.uint64(64)):
+        at = group * np.uint64(4)
+        x = (planes[at] >> first) & ones
+        x |= ((planes[at + np.uint64(1)] >> first) & ones) << np.uint64(16)
+        x |= ((planes[at + np.uint64(2)] >> first) & ones) << np.uint64(32)
+        x |= ((planes[at + np.uint64(3)] >> first) & ones) << np.uint64(48)
+        t = ((x >> np.uint64(24)) ^ x) & np.uint64(0x00000000FF00FF00)
+        x ^= t ^ (t << np.uint64(24))
+        t = ((x >> np.uint64(12)) ^ x) & np.uint64(0x0000F0F00000F0F0)
+        x ^= t ^ (t << np.uint64(12))
+        t = ((x >> np.uint64(6)) ^ x) & np.uint64(0x00CC00CC00CC00CC)
+        x ^= t ^ (t << np.uint64(6))
+        t = ((x >> np.uint64(3)) ^ x) & np.uint64(0x0A0A0A0A0A0A0A0A)
+        patterns[group] = x ^ t ^ (t << np.uint64(3))
 
 
 @jit

@@ -87,6 +87,28 @@ def add_pair(
 
 
 @intrinsic
+def add_row(typing_context: Any, target: Any, at: Any, source: Any, first: Any, width: Any) -> Any:
+    """``target[at:at+width] += source[first:first+width]``; best for few columns."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, origin = (
+            builder.gep(context.make_array(signature.args[i])(context, builder, args[i]).data, [args[i + 1]])
+            for i in (0, 2)
+        )
+
+        def strip(column: Any, vectors: int, mask: Any) -> None:
+            for v in range(vectors):
+                here = builder.add(column, _I64(v * LANES))
+                total = builder.fadd(load_lanes(builder, to, here, mask), load_lanes(builder, origin, here, mask))
+                store_lanes(builder, total, to, here, mask)
+
+        columns_under_mask(builder, args[4], (2,), strip)
+        return context.get_dummy_value()
+
+    return types.void(target, at, source, first, width), codegen
+
+
+@intrinsic
 def append(typing_context: Any, target: Any, at: Any, source: Any, first: Any, count: Any, addend: Any) -> Any:
     """``target[at+i] = source[first+i] + addend`` for ``i < count``; up to ``LANES - 1`` elements more are touched.
 

@@ -354,6 +354,24 @@ def test_fast_kernels_leave_the_bytes_of_the_reference(mnemonic: str, seed: int)
     assert canonical(op, twin) == canonical(op, memories)
 
 
+@pytest.mark.parametrize("c", [16, 24, 70, 130])
+@pytest.mark.parametrize("k", [7, 32, 33])
+def test_groups_of_four_positions_leave_the_bytes_of_the_reference(c: int, k: int) -> None:
+    """Sums of groups of 4 have kernels of their own, another one for few columns; channels come in words of 64."""
+
+    class Groups(Builder):
+        def draw_wu_run(self) -> None:
+            self.draw_conv()
+            self.desc |= {"c": c, "k": k, "fan": 4}
+
+    for seed in range(4):
+        op, memories = Groups("wu.run", seed).operation()
+        twin = copied(memories)
+        expected, found = reference.execute(op, memories), fast.execute(op, twin)
+        assert found.counts == expected.counts
+        assert canonical(op, twin) == canonical(op, memories)
+
+
 @pytest.mark.parametrize("mnemonic", KERNELS)
 def test_splitting_over_threads_changes_nothing(mnemonic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     three = team.Team(3)
