@@ -425,12 +425,19 @@ def tally(
     now = last = np.uint64(0)
     products = cycles = np.uint64(0)
     add_units(buckets, marks, now, np.uint64(units))
-    for position in range(np.uint64(live.size)):
+    position, size = np.uint64(0), np.uint64(live.size)
+    while position < size:
         ins = np.uint64(live[position]) if by_inputs else np.uint64(dense[position])
-        rows = np.uint64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole
+        outs = rows = np.uint64(0)
+        while True:  # positions with as many inputs are one piece of work
+            outs += np.uint64(outputs[position]) if by_outputs else np.uint64(width)
+            rows += np.uint64((outputs[position] + issue - np.uint32(1)) // issue) if by_outputs else whole
+            position += np.uint64(1)
+            if by_inputs or position == size or np.uint64(dense[position]) != ins:
+                break
         if ins == np.uint64(0):
             continue
-        products += ins * (np.uint64(outputs[position]) if by_outputs else np.uint64(width))
+        products += ins * outs
         cycles += ins * rows
         while rows:
             now = first_free(marks, now, wrap)
