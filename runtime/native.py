@@ -185,7 +185,14 @@ def clear_bytes(typing_context: Any, target: Any, count: Any) -> Any:
     """Set bytes from an address on to 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cgutils.memset(builder, builder.inttoptr(args[0], cgutils.voidptr_t), args[1], 0)
+        small = _WORD(0)
+        for size in _SMALL:
+            kind, fits = ir.IntType(8 * size), builder.icmp_unsigned("==", args[1], _WORD(size))
+            with builder.if_then(fits):
+                builder.store(kind(0), builder.inttoptr(args[0], kind.as_pointer()), align=1)
+            small = builder.or_(small, builder.zext(fits, _WORD))
+        with builder.if_then(builder.icmp_unsigned("==", small, _WORD(0))):
+            cgutils.memset(builder, builder.inttoptr(args[0], cgutils.voidptr_t), args[1], 0)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

@@ -120,6 +120,8 @@ def existing(a: I64, i2: int, i3: int, rows: int) -> tuple[int, int]:
 @jit
 def clear_rows(target: int, rows: int, size: int, down: int) -> None:
     """Set rows of ``size`` bytes, ``down`` bytes apart, to 0."""
+    if down == size:
+        size, rows = size * rows, min(rows, 1)
     for i in range(rows):
         clear_bytes(target + i * down, size)
 
@@ -127,6 +129,8 @@ def clear_rows(target: int, rows: int, size: int, down: int) -> None:
 @jit
 def copy_line(target: int, source: int, rows: int, size: int, down: int, across: int) -> None:
     """Copy ``rows`` rows of ``size`` bytes, ``down`` bytes apart in the target and ``across`` in the source."""
+    if down == across == size:
+        size, rows = size * rows, 1
     if size > _LONG:
         for i in range(rows):
             copy_bytes(target + i * down, source + i * across, size)
