@@ -35,13 +35,14 @@ HEAD_OPTIMIZER_BYTES = 18
 TRAFFIC = 1.25
 """Bytes that a step moves over the estimate: halos, tiles smaller than memory A alone allows (CIFAR VGG, h2l-edge).
 
-A head has no halos.
+A head has no halos, pooling hardly any.
 """
 
 UNUSED = 0.4
 """Share of its busy time that the channel waits in a step of one group (vgg5 and CIFAR VGG, h2l-edge).
 
 With several it is that of the largest one: the AlexNet-like takes 245 M cycles for 13 samples, 260 M in 1 and 12.
+What pooling moves keeps the channel busy by itself (digits, h2l-edge: .89 of the time in one group).
 """
 
 MOST_LAYERS = 10
@@ -71,13 +72,33 @@ class Layer:
         return self.taps * self.c * self.k
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Pooling of ``values`` numbers per sample (over all time steps) to ``results``, in windows of ``taps``.
+
+    ``spikes``: they are spikes, else currents.
+    """
+
+    values: int
+    results: int
+    taps: int
+    spikes: bool
+
+
 def choose_groups(
-    layers: Sequence[Layer], batch: int, machine: Machine, item: int, limits: TileLimits, head: int = 0
+    layers: Sequence[Layer],
+    batch: int,
+    machine: Machine,
+    item: int,
+    limits: TileLimits,
+    head: int = 0,
+    pools: Sequence[Pool] = (),
 ) -> tuple[int, ...]:
     """Return the samples of every group of a training step: the groups with the shortest estimated step.
 
-    ``item``: bytes of a stored weight. ``head``: how many of the last layers are a part of their own. ``limits`` may
-    name the groups or the most samples of equal ones. Raises H2LearnError when those named are not the batch.
+    ``item``: bytes of a stored weight. ``head``: how many of the last layers are a part of their own. ``pools``: what
+    is pooled between the layers. ``limits`` may name the groups or the most samples of equal ones. Raises
+    H2LearnError when those named are not the batch.
     """
     if limits.groups is not None:
         if limits.group is not None:
@@ -90,7 +111,7 @@ def choose_groups(
         return limits.groups
 
     def cycles(sizes: tuple[int, ...]) -> float:
-        return step_cycles(layers, sizes, machine, item, head)
+        return step_cycles(layers, sizes, machine, item, head, pools)
 
     most = min(batch, limits.group or batch)
     equal = [(size,) * (batch // size) for size in range(most, 0, -1) if batch % size == 0]
@@ -119,7 +140,7 @@ def _unequal(batch: int) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Cycles:
-    """Cycles of the parts of a step for one group, and those of the channel for maps and for the head."""
+    """Cycles of the parts of a step for one group, and of the channel for maps, for the head and for pooling."""
 
     forward: float
     linear: float
@@ -127,17 +148,30 @@ class _Cycles:
     update: float
     channel: float
     straight: float
+    pooled: float
+
+    @property
+    def moved(self) -> float:
+        """Cycles of the channel for all that is moved."""
+        return self.channel + self.straight + self.pooled
 
 
-def step_cycles(layers: Sequence[Layer], sizes: Sequence[int], machine: Machine, item: int, head: int = 0) -> float:
+def step_cycles(
+    layers: Sequence[Layer],
+    sizes: Sequence[int],
+    machine: Machine,
+    item: int,
+    head: int = 0,
+    pools: Sequence[Pool] = (),
+) -> float:
     """Estimate a step of groups of these ``sizes``: the parts follow each other once, then the slowest sets the pace.
 
-    While a group goes forward the one before goes backward. The last ``head`` layers are a part of their own. Behind
-    the last group's forward work backward and update go side by side, a layer apart, and the backward half of the
-    group's bytes and the optimizer's are moved.
+    While a group goes forward the one before goes backward. Pooling is stages of the vector unit. The last ``head``
+    layers are a part of their own. Behind the last group's forward work backward and update go side by side, a layer
+    apart, and the backward half of the group's bytes and the optimizer's are moved.
     """
     maps, last = layers[: len(layers) - head], layers[len(layers) - head :]
-    of = {size: _group_cycles(maps, last, size, machine, item) for size in set(sizes)}
+    of = {size: _group_cycles(maps, last, pools, size, machine, item) for size in set(sizes)}
     groups = [of[size] for size in sizes]
     rate = machine.dram.bytes_per_cycle
     steps = OPTIMIZER_BYTES * sum(layer.weights for layer in maps) / rate
@@ -148,32 +182,72 @@ def step_cycles(layers: Sequence[Layer], sizes: Sequence[int], machine: Machine,
     tail = (end.channel / 2 + steps) * TRAFFIC + straight_steps
     behind = max(end.backward + end.update * share, end.update + end.backward * share, tail)
     paces = sum(_pace(before, after) for before, after in pairwise(groups))
-    return max(moved * (1 + UNUSED * max(sizes) / sum(sizes)), first.forward + first.linear + paces + behind)
+    busy = moved * (1 + UNUSED * max(sizes) / sum(sizes)) + sum(one.pooled for one in groups)
+    return max(busy, first.forward + first.linear + paces + behind)
 
 
 def _pace(before: _Cycles, after: _Cycles) -> float:
     """Return how long a group takes forward beside the backward work of the one before."""
-    channel = (before.channel + before.straight + after.channel + after.straight) / 2
+    channel = (before.moved + after.moved) / 2
     return max(after.forward, after.linear, before.backward, before.update, channel)
 
 
-def _group_cycles(maps: Sequence[Layer], last: Sequence[Layer], group: int, machine: Machine, item: int) -> _Cycles:
-    """Return the cycles of a group of samples in the layers of ``maps`` and in those of a head."""
+def _group_cycles(
+    maps: Sequence[Layer], last: Sequence[Layer], pools: Sequence[Pool], group: int, machine: Machine, item: int
+) -> _Cycles:
+    """Return the cycles of a group of samples in the layers of ``maps``, in those of a head and in ``pools``."""
     rate = machine.dram.bytes_per_cycle
+    stages = [_pool_stages(pool, item) for pool in pools]
+    lanes = machine.vector.lanes
+
+    def vector(stage: _VectorStage) -> float:
+        return group * max(stage.elements / lanes, stage.bytes / rate)
+
     return _Cycles(
-        forward=sum(
-            max(forward_cycles(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps
-        ),
+        forward=sum(max(forward_cycles(layer, group, machine), _bytes(layer, item, machine)) + BORDER for layer in maps)
+        + sum(vector(stage) for there, _ in stages for stage in there),
         linear=sum(2 * max(_head(layer, group, machine), _bytes(layer, item, machine) + BORDER) for layer in last),
         backward=sum(
             max(_backward(layer, group, machine), _bytes(layer, item, machine)) + BORDER
             for layer in maps
             if not layer.first
-        ),
+        )
+        + sum(vector(stage) for _, back in stages for stage in back),
         update=sum(_update(layer, group, machine) + BORDER for layer in (*maps, *last)),
         channel=sum(_traffic(layer, group, item, machine) for layer in maps) / rate,
         straight=sum(_traffic(layer, group, item, machine) for layer in last) / rate,
+        pooled=group * sum(stage.bytes for there, back in stages for stage in (*there, *back)) / rate,
     )
+
+
+@dataclass(frozen=True)
+class _VectorStage:
+    """What a stage of the vector unit does for a sample: elements and bytes of DRAM traffic."""
+
+    elements: int
+    bytes: float
+
+
+def _pool_stages(pool: Pool, item: int) -> tuple[list[_VectorStage], list[_VectorStage]]:
+    """Return the stages that pooling adds to the forward and to the backward part.
+
+    Where spikes are pooled, their gradient goes back through the windows and then through the neurons in stages of
+    their own, as fp32. Where currents are, convolution and neurons have stages of their own, with fp32 between them and
+    the pooling, and gradients are slots. What neurons keep is in the traffic of their layer.
+    """
+    slots = item * GRADIENT_DENSITY + 1 / 8
+    if pool.spikes:
+        there = [_VectorStage(pool.results * pool.taps, pool.values / 8 + pool.results * (1 + 1 / 8))]
+        back = [
+            _VectorStage(pool.values * pool.taps, 4 * pool.values + 5 * pool.results),
+            _VectorStage(pool.values, (4 + slots) * pool.values),
+        ]
+        return there, back
+    there = [
+        _VectorStage(pool.results * pool.taps, 8 * pool.values + 4 * pool.results),
+        _VectorStage(pool.results, 4 * pool.results),
+    ]
+    return there, [_VectorStage(pool.values * pool.taps, slots * (pool.values + pool.results))]
 
 
 def _images(layer: Layer, group: int) -> int:

@@ -14,7 +14,7 @@ from xdsl.passes import ModulePass
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
-from h2learn.compiler.mapping.groups import Layer, choose_groups
+from h2learn.compiler.mapping.groups import Layer, Pool, choose_groups
 from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.dialects.common import (
@@ -70,7 +70,7 @@ class SpikeToLutPass(ModulePass):
                 layers = _layers(source)
                 context.head = _head(source, head_of(layers, machine, limits.head))
                 head = len(context.head)
-                context.groups = choose_groups(layers, batch, machine, item, limits, head)
+                context.groups = choose_groups(layers, batch, machine, item, limits, head, _pools(source))
                 if context.head:
                     op.attributes[HEAD_ATTRIBUTE] = IntAttr(len(context.head))
                 if _may_be_apart(source) and has_entry(layers, head, machine, limits.entry):
@@ -127,6 +127,16 @@ def _layers(block: Block) -> list[Layer]:
         taps, positions = prod(weight[:-2]), prod(result[-3:-1]) if len(result) > 3 else 1
         layers.append(Layer(taps, weight[-2], weight[-1], positions, steps, real, not layers))
     return layers
+
+
+def _pools(block: Block) -> list[Pool]:
+    """Return what the choice of a group needs to know of pooled maps."""
+    pools: list[Pool] = []
+    for op in (op for op in block.ops if isinstance(op, spike.PoolOp)):
+        source, result = tensor_type(op.x.type), tensor_type(op.result.type)
+        values, results = (prod(one.get_shape()) // one.get_shape()[-4] for one in (source, result))
+        pools.append(Pool(values, results, prod(op.kernel.get_values()), source.get_element_type() == i1))
+    return pools
 
 
 def _head(block: Block, count: int) -> frozenset[SSAValue]:
