@@ -622,34 +622,38 @@ def lower_dropout(ctx: TileContext, op: lut.DropoutOp) -> None:
 
 
 def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
-    """Lower a readout: all steps of some samples at once."""
+    """Lower a readout: all steps of some samples, and of some classes if there are many, at once."""
     source = ctx.values[op.x]
     steps, batch, _, _, classes = shape_of(op.x.type)
     bits = isinstance(op.x.type, SpikesType)
     memory, form = ("S", "bits") if bits else ("U", ctx.dtype)
 
     def usage(t: Tile) -> Usage:
-        source_bytes = SLOTS * steps * t.samples * row_bytes(form, classes)
-        return Usage(S=source_bytes if bits else 0, U=0 if bits else source_bytes, A=SLOTS * t.samples * classes * 4)
+        source_bytes = SLOTS * steps * t.samples * row_bytes(form, t.k)
+        return Usage(S=source_bytes if bits else 0, U=0 if bits else source_bytes, A=SLOTS * t.samples * t.k * 4)
 
     t = plan_positions(steps, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits, whole_steps=True)
     b, label = ctx.builder, ctx.label("readout", op)
     result = ctx.declare(op.logits, f"{label}.logits")
     params: dict[str, tile.Param] = {
         "n": t.samples,
-        "k": classes,
+        "k": t.k,
         "steps": steps,
         "kind": op.kind.removeprefix("membrane_") if bits else _OF_NUMBERS[op.kind],
         "dtype": ctx.dtype,
         "gblk": 0,
     }
-    with b.stage(label, op.location), ctx.sample_loop(batch, t.samples) as n:
-        sizes = (steps, t.samples, 1, 1, classes)
+    with (
+        b.stage(label, op.location),
+        ctx.sample_loop(batch, t.samples) as n,
+        b.loop("k", trips(classes, t.k)) as ik,
+    ):
+        sizes = (steps, t.samples, 1, 1, t.k)
         inputs = b.alloc("inputs", memory, form, sizes)
-        b.load(source, inputs, [0, n, 0, 0, 0], sizes)
-        logits = b.alloc("logits", "A", "f32", (t.samples, 1, 1, classes))
+        b.load(source, inputs, [0, n, 0, 0, ik * t.k], sizes)
+        logits = b.alloc("logits", "A", "f32", sizes[1:])
         b.job(tile.ReduceOp, {"dst": logits, "src": inputs}, params)
-        b.store(result, logits, [n, 0, 0, 0], (t.samples, 1, 1, classes))
+        b.store(result, logits, [n, 0, 0, ik * t.k], sizes[1:])
 
 
 _OF_NUMBERS = {
@@ -660,26 +664,30 @@ _OF_NUMBERS = {
 
 
 def lower_spread(ctx: TileContext, op: lut.SpreadOp) -> None:
-    """Lower the gradient of a maximum over time: all steps of some samples at once."""
+    """Lower the gradient of a maximum over time: all steps of some samples, and of some classes, at once."""
     gradient, source = ctx.values[op.g], ctx.values[op.x]
     steps, batch, _, _, classes = shape_of(op.x.type)
 
     def usage(t: Tile) -> Usage:
-        values = SLOTS * t.samples * classes
+        values = SLOTS * t.samples * t.k
         return Usage(U=values * steps * item_bytes(ctx.dtype), A=values * (steps + 1) * 4)
 
     t = plan_positions(steps, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits, whole_steps=True)
     b, label = ctx.builder, ctx.label("readout gradient", op)
     result = ctx.declare(op.gs, f"{label}.gs")
-    params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "steps": steps, "dtype": ctx.dtype}
-    with b.stage(label, op.location), ctx.sample_loop(batch, t.samples) as n:
-        sizes = (steps, t.samples, 1, 1, classes)
+    params: dict[str, tile.Param] = {"n": t.samples, "k": t.k, "steps": steps, "dtype": ctx.dtype}
+    with (
+        b.stage(label, op.location),
+        ctx.sample_loop(batch, t.samples) as n,
+        b.loop("k", trips(classes, t.k)) as ik,
+    ):
+        sizes = (steps, t.samples, 1, 1, t.k)
         x, g = b.alloc("read", "U", ctx.dtype, sizes), b.alloc("gradient", "A", "f32", sizes[1:])
-        b.load(source, x, [0, n, 0, 0, 0], sizes)
-        b.load(gradient, g, [n, 0, 0, 0], sizes[1:])
+        b.load(source, x, [0, n, 0, 0, ik * t.k], sizes)
+        b.load(gradient, g, [n, 0, 0, ik * t.k], sizes[1:])
         out = b.alloc("gs", "A", "f32", sizes)
         b.job(tile.SpreadOp, {"dst": out, "src": g, "x": x}, params)
-        b.store(result, out, [0, n, 0, 0, 0], sizes)
+        b.store(result, out, [0, n, 0, 0, ik * t.k], sizes)
 
 
 def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:

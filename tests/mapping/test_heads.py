@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from xdsl.dialects.builtin import IntAttr
 
 from h2learn.backends.h2learn.errors import Location
-from h2learn.backends.h2learn.machine import load_machine
+from h2learn.backends.h2learn.machine import Memory, load_machine
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.driver import Recipe, compile_to
 from h2learn.compiler.frontends.builder import NetworkBuilder
 from h2learn.compiler.mapping.groups import Layer, choose_groups, step_cycles
 from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
+from h2learn.compiler.mapping.streams import ENTRY, HEAD, OPTIMIZER, PLACES, share, share_base
 from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model, Network
 from h2learn.dialects import lut, tile
@@ -113,6 +114,25 @@ def test_look_ups_do_not_wait_for_first_layers_that_take_long() -> None:
     assert not has_entry([wide, *[MAP] * 6], 0, load_machine("h2l-edge")), "it has no memory for it"
     assert not has_entry([MAP, MAP], 0, MACHINE) and not has_entry([wide, wide], 0, MACHINE)
     assert has_entry([FIRST, MAP], 0, MACHINE, "apart") and not has_entry([wide, MAP], 0, MACHINE, "joined")
+
+
+@pytest.mark.parametrize("arch", ["h2l-v0", "h2l-edge"])
+@pytest.mark.parametrize("apart", [(), (ENTRY,), (ENTRY, HEAD)])
+def test_parts_lie_side_by_side_in_every_memory(arch: str, apart: tuple[str, ...]) -> None:
+    machine = load_machine(arch)
+    parts = [part for part in PLACES if part not in {ENTRY, HEAD} - set(apart)]
+    for memory in (field.name for field in fields(Memory)):
+        end = 0
+        for part in parts:
+            size = share(machine, part, apart).memory_bytes(memory)
+            base = share_base(machine, part, apart)[memory]
+            if part == OPTIMIZER:  # it has the forward part's memory and what follows
+                assert base + size >= end
+            else:
+                assert base == end
+            end = base + size
+        assert end <= machine.memory_bytes(memory)
+        assert memory == "G" or share(machine, parts[0], apart).memory_bytes(memory) > 0 or memory == "L"
 
 
 def test_jobs_are_short_where_the_weights_of_a_head_take_long_to_come() -> None:
