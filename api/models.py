@@ -9,7 +9,7 @@ from typing import Any
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.autodiff.spec import Train
-from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.model import Model
 from h2learn.compiler.pipeline import load_object
 

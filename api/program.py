@@ -19,7 +19,7 @@ from h2learn.backends.h2learn.object_file import ObjectFile, read_object
 from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.driver import Recipe, compile_program
 from h2learn.compiler.manager import ManagerOptions
-from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.model import Model, StepInterface, TensorSpec
 from h2learn.models import limits_text, recipe_of
 from h2learn.optional import require_torch

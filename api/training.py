@@ -22,7 +22,7 @@ from h2learn.checkpoints import Checkpoint, Progress, check_same_run, read_check
 from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.folding import folded
 from h2learn.compiler.manager import module_text
-from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.model import Model, TensorSpec
 from h2learn.data import Binning, DataSet, holds_events, load_data
 from h2learn.files import check_writable

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import moved_slot_bytes, row_bytes
-
-if TYPE_CHECKING:
-    from h2learn.compiler.mapping.tiling import ConvShape, Tile
+from h2learn.compiler.mapping.tiles import ConvShape, Tile
 
 GRADIENT_DENSITY = 0.45
 MASK_DENSITY = 0.35

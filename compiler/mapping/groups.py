@@ -19,8 +19,8 @@ from math import ceil
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.cost import GRADIENT_DENSITY, MASK_DENSITY, SPIKE_DENSITY, fans_of, lane_shape, looked_up
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.streams import BACKWARD, FORWARD, share
-from h2learn.compiler.mapping.tiling import TileLimits
 
 BORDER = 4000
 """Cycles in which an engine has nothing to do at the border of two stages of its stream (measured on CIFAR VGG)."""

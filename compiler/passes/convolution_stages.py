@@ -16,12 +16,9 @@ from xdsl.ir import SSAValue
 
 from h2learn.backends.h2learn.isa import PARAMETER_ROWS
 from h2learn.compiler.mapping.cost import defers_weights
-from h2learn.compiler.mapping.tiling import (
-    SLOTS,
-    ConvShape,
-    plan_backward,
-    plan_weights,
-)
+from h2learn.compiler.mapping.limits import SLOTS
+from h2learn.compiler.mapping.tiles import ConvShape
+from h2learn.compiler.mapping.tiling import plan_backward, plan_weights
 from h2learn.compiler.passes.optimizer_step import OptimizerStep, is_returned, step_bytes
 from h2learn.compiler.passes.stage_builder import Affine, Start
 from h2learn.compiler.passes.summed_layers import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.layout import item_bytes
-from h2learn.compiler.mapping.tiling import plan_constants
+from h2learn.compiler.mapping.vector_tiling import plan_constants
 from h2learn.compiler.passes.convolution_stages import learned_tensors, load_rows
 from h2learn.compiler.passes.summed_layers import Area
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, images, trips

@@ -9,7 +9,9 @@ from xdsl.ir import Operation, SSAValue
 from h2learn.compiler.mapping import streams
 from h2learn.compiler.mapping.cost import defers_weights
 from h2learn.compiler.mapping.layout import slot_channels
-from h2learn.compiler.mapping.tiling import NeuronKind, plan_backward, plan_constants, plan_weights, slot_cap
+from h2learn.compiler.mapping.tiles import NeuronKind, slot_cap
+from h2learn.compiler.mapping.tiling import plan_backward, plan_weights
+from h2learn.compiler.mapping.vector_tiling import plan_constants
 from h2learn.compiler.passes.tile_context import neuron_kind
 from h2learn.dialects import lut
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, InsideType, Neuron, Shape

@@ -12,8 +12,10 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.streams import BACKWARD, GIVE_WAY, HEAD, share
-from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, plan_sums
+from h2learn.compiler.mapping.tiles import ConvShape
+from h2learn.compiler.mapping.vector_tiling import plan_sums
 from h2learn.dialects import lut
 from h2learn.dialects.lut import attributes as lut_types
 from h2learn.dialects.lut.attributes import ConvGeometry, GradsType, Shape, SpikesType, StoreType, shape_of

@@ -11,7 +11,8 @@ from xdsl.dialects.builtin import LocationAttr
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.compiler.mapping import streams
-from h2learn.compiler.mapping.tiling import ConvShape, choose_planes, plan_forward
+from h2learn.compiler.mapping.tiles import ConvShape
+from h2learn.compiler.mapping.tiling import choose_planes, plan_forward
 from h2learn.dialects import lut
 from h2learn.dialects.lut.attributes import (
     WINDOWS,

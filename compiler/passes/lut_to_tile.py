@@ -19,6 +19,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.repeats import bring_together, equal_first
 from h2learn.compiler.mapping.streams import (
     BACKWARD,
@@ -31,7 +32,6 @@ from h2learn.compiler.mapping.streams import (
     UPDATE,
     streams_of,
 )
-from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
 from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder

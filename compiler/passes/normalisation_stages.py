@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.layout import item_bytes, row_bytes
-from h2learn.compiler.mapping.tiling import SLOTS, Tile, Usage, plan_positions, plan_sums
+from h2learn.compiler.mapping.limits import SLOTS
+from h2learn.compiler.mapping.tiles import Tile, Usage
+from h2learn.compiler.mapping.vector_tiling import plan_positions, plan_sums
 from h2learn.compiler.passes.stage_builder import Affine
 from h2learn.compiler.passes.summed_layers import Area
 from h2learn.compiler.passes.tile_context import Cut, TileContext, activation_window, leading, load_scalars, trips

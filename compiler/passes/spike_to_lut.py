@@ -16,7 +16,7 @@ from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
 from h2learn.compiler.mapping.groups import Layer, Pool, choose_groups
 from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
-from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.dialects.common import (
     ENTRY_ATTRIBUTE,
     HEAD_ATTRIBUTE,

@@ -17,7 +17,7 @@ from xdsl.ir import SSAValue
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.mapping.cost import lane_shape
 from h2learn.compiler.mapping.layout import item_bytes
-from h2learn.compiler.mapping.tiling import (
+from h2learn.compiler.mapping.tiles import (
     PLAIN_NEURON,
     BackwardTile,
     ConvShape,
@@ -27,9 +27,8 @@ from h2learn.compiler.mapping.tiling import (
     WeightTile,
     backward_extent,
     input_extent,
-    plan_backward,
-    plan_forward,
 )
+from h2learn.compiler.mapping.tiling import plan_backward, plan_forward
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import (
     Cut,

@@ -11,8 +11,9 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.streams import GIVE_WAY, HEAD, share
-from h2learn.compiler.mapping.tiling import BackwardTile, NeuronKind, Tile, TileLimits, WeightTile, slot_cap
+from h2learn.compiler.mapping.tiles import BackwardTile, NeuronKind, Tile, WeightTile, slot_cap
 from h2learn.compiler.passes.stage_builder import Affine, Place, StageBuilder, Start
 from h2learn.dialects import lut, tile
 from h2learn.dialects.lut import attributes as lut_types

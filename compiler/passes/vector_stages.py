@@ -9,18 +9,10 @@ from math import prod
 from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.layout import item_bytes, row_bytes
-from h2learn.compiler.mapping.tiling import (
-    SLOTS,
-    ConvShape,
-    Tile,
-    Usage,
-    gradient_extent,
-    input_extent,
-    plan_channels,
-    plan_positions,
-    plan_rows,
-    plan_weights,
-)
+from h2learn.compiler.mapping.limits import SLOTS
+from h2learn.compiler.mapping.tiles import ConvShape, Tile, Usage, gradient_extent, input_extent
+from h2learn.compiler.mapping.tiling import plan_weights
+from h2learn.compiler.mapping.vector_tiling import plan_channels, plan_positions, plan_rows
 from h2learn.compiler.passes.convolution_stages import GradientStep, NeuronStep, map_format, memory_of
 from h2learn.compiler.passes.optimizer_step import optimizer_params
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start

@@ -8,7 +8,9 @@ import pytest
 
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import SPIKES, FixedPoint
-from h2learn.compiler.mapping.tiling import ConvShape, TileLimits, choose_planes, plan_forward
+from h2learn.compiler.mapping.limits import TileLimits
+from h2learn.compiler.mapping.tiles import ConvShape
+from h2learn.compiler.mapping.tiling import choose_planes, plan_forward
 
 V0 = load_machine("h2l-v0")
 NUMBERS = [SPIKES, FixedPoint(0, 5, 2), FixedPoint(-3, 2, 1), FixedPoint(2, 3, 0), FixedPoint(-8, -8, 3)]

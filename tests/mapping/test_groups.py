@@ -11,7 +11,7 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, load_machine
 from h2learn.compiler.driver import Recipe, compile_to
 from h2learn.compiler.mapping.groups import MOST_LAYERS, WORTH, Layer, Pool, choose_groups, step_cycles
-from h2learn.compiler.mapping.tiling import TileLimits
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.dialects.common import groups_of
 from h2learn.models import load_model
 

@@ -15,8 +15,8 @@ from h2learn.compiler.driver import Recipe, compile_to
 from h2learn.compiler.frontends.builder import NetworkBuilder
 from h2learn.compiler.mapping.groups import Layer, choose_groups, step_cycles
 from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.streams import ENTRY, HEAD, OPTIMIZER, PLACES, share, share_base
-from h2learn.compiler.mapping.tiling import TileLimits
 from h2learn.compiler.model import Model, Network
 from h2learn.dialects import lut, tile
 from h2learn.dialects.common import HEAD_ATTRIBUTE
