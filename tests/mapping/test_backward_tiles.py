@@ -10,8 +10,10 @@ import h2learn
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.compiler.mapping.cost import MASK_DENSITY, backward_cost
+from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.streams import share
-from h2learn.compiler.mapping.tiling import PLAIN_NEURON, ConvShape, Tile, TileLimits, plan_backward
+from h2learn.compiler.mapping.tiles import PLAIN_NEURON, ConvShape, Tile
+from h2learn.compiler.mapping.tiling import plan_backward
 
 NET = """
 network whole

@@ -12,28 +12,21 @@ from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import Machine, Memory, load_machine
 from h2learn.compiler.mapping.cost import backward_job, between_turns, weights_job
 from h2learn.compiler.mapping.layout import slot_channels
+from h2learn.compiler.mapping.limits import SLOTS, TileLimits
 from h2learn.compiler.mapping.streams import ENTRY, HEAD, share
-from h2learn.compiler.mapping.tiling import (
-    BACKWARD_TURN,
+from h2learn.compiler.mapping.tiles import (
     PLAIN_NEURON,
-    SLOTS,
-    UPDATE_TURN,
     BackwardTile,
     ConvShape,
     ForwardTile,
     Tile,
-    TileLimits,
     Usage,
     WeightTile,
     gradient_extent,
-    plan_backward,
-    plan_channels,
-    plan_forward,
-    plan_positions,
-    plan_rows,
-    plan_weights,
     slot_cap,
 )
+from h2learn.compiler.mapping.tiling import BACKWARD_TURN, UPDATE_TURN, plan_backward, plan_forward, plan_weights
+from h2learn.compiler.mapping.vector_tiling import plan_channels, plan_positions, plan_rows
 
 SMALL = replace(load_machine("h2l-edge"), name="small", sram_kib=Memory(W=24, S=8, U=24, G=40, M=8, A=24, L=64))
 MACHINES = [load_machine("h2l-v0"), load_machine("h2l-edge"), SMALL]
