@@ -2,9 +2,11 @@
 
 While a team is at work its helpers spin inside compiled code, so that handing over a piece costs a fraction of a
 microsecond; between runs they sleep. A piece is claimed by taking one from the count in the ticket word, which also
-numbers the job: who looks at an old ticket cannot claim a piece of a new job. The caller takes pieces itself and waits
-only for those that a helper has begun, so a helper that is not scheduled delays nothing. Pieces write disjoint memory
-and every thread counts for itself, hence results and counts do not depend on who did what.
+numbers the job: who looks at an old ticket cannot claim a piece of a new job. The caller takes pieces itself, from the
+last one down, while helpers take them from the first one up: call after call, the same thread mostly has the same part
+of the samples, which is still in its caches. The caller waits only for pieces that a helper has begun, so a helper that
+is not scheduled delays nothing. Pieces write disjoint memory and every thread counts for itself, hence results and
+counts do not depend on who did what.
 """
 
 # Kernels follow Numba's typing rules, which differ from NumPy's stubs.
@@ -34,8 +36,11 @@ TICKET, DONE, AT_WORK, FAILED = (line * _LINE for line in range(4))
 KERNEL, ARGS, EXTRA, FIRST, TOTAL, PIECES, THREADS = (4 * _LINE + column for column in range(7))
 """Words of a team: the ticket, pieces done, whether helpers spin, whether a call failed; the job; how many threads."""
 _WORDS = 6 * _LINE
-_TICKET_BITS = 16
-MOST_PIECES = (1 << _TICKET_BITS) - 1
+_COUNT_BITS = 16
+MOST_PIECES = (1 << _COUNT_BITS) - 1
+_FIRST_TAKEN = (1 << _COUNT_BITS) - 1
+"""A ticket has the pieces left, above them those that helpers took from the front, above these the number of the job:
+what it changes by when the first piece that is left is taken."""
 _SPINS = 4096
 
 
@@ -44,7 +49,7 @@ def serve(words: I64, counters: I64) -> None:
     """Take pieces of jobs until the team is no longer at work; ``counters`` are those of this thread."""
     idle = 0
     while True:
-        if take_piece(words, counters):
+        if take_piece(words, counters, True):
             idle = 0
             continue
         if load_word(words, AT_WORK) == 0:
@@ -56,16 +61,17 @@ def serve(words: I64, counters: I64) -> None:
 
 
 @jit
-def take_piece(words: I64, counters: I64) -> bool:
-    """Claim a piece of the job, if there is one left, and do it."""
+def take_piece(words: I64, counters: I64, from_front: bool) -> bool:
+    """Claim the first or the last piece of those that are left of the job, if there is one, and do it."""
     ticket = load_word(words, TICKET)
-    left = ticket & MOST_PIECES
+    left, taken = ticket & MOST_PIECES, (ticket >> _COUNT_BITS) & MOST_PIECES
     if left == 0:
         return False
-    if not swap_word(words, TICKET, ticket, ticket - 1):
+    if not swap_word(words, TICKET, ticket, ticket + _FIRST_TAKEN if from_front else ticket - 1):
         return True
     pieces, total, first = words[PIECES], words[TOTAL], words[FIRST]
-    low, high = first + total * (left - 1) // pieces, first + total * left // pieces
+    piece = taken if from_front else taken + left - 1
+    low, high = first + total * piece // pieces, first + total * (piece + 1) // pieces
     if invoke(words[KERNEL], words[ARGS], words[EXTRA], low, high, counters.ctypes.data) == 0:
         store_word(words, FAILED, 1)
     add_word(words, DONE, 1)
@@ -82,9 +88,9 @@ def share(words: I64, counters: I64, kernel: int, args: int, extra: int, first: 
     words[KERNEL], words[ARGS], words[EXTRA] = kernel, args, extra
     words[FIRST], words[TOTAL], words[PIECES] = first, total, pieces
     store_word(words, DONE, 0)
-    job = load_word(words, TICKET) >> _TICKET_BITS
-    store_word(words, TICKET, ((job + 1) << _TICKET_BITS) | pieces)
-    while take_piece(words, counters[0]):
+    job = load_word(words, TICKET) >> 2 * _COUNT_BITS
+    store_word(words, TICKET, ((job + 1) << 2 * _COUNT_BITS) | pieces)
+    while take_piece(words, counters[0], False):
         pass
     waited = 0
     while load_word(words, DONE) < pieces:
