@@ -220,7 +220,8 @@ def _parts(ops: Sequence[Operation], head: int, *, entry: bool) -> dict[Operatio
         trained = trained or isinstance(op, lut.LossOp)
     layers = [op for op in ops if isinstance(op, lut.FeConvOp | lut.BeConvOp)]
     weights = {layer.w for layer in layers[len(layers) - head :]}
-    first = ops.index(layers[-head]) if head else next(n for n, op in enumerate(ops) if isinstance(op, lut.LossOp))
+    loss = next((n for n, op in enumerate(ops) if isinstance(op, lut.LossOp)), len(ops))
+    first = ops.index(layers[-head]) if head else loss
     while head and first and isinstance(ops[first - 1], lut.ConvertOp | lut.CastOp):
         first -= 1
     last = max((n for n, op in enumerate(ops) if isinstance(op, lut.BeGradOp) and op.w in weights), default=len(ops))
