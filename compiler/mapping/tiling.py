@@ -119,7 +119,7 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, join
         alone = _forward_usage(shape, t, fan, neuron)
         beside = _forward_usage(joined.shape, replace(t, c=joined.block, taps=0), joined.fan, neuron)
         spikes = t.steps * t.samples * _inputs(joined.shape, t) * row_bytes("bits", joined.block)
-        return replace(alone, W=alone.W + beside.W, L=alone.L + beside.L, S=alone.S + SLOTS * spikes)
+        return replace(alone, W=alone.W + beside.W, L=alone.L + beside.L, S=alone.S + t.ahead * spikes)
     shape = t.seen(shape)
     images = t.samples * (1 if shape.static else t.steps)
     inputs = images * _inputs(shape, t)
@@ -204,8 +204,8 @@ def _plan_backward(
         if joined is not None:
             (gh, _, _), (gw, _, _) = backward_extent(joined.shape, t)
             gblk = slot_channels(joined.shape.k, slot_cap(machine, limits))
-            gradients += SLOTS * t.steps * t.samples * gh * gw * row_bytes(slots, joined.block, gblk)
-            beside = SLOTS * joined.shape.taps * t.c * joined.block * shape.item
+            gradients += t.ahead * t.steps * t.samples * gh * gw * row_bytes(slots, joined.block, gblk)
+            beside = t.ahead * joined.shape.taps * t.c * joined.block * shape.item
         return Usage(
             W=beside + t.weight_slots(shape) * shape.under(t.rows, t.columns).taps * t.c * t.k * shape.item,
             S=SLOTS * outs * bits if fused else 0,

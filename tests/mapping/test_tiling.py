@@ -19,6 +19,7 @@ from h2learn.compiler.mapping.tiles import (
     BackwardTile,
     ConvShape,
     ForwardTile,
+    Joined,
     Tile,
     Usage,
     WeightTile,
@@ -244,6 +245,14 @@ def test_jobs_between_those_of_other_streams_have_operands_of_a_turn_on_chip(inp
     assert plain.ahead == SLOTS < back.ahead
     taps = back.rows * back.columns
     assert machine.memory_bytes("W") // 2 < back.ahead * taps * back.c * back.k * 2 <= machine.memory_bytes("W")
+
+
+def test_a_layer_summed_in_front_has_as_many_slots_of_operands() -> None:
+    machine = share(load_machine("h2l-v0"), HEAD, (ENTRY, HEAD))
+    shape = ConvShape(6, 2, 1, 1, 4096, 1, 1, 4096, (1, 1), (1, 1), (0, 0), False, False, 2)
+    tile = plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON, joined=Joined(shape, 64), between=True)
+    assert tile.ahead > SLOTS
+    assert tile.ahead * tile.c * (tile.k + 64) * shape.item <= machine.memory_bytes("W")
 
 
 @pytest.mark.parametrize("ahead", [2, 3, 4, 6])
