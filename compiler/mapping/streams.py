@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
+from enum import Enum
 
 from h2learn.backends.h2learn.machine import Machine, Memory
 
@@ -95,8 +96,16 @@ HEAD_SHARES: Shares = {
 """Shares where entry and head are parts of their own: the head needs room for weights on their way."""
 SMALL_KIB = 4096
 _WHOLE = 16
-GIVE_WAY = (BACKWARD, UPDATE)
+_GIVE_WAY = (BACKWARD, UPDATE)
 """Parts whose engines other streams want for little at a time: multipliers the head, look-ups the steps on its sums."""
+
+
+class Jobs(Enum):
+    """How the jobs of a part, which an engine finishes before it turns to another stream, stand to those of others."""
+
+    LONG = "as long as tiles make them"
+    SHORT = "short, as other streams come first at the engine"
+    BETWEEN = "between short ones of other streams"
 
 
 def is_small(machine: Machine) -> bool:
@@ -141,6 +150,13 @@ def _sizes(machine: Machine, part: str, apart: Collection[str]) -> dict[str, int
     number = PLACES.index(part)
     shares = shares_of(machine, apart)
     return {name: parts[number] * getattr(machine.sram_kib, name) // _WHOLE for name, parts in shares.items()}
+
+
+def jobs_of(part: str | None, *, short: bool) -> Jobs:
+    """Return how the jobs of ``part`` are; ``short``: backward and update work gives way to other streams soon."""
+    if not short:
+        return Jobs.LONG
+    return Jobs.SHORT if part in _GIVE_WAY else Jobs.BETWEEN if part == HEAD else Jobs.LONG
 
 
 def stream_order(first_parts: Sequence[str]) -> list[int]:

@@ -26,6 +26,7 @@ from h2learn.compiler.mapping.cost import (
 )
 from h2learn.compiler.mapping.layout import row_bytes, slot_channels
 from h2learn.compiler.mapping.limits import SLOTS, TileLimits
+from h2learn.compiler.mapping.streams import Jobs
 from h2learn.compiler.mapping.tile_search import TOO_LONG, cheapest_tile, choices_of, divisors, nothing_fits
 from h2learn.compiler.mapping.tiles import (
     PLAIN_NEURON,
@@ -82,13 +83,13 @@ def plan_forward(
     *,
     looped: bool = False,
     joined: Joined | None = None,
-    between: bool = False,
+    jobs: Jobs = Jobs.LONG,
 ) -> ForwardTile:
     """Choose the tile of a forward convolution with the neuron behind it; raises H2LearnError when nothing fits.
 
     ``reduce_block`` pins the input channels per block, ``fan`` the fan-in of the tables, when they were chosen before.
     ``looped``: the loop over time steps is outside, and one step of whole samples is computed at a time. ``joined``:
-    what is looked up in front. ``between``: its jobs come between long ones of other streams.
+    what is looked up in front. ``jobs``: how its own stand to those of other streams.
     """
     if fan is None and not shape.looked_up:
         fan = machine.forward.fan_in
@@ -98,7 +99,7 @@ def plan_forward(
         choices["c"] = (reduce_block,)
     if looped:
         choices |= {"steps": (1,), "rows": (shape.out_h,), "columns": (shape.out_w,), "k": (shape.k,)}
-    wait = _wait(machine) if between else 0.0
+    wait = _wait(machine) if jobs is Jobs.BETWEEN else 0.0
     best: list[tuple[float, ForwardTile]] = []
     for number in (pinned,) if pinned else fans_of(machine):
 
@@ -108,7 +109,7 @@ def plan_forward(
         def cost(t: Tile, number: int = number) -> float:
             return forward_cost(shape, t, machine, number, neuron.in_tile(t.k, shape.k).ublk, wait=wait).cycles
 
-        found = cheapest_tile(choices, usage, cost, machine, ahead=AHEAD if between else (SLOTS,))
+        found = cheapest_tile(choices, usage, cost, machine, ahead=AHEAD if jobs is Jobs.BETWEEN else (SLOTS,))
         if found is not None:
             best.append((found[0], ForwardTile(**found[1], fan=number)))
     return min(best, key=lambda pair: pair[0])[1] if best else nothing_fits("forward tile", machine)
@@ -157,24 +158,22 @@ def plan_backward(
     neuron: NeuronKind | None,
     looped: bool = False,
     joined: Joined | None = None,
-    gives_way: bool = False,
-    between: bool = False,
+    jobs: Jobs = Jobs.LONG,
 ) -> BackwardTile:
     """Choose the tile of an input gradient; raises H2LearnError if nothing fits.
 
     ``reduce_block`` pins the output channels per block when they were chosen before. ``neuron``: the neuron
     whose gradient alone reads the result; it joins the stage unless its slots leave no room, as with a kernel of very
     many taps. ``looped``: it must join, and one step of whole samples is computed at a time. ``joined``: what is summed
-    in front. ``gives_way``: other streams come first at the engine, whose jobs should be short. ``between``: its own
-    come between such.
+    in front. ``jobs``: how its own stand to those of other streams.
     """
     if looped:
         return _plan_backward(shape, machine, limits, reduce_block, neuron, looped=True)
     plan = partial(_plan_backward, shape, machine, limits, reduce_block)
     if neuron is not None:
         with suppress(H2LearnError):
-            return plan(neuron, joined=joined, gives_way=gives_way, between=between)
-    return plan(None, joined=joined, gives_way=gives_way, between=between)
+            return plan(neuron, joined=joined, jobs=jobs)
+    return plan(None, joined=joined, jobs=jobs)
 
 
 def _plan_backward(
@@ -186,10 +185,9 @@ def _plan_backward(
     *,
     looped: bool = False,
     joined: Joined | None = None,
-    gives_way: bool = False,
-    between: bool = False,
+    jobs: Jobs = Jobs.LONG,
 ) -> BackwardTile:
-    fused = neuron is not None
+    fused, short = neuron is not None, jobs is Jobs.SHORT
     gblk_in = slot_channels(shape.k, slot_cap(machine, limits))
     gblk_out = slot_channels(shape.c, slot_cap(machine, limits))
     kept = None if neuron is None else replace(neuron, counts=False)  # their spikes are not read
@@ -229,17 +227,17 @@ def _plan_backward(
     if looped:
         choices |= {"steps": (1,), "rows": (shape.in_h,), "columns": (shape.in_w,), "c": (shape.c,)}
     ublk = 0 if neuron is None else neuron.ublk
-    wait = _wait(machine) if between else 0.0
+    wait = _wait(machine) if jobs is Jobs.BETWEEN else 0.0
 
     def cheapest(usage: Callable[[Tile], Usage]) -> tuple[float, dict[str, int]] | None:
         return cheapest_tile(
             choices,
             usage,
-            lambda t: backward_cost(shape, t, machine, (gblk_in, gblk_out), ublk, by_steps=gives_way, wait=wait).cycles,
+            lambda t: backward_cost(shape, t, machine, (gblk_in, gblk_out), ublk, by_steps=short, wait=wait).cycles,
             machine,
-            (lambda t: backward_job(shape, replace(t, steps=1), machine)) if gives_way else None,
+            (lambda t: backward_job(shape, replace(t, steps=1), machine)) if short else None,
             _wait(machine),
-            AHEAD if between else (SLOTS,),
+            AHEAD if jobs is Jobs.BETWEEN else (SLOTS,),
         )
 
     def is_wide(t: Tile) -> bool:
@@ -247,12 +245,12 @@ def _plan_backward(
         return t.c == shape.c or missing_rows(t, machine) == 0
 
     found = cheapest(usage)
-    if found is not None and not (gives_way or between) and not is_wide(Tile(**found[1])):
+    if found is not None and jobs is Jobs.LONG and not is_wide(Tile(**found[1])):
         wide = cheapest(lambda t: usage(t) if is_wide(t) else TOO_LONG)
         found = wide if wide is not None and wide[0] <= found[0] * AS_GOOD else found
     if found is None:
         nothing_fits("backward tile", machine)
-    return BackwardTile(**found[1], fused=fused, by_steps=gives_way and found[1]["steps"] > 1)
+    return BackwardTile(**found[1], fused=fused, by_steps=short and found[1]["steps"] > 1)
 
 
 @dataclass(frozen=True)
@@ -271,14 +269,14 @@ def plan_weights(
     reduce_block: tuple[int, int, int, int] | None = None,
     step: StepBytes = StepBytes(),
     *,
-    gives_way: bool = False,
+    jobs: Jobs = Jobs.LONG,
     together: int | None = None,
 ) -> WeightTile:
     """Choose the tile of a weight gradient (or, with c = 1 and one tap, of a bias); raises H2LearnError if none fits.
 
     ``reduce_block`` pins (steps, samples, rows, columns) when they were chosen before. ``step``: what the optimizer's
     step on each tile takes, if it is in the same stage: for all its kernel positions at once or one after the other.
-    ``gives_way``: other streams come first at the engine, whose jobs should be short.
+    ``jobs``: how its own stand to those of other streams.
     ``together``: the samples of a block divide this number, not that of all samples.
     """
     gblk = slot_channels(shape.k, slot_cap(machine, limits))
@@ -304,12 +302,12 @@ def plan_weights(
         for name, size in zip(("steps", "samples", "rows", "columns"), reduce_block, strict=True):
             choices[name] = (size,)
 
-    unit = machine.weight_update
+    unit, short = machine.weight_update, jobs is Jobs.SHORT
     speed = unit.lanes_k * unit.lanes_c / LANES_OF_SHAPES
 
     def by_steps(t: Tile) -> bool:
         """Whether each step may have its job: positions are looked up in groups, which must end with the step."""
-        return gives_way and t.steps > 1 and (shape.real or t.positions % unit.fan_in == 0)
+        return short and t.steps > 1 and (shape.real or t.positions % unit.fan_in == 0)
 
     def job(t: Tile) -> float:
         return weights_job(t.seen(shape), replace(t, steps=1) if by_steps(t) else t, machine) * speed
@@ -323,7 +321,7 @@ def plan_weights(
             lambda t: weights_cost(shape, t, machine, gblk, 2 * step.A + step.W, by_tap=by_tap).cycles,
             machine,
             job,
-            turn if gives_way else JOB_CYCLES,
+            turn if short else JOB_CYCLES,
         )
 
     ways = [(by_tap, cheapest(by_tap)) for by_tap in ((False, True) if step.A and shape.taps > 1 else (False,))]

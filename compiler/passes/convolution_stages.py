@@ -142,8 +142,7 @@ def lower_backward(ctx: TileContext, op: lut.BeGradOp, *, fed_back: bool = False
         neuron=kind,
         looped=fed_back,
         joined=other and other[1],
-        gives_way=ctx.gives_way,
-        between=ctx.between,
+        jobs=ctx.jobs,
     )
     grad = reader if isinstance(reader, lut.GradOp) and t.fused else None
     b = ctx.builder
@@ -210,7 +209,7 @@ def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp 
     """Lower a weight gradient: the sums stay on chip while all positions pass by, and for the optimizer's ``step``."""
     x = op.s if isinstance(op, lut.WuOp) else op.x
     shape = _reduction(ctx, op)
-    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step), gives_way=ctx.gives_way)
+    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step), jobs=ctx.jobs)
     b = ctx.builder
     label = ctx.label("weights", op)
     source, gradient = ctx.values[x], ctx.values[op.gu]

@@ -151,8 +151,7 @@ def _input_gradient(
         context.limits,
         neuron=kind,
         looped=context.looped,
-        gives_way=context.gives_way(part),
-        between=context.between(part),
+        jobs=context.jobs(part),
     ).reduce_block
     mask = _mask(context, result)
     mode = "in" if mask is None else "dual"
@@ -265,8 +264,8 @@ def _reduction(
         part = streams.OPTIMIZER
         planned = context.conv_shape(with_time, geometry, k, real=real, whole=True)
         together = planned.batch
-    way = waits and context.gives_way(part)
-    return plan_weights(planned, context.chip(part), context.limits, gives_way=way, together=together).reduce_block
+    jobs = context.jobs(part) if waits else streams.Jobs.LONG
+    return plan_weights(planned, context.chip(part), context.limits, jobs=jobs, together=together).reduce_block
 
 
 def _pool(context: LutContext, op: Operation) -> Sequence[SSAValue]:

@@ -13,7 +13,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.backends.reference.neuron import Neuron
 from h2learn.compiler.mapping.limits import TileLimits
-from h2learn.compiler.mapping.streams import BACKWARD, GIVE_WAY, HEAD, share
+from h2learn.compiler.mapping.streams import BACKWARD, Jobs, jobs_of, share
 from h2learn.compiler.mapping.tiles import ConvShape
 from h2learn.compiler.mapping.vector_tiling import plan_sums
 from h2learn.dialects import lut
@@ -182,13 +182,9 @@ class LutContext:
         """Return the machine with the memory that ``part`` of a training step has; inference has all of it."""
         return share(self.machine, None if self.group is None else part, self.apart)
 
-    def gives_way(self, part: str) -> bool:
-        """Whether the jobs of ``part`` are short because other streams come first at its engine."""
-        return self.short_jobs and part in GIVE_WAY
-
-    def between(self, part: str) -> bool:
-        """Whether the jobs of ``part`` come between those that give way."""
-        return self.short_jobs and part == HEAD
+    def jobs(self, part: str) -> Jobs:
+        """Return how the jobs of ``part`` stand to those of other streams."""
+        return jobs_of(part, short=self.short_jobs)
 
     def conv_shape(
         self,

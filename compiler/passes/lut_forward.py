@@ -116,8 +116,7 @@ def _synapse(context: LutContext, op: spike.ConvOp | spike.LinearOp, geometry: C
     context.looks_up = context.looks_up or planned.looked_up
     enters = streams.ENTRY in context.apart and not context.looks_up
     part = streams.HEAD if in_head else streams.ENTRY if enters else streams.FORWARD
-    chip, between = context.chip(part), context.between(part)
-    plan = plan_forward(planned, chip, context.limits, looped=context.looped, between=between)
+    plan = plan_forward(planned, context.chip(part), context.limits, looped=context.looped, jobs=context.jobs(part))
     if is_real(x) and planes is None:
         conv = lut.BeConvOp(x, w, geometry, plan.reduce_block, op.location, onto=onto)
     else:

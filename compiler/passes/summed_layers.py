@@ -130,7 +130,7 @@ def plan_current(
     fan = op.fan_in if isinstance(op, lut.FeConvOp) else None
     shape = current_shape(ctx, op)
     plan = partial(plan_forward, shape, ctx.chip, ctx.limits, op.reduce_block, kind, fan)
-    return plan(looped=looped, joined=joined, between=ctx.between)
+    return plan(looped=looped, joined=joined, jobs=ctx.jobs)
 
 
 def joined_current(ctx: TileContext, op: lut.FeConvOp | lut.BeConvOp) -> tuple[lut.FeConvOp, Joined] | None:
@@ -212,8 +212,7 @@ def joined_gradient(ctx: TileContext, op: lut.BeGradOp) -> tuple[lut.BeGradOp, J
                 op.reduce_block,
                 neuron=kind,
                 joined=joined,
-                gives_way=ctx.gives_way,
-                between=ctx.between,
+                jobs=ctx.jobs,
             )
             for joined in (None, found)
         )

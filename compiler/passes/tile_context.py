@@ -12,7 +12,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.limits import TileLimits
-from h2learn.compiler.mapping.streams import GIVE_WAY, HEAD, share
+from h2learn.compiler.mapping.streams import Jobs, jobs_of, share
 from h2learn.compiler.mapping.tiles import BackwardTile, NeuronKind, Tile, WeightTile, slot_cap
 from h2learn.compiler.passes.stage_builder import Affine, Place, StageBuilder, Start
 from h2learn.dialects import lut, tile
@@ -64,14 +64,9 @@ class TileContext:
         return share(self.machine, self.builder.part, self.apart)
 
     @property
-    def gives_way(self) -> bool:
-        """Whether the jobs of the current part are short because other streams come first at its engine."""
-        return self.short_jobs and self.builder.part in GIVE_WAY
-
-    @property
-    def between(self) -> bool:
-        """Whether the jobs of the current part come between those that give way."""
-        return self.short_jobs and self.builder.part == HEAD
+    def jobs(self) -> Jobs:
+        """How the jobs of the current part stand to those of other streams."""
+        return jobs_of(self.builder.part, short=self.short_jobs)
 
     def samples(self, batch: int) -> int:
         """Return how many of ``batch`` samples a stage sees: a group, or all of them."""

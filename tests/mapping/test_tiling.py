@@ -13,7 +13,7 @@ from h2learn.backends.h2learn.machine import Machine, Memory, load_machine
 from h2learn.compiler.mapping.cost import backward_job, between_turns, weights_job
 from h2learn.compiler.mapping.layout import slot_channels
 from h2learn.compiler.mapping.limits import SLOTS, TileLimits
-from h2learn.compiler.mapping.streams import ENTRY, HEAD, share
+from h2learn.compiler.mapping.streams import ENTRY, HEAD, Jobs, share
 from h2learn.compiler.mapping.tiles import (
     PLAIN_NEURON,
     BackwardTile,
@@ -217,13 +217,15 @@ def test_engines_that_a_head_waits_for_have_short_jobs_of_one_time_step() -> Non
     """Groups of looked up positions end with the step, or the sums would be others."""
     machine = load_machine("h2l-v0")
     shape = ConvShape(6, 2, 28, 28, 128, 28, 28, 128, (3, 3), (1, 1), (1, 1), False, False, 2)
-    plain, back = (plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON, gives_way=way) for way in (False, True))
+    plain, back = (
+        plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON, jobs=jobs) for jobs in (Jobs.LONG, Jobs.SHORT)
+    )
     assert back.by_steps and not plain.by_steps and back.steps > 1
     assert backward_job(shape, replace(back, steps=1), machine) <= BACKWARD_TURN < backward_job(shape, plain, machine)
-    long, short = (plan_weights(shape, machine, FREE, gives_way=way) for way in (False, True))
+    long, short = (plan_weights(shape, machine, FREE, jobs=jobs) for jobs in (Jobs.LONG, Jobs.SHORT))
     assert short.by_steps and not long.by_steps
     assert weights_job(shape, replace(short, steps=1), machine) <= UPDATE_TURN < weights_job(shape, long, machine)
-    odd = plan_weights(shape, machine, FREE, (6, 1, 9, 9), gives_way=True)
+    odd = plan_weights(shape, machine, FREE, (6, 1, 9, 9), jobs=Jobs.SHORT)
     assert odd.steps == 6 and not odd.by_steps
 
 
@@ -233,14 +235,14 @@ def test_jobs_between_those_of_other_streams_have_operands_of_a_turn_on_chip(inp
     machine = share(load_machine("h2l-v0"), HEAD, (ENTRY, HEAD))
     channels, side = inputs
     shape = ConvShape(6, 2, side, side, channels, 1, 1, 4096, (side, side), (1, 1), (0, 0), True, False, 2)
-    alone, ahead = (plan_forward(shape, machine, FREE, between=between) for between in (False, True))
+    alone, ahead = (plan_forward(shape, machine, FREE, jobs=jobs) for jobs in (Jobs.LONG, Jobs.BETWEEN))
     assert alone.ahead == SLOTS < ahead.ahead
     assert ahead.taps * ahead.c * ahead.k <= alone.taps * alone.c * alone.k
     assert fits(forward_buffers(replace(shape, kernel=(1, 1), in_h=1, in_w=1), ahead, machine), machine)
     assert 2 * ahead.ahead * ahead.taps * ahead.c * ahead.k * shape.item > machine.memory_bytes("W")
     plain, back = (
-        plan_backward(replace(shape, real=False), machine, FREE, neuron=PLAIN_NEURON, between=between)
-        for between in (False, True)
+        plan_backward(replace(shape, real=False), machine, FREE, neuron=PLAIN_NEURON, jobs=jobs)
+        for jobs in (Jobs.LONG, Jobs.BETWEEN)
     )
     assert plain.ahead == SLOTS < back.ahead
     taps = back.rows * back.columns
@@ -250,7 +252,7 @@ def test_jobs_between_those_of_other_streams_have_operands_of_a_turn_on_chip(inp
 def test_a_layer_summed_in_front_has_as_many_slots_of_operands() -> None:
     machine = share(load_machine("h2l-v0"), HEAD, (ENTRY, HEAD))
     shape = ConvShape(6, 2, 1, 1, 4096, 1, 1, 4096, (1, 1), (1, 1), (0, 0), False, False, 2)
-    tile = plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON, joined=Joined(shape, 64), between=True)
+    tile = plan_backward(shape, machine, FREE, neuron=PLAIN_NEURON, joined=Joined(shape, 64), jobs=Jobs.BETWEEN)
     assert tile.ahead > SLOTS
     assert tile.ahead * tile.c * (tile.k + 64) * shape.item <= machine.memory_bytes("W")
 
