@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from xdsl.context import Context
 from xdsl.dialects import func
-from xdsl.dialects.builtin import FunctionType, IntAttr, ModuleOp, StringAttr, UnitAttr, i1
+from xdsl.dialects.builtin import FunctionType, ModuleOp, StringAttr
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
 from h2learn.compiler.mapping.fixed_point import FixedPoint
-from h2learn.compiler.mapping.groups import Layer, Pool, choose_groups
-from h2learn.compiler.mapping.heads import has_entry, head_of, wants_short_jobs
 from h2learn.compiler.mapping.limits import TileLimits
-from h2learn.dialects.common import (
-    ENTRY_ATTRIBUTE,
-    HEAD_ATTRIBUTE,
-    SHORT_JOBS_ATTRIBUTE,
-    apart_of,
-    get_io,
-    precision,
-    set_groups,
-    source_of,
-)
+from h2learn.dialects.common import get_io, precision, source_of
 from h2learn.dialects.lut.attributes import shape_of
-from h2learn.dialects.sgrad import ops as sgrad
 from h2learn.dialects.spike import ops as spike
-from h2learn.dialects.spike.base import tensor_type
 from h2learn.dialects.spike.interpreter import main_block
-from h2learn.dialects.spike.normalisation import BatchNormTrainOp
 
 from .lut_arguments import argument_type
 from .lut_backward import BACKWARD
 from .lut_context import LutContext, NoLoweringError
 from .lut_forward import FORWARD
 from .lut_scan import lower_scan
+from .step_parts import choose_parts
 
 LAYERS = FORWARD | BACKWARD
 LOWERINGS = LAYERS | {spike.ScanOp: lambda context, op: lower_scan(context, op, LAYERS)}
@@ -63,29 +49,7 @@ class SpikeToLutPass(ModulePass):
         limits = TileLimits.parse(self.limits)
         context = LutContext(Block(), machine, limits, precision(op), _time_steps(source))
         if any(entry.role == "loss" for entry in get_io(op)):
-            item = 4 if context.dtype == "f32" else 2
-            batch = _batch(source)
-            context.groups = (batch,)
-            if not any(isinstance(inner, BatchNormTrainOp) for inner in source.ops):  # its statistics need all samples
-                layers = _layers(source)
-                context.head = _head(source, head_of(layers, machine, limits.head))
-                head = len(context.head)
-                context.groups = choose_groups(layers, batch, machine, item, limits, head, _pools(source))
-                if context.head:
-                    op.attributes[HEAD_ATTRIBUTE] = IntAttr(len(context.head))
-                if _may_be_apart(source) and has_entry(layers, head, machine, limits.entry):
-                    op.attributes[ENTRY_ATTRIBUTE] = UnitAttr()
-                context.apart = apart_of(op)
-                context.short_jobs = wants_short_jobs(layers, head, machine, item, limits.jobs)
-                if context.short_jobs:
-                    op.attributes[SHORT_JOBS_ATTRIBUTE] = UnitAttr()
-            elif limits.groups not in (None, (batch,)):
-                raise H2LearnError(
-                    "batch normalisation takes all samples of a batch together, found groups of "
-                    + ", ".join(map(str, limits.groups or ())),
-                    hint="leave out groups=",
-                )
-            set_groups(op, context.groups)
+            choose_parts(context, op, source)
         for argument, entry in zip(source.args, get_io(op), strict=False):
             if entry.bits:
                 context.numbers[argument] = FixedPoint(0, (1 << entry.bits) - 1, entry.bits)
@@ -109,50 +73,6 @@ class _Problem:
 
 def _time_steps(block: Block) -> int:
     return next((int(op.time_steps.value.data) for op in block.ops if isinstance(op, spike.RepeatOp)), 1)
-
-
-def _batch(block: Block) -> int:
-    loss = next(op for op in block.ops if isinstance(op, sgrad.LossOp))
-    return int(tensor_type(loss.logits.type).get_shape()[0])
-
-
-def _layers(block: Block) -> list[Layer]:
-    """Return what the choice of a group needs to know of the layers, in their order."""
-    layers: list[Layer] = []
-    for op in _weighted(block):
-        weight = tensor_type(op.weight.type).get_shape()
-        result = tensor_type(op.results[0].type).get_shape()
-        steps = result[0] if len(result) in (3, 5) else 1
-        real = tensor_type(op.x.type).get_element_type() != i1
-        taps, positions = prod(weight[:-2]), prod(result[-3:-1]) if len(result) > 3 else 1
-        layers.append(Layer(taps, weight[-2], weight[-1], positions, steps, real, not layers))
-    return layers
-
-
-def _pools(block: Block) -> list[Pool]:
-    """Return what the choice of a group needs to know of pooled maps."""
-    pools: list[Pool] = []
-    for op in (op for op in block.ops if isinstance(op, spike.PoolOp)):
-        source, result = tensor_type(op.x.type), tensor_type(op.result.type)
-        values, results = (prod(one.get_shape()) // one.get_shape()[-4] for one in (source, result))
-        pools.append(Pool(values, results, prod(op.kernel.get_values()), source.get_element_type() == i1))
-    return pools
-
-
-def _head(block: Block, count: int) -> frozenset[SSAValue]:
-    """Return the weights of the last ``count`` layers, none where they cannot be a part of their own."""
-    weights = [layer.weight for layer in _weighted(block)]
-    return frozenset(weights[len(weights) - count :] if _may_be_apart(block) else ())
-
-
-def _may_be_apart(block: Block) -> bool:
-    """Whether layers can be parts of their own: loops over time leave them no order, shared weights have one place."""
-    weights = [layer.weight for layer in _weighted(block)]
-    return len(set(weights)) == len(weights) and not any(isinstance(op, spike.ScanOp) for op in block.ops)
-
-
-def _weighted(block: Block) -> list[spike.ConvOp | spike.LinearOp]:
-    return [op for op in block.ops if isinstance(op, spike.ConvOp | spike.LinearOp)]
 
 
 def _lower_arguments(context: LutContext, source: Block, roles: list[str]) -> list[_Problem]:
