@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from math import gcd
+from operator import attrgetter
 
 from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.layout import row_bytes
@@ -170,12 +171,15 @@ class Usage:
 
     def fits(self, machine: Machine) -> bool:
         """Whether every memory of ``machine`` is large enough, with some room left for alignment."""
-        return all(_fits(getattr(self, one.name), machine.memory_bytes(one.name)) for one in fields(self))
+        return all(map(_fits, _BY_MEMORY(self), _BY_MEMORY(machine.sram_kib)))
 
 
-def _fits(wanted: int, size: int) -> bool:
-    room = 4096 if size > 32768 else 512
-    return wanted == 0 or wanted + room <= size
+_BY_MEMORY = attrgetter(*(one.name for one in fields(Usage)))
+
+
+def _fits(wanted: int, kib: int) -> bool:
+    room = 4096 if kib > 32 else 512
+    return wanted == 0 or wanted + room <= kib << 10
 
 
 @dataclass(frozen=True)
