@@ -1,4 +1,4 @@
-"""Every computing instruction on compiled kernels: the same bytes as ``reference.py``, at the speed of the host.
+"""Every computing instruction on compiled kernels: the same bytes as ``reference/``, at the speed of the host.
 
 What is frequent is a block of calls (``prepared.py``), which the event loop executes too; transfers and what is rare
 stand here. Storage in half precision is widened to float32 scratch once per instruction, so that kernels exist for
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from h2learn.backends.h2learn import isa, numerics
 
-from . import prepare_engines, prepare_vector, reference
+from . import prepare_engines, prepare_vector
 from .kernels import bits, loss, planes, transfer, vector
 from .kernels.bits import F32, U32
 from .kernels.rows import LANES
@@ -36,6 +36,7 @@ from .operation import (
 )
 from .prepare_engines import Site, is_half, slot_words
 from .prepared import WORTH_A_PIECE, Arguments, Builder, Prepared
+from .reference import elements, training
 from .team import MOST_PIECES
 from .work import update_elements
 
@@ -154,13 +155,13 @@ def v_drop(op: Operation, buffers: Buffers) -> Work:
 def v_reduce(op: Operation, buffers: Buffers) -> Work:
     """``v.reduce``: rate, count, mean, maximum or last over time, as in the reference; there are few logits."""
     with np.errstate(all="ignore"):
-        return reference.v_reduce(op, buffers)
+        return elements.v_reduce(op, buffers)
 
 
 def v_spread(op: Operation, buffers: Buffers) -> Work:
     """``v.spread``: as in the reference; there are few logits."""
     with np.errstate(all="ignore"):
-        return reference.v_spread(op, buffers)
+        return elements.v_spread(op, buffers)
 
 
 def v_map(op: Operation, buffers: Buffers) -> Work:
@@ -168,7 +169,7 @@ def v_map(op: Operation, buffers: Buffers) -> Work:
     n, k = op.number("n"), op.number("k")
     if op.choice("kind") in isa.LEARNED_MAPS or op.choice("dst") == "bits":
         with np.errstate(all="ignore"):
-            return reference.v_map(op, buffers)
+            return elements.v_map(op, buffers)
     counts = {"elements": n * k}
     values = [_dense(op, name, buffers[name], counts, n) for name in ("a", "b") if name in buffers]
     result = _unrounded(op, buffers["dst"], n * k)
@@ -262,7 +263,7 @@ def v_stat(op: Operation, buffers: Buffers) -> Work:
 def v_fold(op: Operation, buffers: Buffers) -> Work:
     """``v.fold``: as in the reference; there is one row only."""
     with np.errstate(all="ignore"):
-        return reference.v_fold(op, buffers)
+        return training.v_fold(op, buffers)
 
 
 def v_norm(op: Operation, buffers: Buffers) -> Work:
@@ -277,7 +278,7 @@ def v_norm(op: Operation, buffers: Buffers) -> Work:
         return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})
     g, dst = _scratch("dense", positions * k, np.float32), _scratch("shares", positions * k, np.float32)
     counts["live_inputs"] = _densify(op, buffers["g"], positions, g)
-    count, valid = np.float32(reference.value_count(op, buffers)), _valid_samples(op, buffers)
+    count, valid = np.float32(training.value_count(op, buffers)), _valid_samples(op, buffers)
     _run(vector.denormalise, positions, x, g, par, k, count, shape, valid, dst)
     counts["live_outputs"] = _encode(op, buffers["dst"], dst, positions)
     return Work(counts | {"nonfinite": int(bits.count_nonfinite(dst))})

@@ -1,6 +1,6 @@
 """One dispatched instruction, the memories it works on, and the byte ranges that it touches.
 
-Shared by the plain reference and the fast kernels; the arithmetic itself stands in ``reference.py`` and ``fast.py``,
+Shared by the plain reference and the fast kernels; the arithmetic itself stands in ``reference/`` and ``fast.py``,
 the contract for both in ``docs/semantics.md``.
 """
 
