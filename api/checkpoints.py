@@ -14,7 +14,7 @@ import safetensors
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.errors import H2LearnError, why
 from h2learn.files import write_atomic
 
 Tensors = Mapping[str, npt.NDArray[np.float32]]
@@ -119,7 +119,7 @@ def _content(path: str | Path) -> bytes:
     except FileNotFoundError as error:
         raise H2LearnError("no such file", location=str(path)) from error
     except OSError as error:
-        raise H2LearnError((error.strerror or str(error)).lower(), location=str(path)) from error
+        raise H2LearnError(why(error), location=str(path)) from error
 
 
 def _named(tensors: Mapping[str, npt.NDArray[np.float32]], prefix: str) -> dict[str, npt.NDArray[np.float32]]:

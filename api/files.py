@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from h2learn.backends.h2learn.atomic_file import replace_file
-from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.errors import H2LearnError, why
 
 
 def check_writable(path: str | Path) -> Path:
@@ -62,5 +62,5 @@ def _write_through(target: Path, data: bytes) -> None:
 
 
 def _unwritable(path: str | Path, error: OSError) -> H2LearnError:
-    reason = (error.strerror or str(error)).lower()
+    reason = why(error)
     return H2LearnError(f"cannot write here: {reason}", location=str(path))

@@ -14,7 +14,7 @@ from xdsl.dialects import builtin
 from xdsl.ir import Operation, Region, SSAValue
 from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError, VerifyException
 
-from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.backends.h2learn.errors import H2LearnError, Location, why
 from h2learn.dialects.common import source_of
 
 
@@ -56,7 +56,7 @@ def as_user_error(error: BaseException) -> H2LearnError | None:
         case PermissionError():
             return H2LearnError("permission denied", location=_file_of(error))
         case OSError() if error.filename is not None:
-            return H2LearnError((error.strerror or str(error)).lower(), location=_file_of(error))
+            return H2LearnError(why(error), location=_file_of(error))
         case _:
             return None
 

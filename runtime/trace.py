@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from h2learn.backends.h2learn.atomic_file import replace_file
-from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.errors import H2LearnError, why
 from h2learn.backends.h2learn.isa import ENGINES
 
 from .loader import LoadedProgram
@@ -66,4 +66,4 @@ def write_trace(path: str | Path, program: LoadedProgram, spans: Sequence[Span])
     try:
         replace_file(path, text.encode())
     except OSError as error:
-        raise H2LearnError(f"cannot write the trace: {error.strerror}", location=str(path)) from error
+        raise H2LearnError(f"cannot write the trace: {why(error)}", location=str(path)) from error

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from h2learn.backends.h2learn.energy_profile import load_profile
-from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.errors import H2LearnError, why
 from h2learn.compiler.manager import ManagerOptions, PassCheck
 from h2learn.compiler.pipeline import PASSES
 from h2learn.files import check_folder
@@ -160,7 +160,7 @@ def read_text(file: str) -> str:
     except FileNotFoundError as error:
         raise H2LearnError("no such file", location=name) from error
     except OSError as error:
-        raise H2LearnError((error.strerror or str(error)).lower(), location=name) from error
+        raise H2LearnError(why(error), location=name) from error
     except UnicodeDecodeError as error:
         raise H2LearnError(
             f"expected UTF-8 text, found byte {error.object[error.start]:#04x}", location=name
@@ -175,4 +175,4 @@ def read_bytes(file: str) -> bytes:
     except FileNotFoundError as error:
         raise H2LearnError("no such file", location=name) from error
     except OSError as error:
-        raise H2LearnError((error.strerror or str(error)).lower(), location=name) from error
+        raise H2LearnError(why(error), location=name) from error

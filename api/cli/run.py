@@ -33,7 +33,9 @@ Array = npt.NDArray[np.generic]
 )
 @click.option("--lr", type=float, help="Learning rate (default: the recipe's).")
 @click.option("--seed", default=0, show_default=True, help="Seed of random encodings.")
-@click.option("--stats", type=click.Choice(["text", "json"]), help="Print all counters.")
+@click.option(
+    "--stats", is_flag=False, flag_value="text", type=click.Choice(["text", "json"]), help="Print all counters (text)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--trace", metavar="FILE", help="Write the timeline for Perfetto (ui.perfetto.dev).")
 @click.option("--sanitize", default="", metavar="CHECKS", help="Any of race,uninit,bounds; a finding is an error.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from .errors import H2LearnError
+from .errors import H2LearnError, why
 
 UNITS: dict[str, str] = {
     "fp32_add": "pJ",
@@ -74,7 +74,7 @@ def load_profile(name: str | Path | EnergyProfile) -> EnergyProfile:
         try:
             return _profile(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise H2LearnError(f"cannot read the energy profile: {error}", location=str(path)) from error
+            raise H2LearnError(f"cannot read the energy profile: {why(error)}", location=str(path)) from error
     if str(name) not in profile_names():
         raise H2LearnError(
             f"there is no energy profile {str(name)!r}", hint=f"known profiles: {', '.join(profile_names())}"

@@ -44,3 +44,9 @@ class H2LearnError(Exception):
         if self.hint:
             lines.append(f"  hint: {self.hint}")
         return "\n".join(lines)
+
+
+def why(error: Exception) -> str:
+    """Return in lower case what another library said, or of the operating system's errors what went wrong."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text[:1].lower() + text[1:]

@@ -8,9 +8,29 @@ import tomllib
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from .errors import H2LearnError
+from .errors import H2LearnError, why
+
+MOST_FAN_IN = 8
+"""Inputs of the largest look-up table that an instruction can name."""
+LANES = 4
+"""Lanes of a processing element of the backward engine."""
+MOST_ELEMENTS = 4096
+"""Of the backward engine; the simulator deals rows to every lane."""
+MOST = 1 << 20
+"""The largest whole number of a description, where it says no other."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole numbers that are multiples of ``unit``, up to ``most``."""
+
+    unit: int = 1
+    most: int = MOST
+
+
+FanIn = Annotated[int, Whole(most=MOST_FAN_IN)]
 
 
 @dataclass(frozen=True)
@@ -21,17 +41,17 @@ class ForwardEngine:
     """
 
     lanes: int
-    fan_in: int
+    fan_in: FanIn
     builder_entries: int
     skip_zero_patterns: bool = False
 
 
 @dataclass(frozen=True)
 class BackwardEngine:
-    """``elements`` processing elements of ``width`` multiply-accumulate units each."""
+    """``elements`` processing elements of ``width`` multiply-accumulate units each, in four lanes."""
 
-    elements: int
-    width: int
+    elements: Annotated[int, Whole(most=MOST_ELEMENTS)]
+    width: Annotated[int, Whole(unit=LANES)]
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class WeightUpdateEngine:
 
     lanes_k: int
     lanes_c: int
-    fan_in: int
+    fan_in: FanIn
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,7 @@ def load_machine(name: str | Path | Machine) -> Machine:
         try:
             return from_dict(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise H2LearnError(f"cannot read the machine description: {error}", location=str(path)) from error
+            raise H2LearnError(f"cannot read the machine description: {why(error)}", location=str(path)) from error
     if str(name) not in names():
         raise H2LearnError(f"there is no machine {str(name)!r}", hint=f"known machines: {', '.join(names())}")
     text = resources.files(__package__).joinpath("machines").joinpath(f"{name}.toml").read_text(encoding="utf-8")
@@ -172,25 +192,26 @@ def _parts(data: dict[str, Any]) -> str:
 
 def _build(kind: type[Any], data: object, where: str) -> Any:
     if not isinstance(data, dict):
-        raise H2LearnError(f"{where} must be a table", location=where)
-    hints = get_type_hints(kind)
-    expected = {field.name for field in fields(kind)}
+        raise H2LearnError(f"expected a table, found {data!r}", location=where)
+    hints = get_type_hints(kind, include_extras=True)
+    expected = {one.name for one in fields(kind)}
     for key in data:
         if key not in expected:
             raise H2LearnError(
                 f"unknown key {key!r}", location=where, hint=f"known keys: {', '.join(sorted(expected))}"
             )
     values: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.name not in data and field.default is not MISSING:
+    for one in fields(kind):
+        if one.name not in data and one.default is not MISSING:
             continue
-        if field.name not in data:
-            raise H2LearnError(f"key {field.name!r} is missing", location=where)
-        values[field.name] = _value(hints[field.name], data[field.name], f"{where}: {field.name}")
+        if one.name not in data:
+            raise H2LearnError(f"key {one.name!r} is missing", location=where)
+        values[one.name] = _value(hints[one.name], data[one.name], f"{where}: {one.name}")
     return kind(**values)
 
 
-def _value(kind: type[Any], value: object, where: str) -> object:
+def _value(hint: Any, value: object, where: str) -> object:
+    kind, allowed = get_args(hint) or (hint, Whole())
     if kind is str:
         if not isinstance(value, str):
             raise H2LearnError(f"expected a string, found {value!r}", location=where)
@@ -205,5 +226,9 @@ def _value(kind: type[Any], value: object, where: str) -> object:
             raise H2LearnError(
                 f"expected a positive {'integer' if kind is int else 'number'}, found {value!r}", location=where
             )
+        unit, most = allowed.unit, allowed.most
+        if kind is int and (value > most or value % unit):
+            multiple = f" that is a multiple of {unit}" if unit > 1 else ""
+            raise H2LearnError(f"expected an integer{multiple} from {unit} to {most}, found {value}", location=where)
         return kind(value)
     return _build(kind, value, where)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic_file import replace_file
-from .errors import H2LearnError
+from .errors import H2LearnError, why
 from .isa import ISA_VERSION, MAX_PLANES, WORD_BYTES, isa_hash
 from .machine import Machine, from_dict
 
@@ -103,7 +103,7 @@ class ObjectFile:
         try:
             replace_file(path, contents)
         except OSError as error:
-            raise H2LearnError(f"cannot write the object file: {error.strerror}", location=str(path)) from error
+            raise H2LearnError(f"cannot write the object file: {why(error)}", location=str(path)) from error
 
 
 def new_note(machine: Machine, **fields: Any) -> dict[str, Any]:

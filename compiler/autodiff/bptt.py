@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from xdsl.dialects import builtin, func
 from xdsl.dialects.builtin import TensorType, f32, i1, i32
@@ -67,23 +68,24 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
     what = _loss(spec, logits)
     loss = spike.LossOp(logits, label, scalars, what, location=where)
     block.add_op(loss)
-    trained = [p for p in arguments.parameters if p not in statistics]
-    gradients = _backward(block, logits, label, scalars, what, scale, trained)
+    names = arguments.parameter_entries
+    own = {p: e for p, e in zip(arguments.parameters, names, strict=True) if p not in statistics}
+    gradients = _backward(block, logits, label, scalars, what, scale, {p: e.name for p, e in own.items()})
 
     optimizer = spec.optimizer
     position = arguments.parameters[-1].index + 1
-    updates = _update(block, position, trained, gradients, scalars, optimizer, 1.0 / scale)
+    updates = _update(block, position, list(own), gradients, scalars, optimizer, 1.0 / scale)
     kept = gradients if spec.keep_gradients else []
-    new = statistics | {p: u.new_parameter for p, u in zip(trained, updates, strict=True)}
+    new = statistics | {p: u.new_parameter for p, u in zip(own, updates, strict=True)}
     results = [loss.result, *outputs, *kept, *(new[p] for p in arguments.parameters)]
     results += [u.new_states[n] for n in range(len(optimizer.states)) for u in updates]
     block.add_op(_return(results, end))
     for scan in scans(block):
         without_unused_values(scan)
 
-    names = arguments.parameter_entries
-    own = [e for p, e in zip(arguments.parameters, names, strict=True) if p not in statistics]
-    states = [replace(e, name=state_name(state, e.name), role="state") for state in optimizer.states for e in own]
+    states = [
+        replace(e, name=state_name(state, e.name), role="state") for state in optimizer.states for e in own.values()
+    ]
     function = block.parent_op()
     assert isinstance(function, func.FuncOp)
     function.function_type = builtin.FunctionType.from_lists([a.type for a in block.args], [r.type for r in results])
@@ -97,7 +99,7 @@ def differentiate(module: builtin.ModuleOp, spec: Train) -> builtin.ModuleOp:
             IoEntry("scalars", "scalars"),
             IoEntry("loss", "loss"),
             *output_entries,
-            *(replace(e, role="gradient") for e in own if spec.keep_gradients),
+            *(replace(e, role="gradient") for e in own.values() if spec.keep_gradients),
             *names,
             *states,
         ],
@@ -237,9 +239,10 @@ def _backward(
     scalars: SSAValue,
     what: Loss,
     scale: float,
-    parameters: Sequence[BlockArgument],
+    names: Mapping[BlockArgument, str],
 ) -> list[SSAValue]:
-    """Append the gradient ops and return the gradient of every parameter."""
+    """Append the gradient ops and return the gradient of every parameter of ``names``, in its order."""
+    parameters = list(names)
     forward = list(block.ops)[:-1]
     needed: set[SSAValue] = set(parameters)
     for op in forward:
@@ -258,10 +261,17 @@ def _backward(
             before = gradients.get(operand)
             both = gradient if before is None else tape.emit(sgrad.AddOp(before, gradient, location=op.location))
             gradients[operand] = both
-    missing = [p.name_hint or f"argument {p.index}" for p in parameters if p not in gradients]
-    if missing:
-        raise H2LearnError(f"expected every parameter to influence the loss, found {missing[0]} that does not")
-    return [gradients[p] for p in parameters]
+    return [gradients[p] if p in gradients else _without_gradient(p, names[p]) for p in parameters]
+
+
+def _without_gradient(parameter: BlockArgument, name: str) -> NoReturn:
+    """Raise H2LearnError: no gradient of the loss reaches ``parameter``."""
+    use = next(iter(parameter.uses), None)
+    raise H2LearnError(
+        f"expected every parameter to get a gradient of the loss, found {name} that gets none",
+        location=None if use is None else source_of(use.operation),
+        hint="no output depends on its layer, or only by what has no gradient, such as the spikes of a gate of reals",
+    )
 
 
 def _update(

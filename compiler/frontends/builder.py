@@ -297,7 +297,11 @@ class NetworkBuilder:
 
         Gradients pass to both where ``x`` are spikes, else to ``x`` alone.
         """
-        if not by.is_spikes or (x.shape, x.maps) != (by.shape, by.maps):
+        if not by.is_spikes:
+            raise H2LearnError(
+                f"expected spikes as the second value of a gate, found {by.describe()}", location=location
+            )
+        if (x.shape, x.maps) != (by.shape, by.maps):
             raise H2LearnError(
                 f"expected spikes of the shape of {x.describe()} for a gate, found {by.describe()}", location=location
             )

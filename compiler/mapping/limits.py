@@ -6,8 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.machine import MOST_FAN_IN
 from h2learn.compiler.mapping.streams import OVERLAPS
 
+MOST_DIGITS = 18
 SLOTS = 2  # every buffer that crosses engines is double-buffered
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -61,6 +63,8 @@ class TileLimits:
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, _, value = part.partition("=")
+            if name in values:
+                raise H2LearnError(f"{name} is given twice, as {values[name]} and as {value}")
             if name in CHOICES:
                 if value not in CHOICES[name]:
                     known_values = ", ".join(CHOICES[name])
@@ -70,12 +74,14 @@ class TileLimits:
             if name == "groups":
                 values[name] = _sizes(value)
                 continue
-            if name not in known or not value.isdigit() or int(value) < 1:
+            if name not in known or not _is_count(value):
                 raise H2LearnError(
                     f"cannot read the tile limit {part!r}",
                     hint=f"write name=count with a name of {', '.join(sorted(known))}",
                 )
             values[name] = int(value)
+            if name == "fan" and values[name] > MOST_FAN_IN:
+                raise H2LearnError(f"expected a fan-in of look-up tables from 1 to {MOST_FAN_IN}, found {value}")
         return TileLimits(**values)
 
     @property
@@ -92,9 +98,13 @@ class TileLimits:
 def _sizes(text: str) -> tuple[int, ...]:
     """Return the sizes of groups in ``"1+3+4"``; raises H2LearnError for anything else."""
     sizes = text.split("+")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+    if not all(map(_is_count, sizes)):
         raise H2LearnError(f"cannot read the groups {text!r}", hint="write the samples of each, such as groups=1+3+4+4")
     return tuple(int(size) for size in sizes)
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0
 
 
 def _text(value: int | str | tuple[int, ...]) -> str:

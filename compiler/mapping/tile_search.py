@@ -11,6 +11,10 @@ from h2learn.backends.h2learn.machine import Machine
 from h2learn.compiler.mapping.limits import SLOTS, TileLimits
 from h2learn.compiler.mapping.tiles import ConvShape, Tile, Usage
 
+CHANNEL_UNIT = 8
+"""Channels are cut in multiples of this: eight spikes are a byte."""
+UNCUT = 16
+"""So few channels are no reason that nothing fits."""
 TOO_LONG = Usage(A=1 << 62)
 """Fits nowhere."""
 Choices = dict[str, tuple[int, ...]]
@@ -29,8 +33,8 @@ def choices_of(shape: ConvShape, height: int, width: int, limits: TileLimits, un
         "samples": tuple(divisors(shape.batch, limits.samples, 1)),
         "rows": tuple(extents(height, limits.rows, units.get("rows", 1))),
         "columns": tuple(extents(width, limits.columns, units.get("columns", 1))),
-        "c": tuple(divisors(shape.c, limits.c, max(8, units.get("c", 8)))),
-        "k": tuple(divisors(shape.k, limits.k, max(8, units.get("k", 8)))),
+        "c": tuple(divisors(shape.c, limits.c, max(CHANNEL_UNIT, units.get("c", 1)))),
+        "k": tuple(divisors(shape.k, limits.k, max(CHANNEL_UNIT, units.get("k", 1)))),
         "taps": tuple(_kernel_parts(shape)),
     }
 
@@ -102,12 +106,17 @@ def largest_tile(
     return None
 
 
-def nothing_fits(what: str, machine: Machine) -> NoReturn:
-    """Raise H2LearnError: there is no room for the smallest ``what``."""
-    raise H2LearnError(
-        f"no {what} fits the on-chip memories of {machine.name}",
-        hint="use a machine with more SRAM, or fewer channels",
-    )
+def nothing_fits(what: str, machine: Machine, channels: Sequence[int] = ()) -> NoReturn:
+    """Raise H2LearnError: there is no room for the smallest ``what``; ``channels``: the counts that it was cut from."""
+    whole = [count for count in channels if count > UNCUT and min(divisors(count, None, CHANNEL_UNIT)) == count]
+    hint = "use a machine with more SRAM, or fewer channels"
+    if whole:
+        count = max(whole)
+        hint = (
+            f"channels are cut into equal parts of a multiple of {CHANNEL_UNIT}, which {count} has not: "
+            f"take {round_up(count, 2 * CHANNEL_UNIT)}, or a machine with more SRAM"
+        )
+    raise H2LearnError(f"no {what} fits the on-chip memories of {machine.name}", hint=hint)
 
 
 def _regrow(

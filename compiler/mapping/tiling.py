@@ -112,7 +112,7 @@ def plan_forward(
         found = cheapest_tile(choices, usage, cost, machine, ahead=AHEAD if jobs is Jobs.BETWEEN else (SLOTS,))
         if found is not None:
             best.append((found[0], ForwardTile(**found[1], fan=number)))
-    return min(best, key=lambda pair: pair[0])[1] if best else nothing_fits("forward tile", machine)
+    return min(best, key=lambda pair: pair[0])[1] if best else nothing_fits("forward tile", machine, (shape.c, shape.k))
 
 
 def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, joined: Joined | None = None) -> Usage:
@@ -249,7 +249,7 @@ def _plan_backward(
         wide = cheapest(lambda t: usage(t) if is_wide(t) else TOO_LONG)
         found = wide if wide is not None and wide[0] <= found[0] * AS_GOOD else found
     if found is None:
-        nothing_fits("backward tile", machine)
+        nothing_fits("backward tile", machine, (shape.c, shape.k))
     return BackwardTile(**found[1], fused=fused, by_steps=short and found[1]["steps"] > 1)
 
 
@@ -327,7 +327,7 @@ def plan_weights(
     ways = [(by_tap, cheapest(by_tap)) for by_tap in ((False, True) if step.A and shape.taps > 1 else (False,))]
     found = [(*plan, by_tap) for by_tap, plan in ways if plan is not None]
     if not found:
-        nothing_fits("weight-gradient tile", machine)
+        nothing_fits("weight-gradient tile", machine, (shape.c, shape.k))
     _, tile, by_tap = min(found, key=lambda plan: plan[0])
     chosen = Tile(**tile)
     stay = what_stays(shape, chosen, machine, gblk)

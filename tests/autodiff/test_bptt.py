@@ -209,6 +209,11 @@ def test_what_cannot_be_trained_is_refused():
     builder.output("y", builder.li(x, 0.5, HERE))
     with pytest.raises(H2LearnError, match="logits"):
         differentiate(builder.finish("n", HERE).module, Train())
+    text = "network n\ninput x: 3 over time\ntime steps: 2\nlinear gate: 3 features\nlif s\nkeep: x, s\n"
+    model = parse_snn(text + "linear out: 2 features\nli: decay 1\nreadout membrane last\n", "net.snn")
+    with pytest.raises(H2LearnError, match=re.escape("found gate.weight that gets none")) as caught:
+        differentiate(model.module, Train())
+    assert str(caught.value.location) == "net.snn:4:1"
     with pytest.raises(H2LearnError, match="model without training"):
         differentiate(differentiate(small(), Train()), Train())
 

@@ -165,7 +165,7 @@ def test_files_without_a_network_are_refused(text):
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    with pytest.raises(H2LearnError, match="expected a readable file, found No such file"):
+    with pytest.raises(H2LearnError, match="expected a readable file, found no such file"):
         load_snn(tmp_path / "missing.snn")
     with pytest.raises(H2LearnError, match="expected a readable file"):
         load_snn(tmp_path)

@@ -290,6 +290,16 @@ def test_what_fits_nowhere_is_refused_with_the_machine_s_name() -> None:
         plan_forward(shape, SMALL, FREE)
 
 
+@pytest.mark.parametrize(("channels", "named", "better"), [((500, 500), 500, 512), ((512, 1001), 1001, 1008)])
+def test_channels_that_cannot_be_cut_are_named(channels: tuple[int, int], named: int, better: int) -> None:
+    c, k = channels
+    shape = ConvShape(1, 1, 1, 1, c, 1, 1, k, (1, 1), (1, 1), (0, 0), False, False, 4)
+    with pytest.raises(H2LearnError, match="no forward tile fits") as caught:
+        plan_forward(shape, SMALL, FREE)
+    assert f"which {named} has not: take {better}," in caught.value.hint
+    plan_forward(replace(shape, c=-(-c // 16) * 16, k=-(-k // 16) * 16), SMALL, FREE)
+
+
 def test_positions_keep_steps_and_units() -> None:
     def usage(t: Tile) -> Usage:
         return Usage(A=2 * t.steps * t.positions * t.k * 4)

@@ -81,6 +81,11 @@ def test_a_bad_file_is_told_why(tmp_path, text, message):
         load_profile(file)
 
 
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(H2LearnError, match=r"^cannot read the energy profile: no such file or directory$"):
+        load_profile(tmp_path / "none.toml")
+
+
 def test_an_unknown_name():
     with pytest.raises(H2LearnError, match="there is no energy profile 'x'") as error:
         load_profile("x")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from h2learn.backends.h2learn.errors import H2LearnError, Location
+from h2learn.backends.h2learn.errors import H2LearnError, Location, why
 from h2learn.compiler.model import Model, Network
 
 from ..builder import NetworkBuilder, Signal, initial_parameters
@@ -41,7 +41,7 @@ def load_snn(path: str | PathLike[str]) -> Model:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise H2LearnError(f"expected a readable file, found {error.strerror}", location=str(path)) from None
+        raise H2LearnError(f"expected a readable file, found {why(error)}", location=str(path)) from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

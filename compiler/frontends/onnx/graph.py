@@ -17,7 +17,7 @@ import onnx.checker
 import onnx.inliner
 from onnx import helper, numpy_helper
 
-from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.backends.h2learn.errors import H2LearnError, why
 
 _BAD_NODE = re.compile(r"[Nn]ame: (.*) OpType: (\w*)")
 
@@ -133,7 +133,7 @@ def read_graph(path: str | PathLike[str]) -> Graph:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise H2LearnError(f"expected a readable file, found {error.strerror}", location=file) from None
+        raise H2LearnError(f"expected a readable file, found {why(error)}", location=file) from None
     if not data:
         raise H2LearnError("expected an ONNX model, found an empty file", location=file)
     try:
