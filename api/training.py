@@ -124,6 +124,8 @@ def train(
     the energies per operation, as for ``Program.run``.
     Raises H2LearnError for arguments, data or a checkpoint that cannot be used.
     """
+    if checkpoint_every is not None and checkpoint is None:
+        raise H2LearnError("a checkpoint every so many steps needs the file to write", hint="name it with --checkpoint")
     _check_counts(epochs=epochs, batch=batch, checkpoint_every=checkpoint_every, limit=limit, seed=seed)
     recipe = train or model.train or Train()
     rates = _Rates(schedule, recipe.optimizer.lr if lr is None else lr, epochs)
@@ -296,10 +298,7 @@ def _load(data: DataSet | str | Path, model: Model, limit: int | None, binning: 
     if spec.dtype == "bool":
         binning = replace(binning, binary=True) if binning is not None else Binning(shape[0], binary=True)
     found = data if isinstance(data, DataSet) else _read(data, shape, binning, over_time=axis > 0)
-    if found.x_train.shape[1:] != shape:
-        what = "frames" if axis else "images"
-        raise H2LearnError(f"the {what} are {found.x_train.shape[1:]}, {model.name!r} takes {shape}")
-    return found.limited(limit)
+    return found.shaped(shape).limited(limit)
 
 
 def _read(path: str | Path, shape: tuple[int, ...], binning: Binning | None, *, over_time: bool) -> DataSet:

@@ -7,7 +7,8 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from xdsl.dialects import builtin
@@ -69,6 +70,16 @@ def location_of(op: Operation) -> Location | str | None:
             return _split(source)
         current = current.parent_op()
     return None
+
+
+@contextmanager
+def placed(op: Operation) -> Iterator[None]:
+    """Give an H2LearnError that has no location that of ``op``."""
+    try:
+        yield
+    except H2LearnError as error:
+        error.location = error.location or location_of(op)
+        raise
 
 
 def verify_module(module: builtin.ModuleOp) -> None:

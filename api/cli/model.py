@@ -159,7 +159,7 @@ def read_model(path: str, batch: int | None, parameters: str | None, reading: di
 
 def _calibrated(model: Model, data: str, percentile: float) -> Model:
     name, spec = next(iter(model.with_batch(1).inputs.items()))
-    samples = load_digits() if data == "digits" else load_data(data, spec.shape[1:])
+    samples = load_digits().shaped(spec.shape[1:]) if data == "digits" else load_data(data, spec.shape[1:])
     return calibrate(model, {name: samples.x_train[:CALIBRATION_SAMPLES]}, percentile=percentile)
 
 

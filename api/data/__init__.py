@@ -53,6 +53,14 @@ class DataSet:
             raise H2LearnError(f"the number of training samples must be positive, found {count}")
         return DataSet(self.name, self.x_train[:count], self.y_train[:count], self.x_test, self.y_test)
 
+    def shaped(self, shape: tuple[int, ...]) -> DataSet:
+        """Return the data with samples of ``shape``, flattened if need be; raises H2LearnError where that fails."""
+        for x in (self.x_train, self.x_test):
+            if len(x) and not _fits(x.shape[1:], shape):
+                raise H2LearnError(f"{self.name} has samples {_by(x.shape[1:])}, the model takes {_by(shape)}")
+        train, test = (x.reshape(len(x), *shape) for x in (self.x_train, self.x_test))
+        return DataSet(self.name, train, self.y_train, test, self.y_test)
+
 
 def load_digits() -> DataSet:
     """Return the 8x8 digits: 1,797 images ``[1, 8, 8]`` in 0..1, a quarter of them (449) held out for testing.

@@ -19,6 +19,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.diagnostics import placed
 from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.compiler.mapping.repeats import bring_together, equal_first
 from h2learn.compiler.mapping.streams import (
@@ -117,13 +118,13 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
     inside = _equal_gradients_together(inside, parts)
     steps.stay_in_front(ctx)
     for op in front:
-        STAGES[type(op)][1](ctx, op)
+        _lower(ctx, op)
     values, labels = ctx.values, ctx.labels
     for loop in steps.loops or (None,):
         ctx.values, ctx.labels = dict(values), dict(labels)
         for op in inside:
             steps.enter(ctx, parts[op], loop)
-            STAGES[type(op)][1](ctx, op)
+            _lower(ctx, op)
     steps.leave(ctx, OPTIMIZER)
     done: set[Operation | None] = set()
     for op in behind:
@@ -133,15 +134,23 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
             step = step_behind(op.gw)
             if step is not None:
                 _update_in_place(ctx, step)
-            convolution_stages.lower_weights(ctx, op, step)
+            with placed(op):
+                convolution_stages.lower_weights(ctx, op, step)
             done.add(step)
         else:
-            STAGES[type(op)][1](ctx, op)
+            _lower(ctx, op)
     order: dict[SSAValue, int] = {result: number for number, op in enumerate(ops) for result in op.results}
     updates = sorted((op for op in ops if isinstance(op, lut.OptOp) and op not in done), key=lambda op: order[op.g])
     for number in bring_together([(op.p.type, op.update, op.w is None) for op in updates]):
         op = updates[number]
-        vector_stages.lower_optimizer(ctx, op)
+        with placed(op):
+            vector_stages.lower_optimizer(ctx, op)
+
+
+def _lower(ctx: TileContext, op: Operation) -> None:
+    """Add the stages of ``op``."""
+    with placed(op):
+        STAGES[type(op)][1](ctx, op)
 
 
 def _places(

@@ -12,6 +12,7 @@ from xdsl.passes import ModulePass
 
 from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.machine import load_machine
+from h2learn.compiler.diagnostics import placed
 from h2learn.compiler.mapping.fixed_point import FixedPoint
 from h2learn.compiler.mapping.limits import TileLimits
 from h2learn.dialects.common import get_io, precision, source_of
@@ -97,11 +98,10 @@ def _lower(context: LutContext, op: Operation) -> _Problem | None:
     if lowering is None:
         return _Problem(source_of(op), f"{op.name}: expected an op of spike or sgrad")
     try:
-        results = lowering(context, op)
+        with placed(op):
+            results = lowering(context, op)
     except NoLoweringError as error:
         return _Problem(source_of(op), f"{op.name}: {error}")
-    except H2LearnError as error:
-        raise H2LearnError(error.message, location=error.location or source_of(op) or None, hint=error.hint) from error
     for old, new in zip(op.results, results, strict=True):
         if new.name_hint is None and not isinstance(new, BlockArgument):
             new.name_hint = old.name_hint

@@ -63,6 +63,15 @@ def test_arrays_that_cannot_be_used(tmp_path: Path, changes: dict[str, np.ndarra
     assert caught.value.location == str(path)
 
 
+def test_digits_for_a_network_of_features() -> None:
+    digits = load_digits()
+    flat = digits.shaped((64,))
+    assert flat.x_test.shape == (449, 64) and flat.x_train.tobytes() == digits.x_train.tobytes()
+    assert flat.classes == 10 and flat.name == digits.name
+    with pytest.raises(H2LearnError, match="digits has samples 1x8x8, the model takes 1x4x16"):
+        digits.shaped((1, 4, 16))
+
+
 def test_another_image_size_than_the_model_takes(tmp_path: Path) -> None:
     with pytest.raises(H2LearnError, match="x_train has images 4x4, the model takes 1x2x8"):
         load_npz(saved(tmp_path, arrays()), (1, 2, 8))

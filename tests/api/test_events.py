@@ -130,7 +130,7 @@ def test_frames_train_a_network(tmp_path, kind, capsys):
     found = capsys.readouterr()
     assert "accuracy" in found.err and "per sample" not in found.err and "energy" not in found.out
     assert run([*base, "--bins", "4"]) == 1
-    assert "takes (3, 2, 6, 5)" in capsys.readouterr().err
+    assert "e.npz has samples 4x2x6x5, the model takes 3x2x6x5" in capsys.readouterr().err
 
 
 def test_info(tmp_path, capsys):

@@ -93,6 +93,8 @@ WRONG = [
     ("decay 0.5", "decay -0.5", "expected a finite decay of at least 0 and at most 1, found -0.5", 5, 19, ""),
     ("decay 0.5", "decay 1e999", "expected a finite decay", 5, 19, ""),
     ("decay 0.5", "decay nan", "expected a number, found 'nan'", 5, 19, ""),
+    ("decay 0.5", "threshold 1e39", "expected a threshold that 32 bits can hold, found 1e39", 5, 23, ""),
+    ("decay 0.5", "threshold 1e-46", "expected a threshold that 32 bits can hold", 5, 23, ""),
     ("decay 0.5", "threshold 0", "expected a finite threshold above 0", 5, 23, ""),
     ("decay 0.5", "reset hard to -1e999", "expected a finite reset level", 5, 27, ""),
     (
@@ -126,7 +128,7 @@ WRONG = [
     ("sgd(lr 0.1", "adam(beta2 1", "expected a finite beta2", 12, 49, ""),
     ("sgd(lr 0.1", "adamw(momentum 0.9", "found 'momentum'", 12, 44, ""),
     ("lr 0.1", "lr -1", "expected a finite learning rate", 12, 45, ""),
-    ("lr 0.1", "lr 0.1, momentum 1", "expected a finite momentum", 12, 59, ""),
+    ("lr 0.1", "lr 0.1, momentum 1", "expected a finite momentum of at least 0 and below 1, found 1", 12, 59, ""),
     ("lr 0.1", "lr 0.1, lr 0.2", "expected lr once", 12, 50, ""),
     ("direct", "poisson", "expected bernoulli or direct, found 'poisson'", 4, 8, ""),
     ("lif n1", "lif ñ", "found 'ñ'", 7, 5, ""),

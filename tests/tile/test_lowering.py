@@ -8,8 +8,10 @@ import pytest
 from xdsl.dialects import builtin
 
 import h2learn
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.autodiff.spec import Train
 from h2learn.compiler.driver import Recipe, compile_to, emit_program
+from h2learn.compiler.frontends.dsl import parse_snn
 from h2learn.compiler.model import Model
 from h2learn.dialects import tile
 from h2learn.dialects.common import source_of
@@ -75,6 +77,13 @@ def test_every_op_of_a_stage_has_its_location(lowered: builtin.ModuleOp) -> None
         if isinstance(stage, tile.StageOp):
             jobs = [op for op in stage.walk() if isinstance(op, tile.JobOp | tile.CopyOp | tile.TokenOp | tile.ForOp)]
             assert jobs and {source_of(op) for op in jobs} == {source_of(stage)} and source_of(stage)
+
+
+def test_a_stage_that_has_no_room_is_named_by_its_place() -> None:
+    text = "network n\ninput x: 4 spikes over time\ntime steps: 20000\nlinear f: 3 features\nli: decay 0.5\n"
+    with pytest.raises(H2LearnError, match="no tile fits") as caught:
+        h2learn.compile(parse_snn(f"{text}readout membrane mean\n", "net.snn"), "h2l-edge")
+    assert str(caught.value.location) == "net.snn:6:1"
 
 
 def test_buffers_have_addresses_and_tokens_have_both_ends(lowered: builtin.ModuleOp) -> None:

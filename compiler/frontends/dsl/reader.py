@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 from lark.lark import PostLex
@@ -57,6 +58,7 @@ from .syntax import (
 )
 
 MAX_INTEGER = (1 << 31) - 1
+MOST_REAL = float(np.finfo(np.float32).max)
 MOST_BITS = 16
 MAX_SEED = (1 << 64) - 1
 PARAMETRISED: dict[str, tuple[str, Callable[[float], Surrogate]]] = {
@@ -237,11 +239,27 @@ class _Reader:
             self.fail(token, f"expected a {what} from {low} to {high}, found {_short(str(token))}")
         return int(digits)
 
-    def number(self, token: Token, what: str, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    def number(
+        self,
+        token: Token,
+        what: str,
+        low: float,
+        high: float = math.inf,
+        *,
+        open_low: bool = False,
+        open_high: bool = False,
+    ) -> float:
         value = float(str(token))
-        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+        if math.isfinite(value) and (value > MOST_REAL or value < -MOST_REAL or (value and not np.float32(value))):
+            self.fail(token, f"expected a {what} that 32 bits can hold, found {_short(str(token))}")
+        if (
+            not math.isfinite(value)
+            or not low <= value <= high
+            or (open_low and value == low)
+            or (open_high and value == high)
+        ):
             limit = f"{'above' if open_low else 'of at least'} {low:g}" + (
-                f" and at most {high:g}" if high < math.inf else ""
+                f" and {'below' if open_high else 'at most'} {high:g}" if high < math.inf else ""
             )
             self.fail(
                 token,
@@ -496,7 +514,7 @@ class _Reader:
         below_one = ("momentum", "beta1", "beta2")
         return {
             fields.get(name, name): self.number(
-                token, words.get(name, name), 0.0, math.nextafter(1.0, 0.0) if name in below_one else 1e30
+                token, words.get(name, name), 0.0, 1.0 if name in below_one else 1e30, open_high=name in below_one
             )
             for name, token in arguments.items()
         }
