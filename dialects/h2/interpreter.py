@@ -29,7 +29,8 @@ from .layouts import (
     write_real,
 )
 from .ops import InstructionOp, TensorSymbol, get_io_symbols, get_symbols, program_ops, setup_words, verify_program
-from .semantics import SEMANTICS, Job, Value
+from .semantics import SEMANTICS
+from .semantics.job import Job, Value
 
 _CHIP_BYTES = 1 << 32
 _ORDER_ONLY = frozenset({"nop", "fence"})
