@@ -33,7 +33,14 @@ from h2learn.compiler.mapping.streams import (
     UPDATE,
     streams_of,
 )
-from h2learn.compiler.passes import convolution_stages, learned_stages, normalisation_stages, vector_stages
+from h2learn.compiler.passes import (
+    convolution_stages,
+    learned_stages,
+    loss_stages,
+    normalisation_stages,
+    random_stages,
+    vector_stages,
+)
 from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import Groups, TileContext, only_user
@@ -144,7 +151,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
     for number in bring_together([(op.p.type, op.update, op.w is None) for op in updates]):
         op = updates[number]
         with placed(op):
-            vector_stages.lower_optimizer(ctx, op)
+            loss_stages.lower_optimizer(ctx, op)
 
 
 def _lower(ctx: TileContext, op: Operation) -> None:
@@ -405,12 +412,12 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     lut.ExtractOp: (None, vector_stages.lower_sparse_weights),
     lut.ScanOp: (None, _scan),
     lut.DelayOp: (None, vector_stages.lower_delay),
-    lut.DropoutOp: (None, vector_stages.lower_dropout),
-    lut.RngOp: (FORWARD, vector_stages.lower_rng),
+    lut.DropoutOp: (None, random_stages.lower_dropout),
+    lut.RngOp: (FORWARD, random_stages.lower_rng),
     lut.CastOp: (FORWARD, _cast),
-    lut.ReadoutOp: (FORWARD, vector_stages.lower_readout),
-    lut.LossOp: (FORWARD, vector_stages.lower_loss),
-    lut.SpreadOp: (BACKWARD, vector_stages.lower_spread),
+    lut.ReadoutOp: (FORWARD, loss_stages.lower_readout),
+    lut.LossOp: (FORWARD, loss_stages.lower_loss),
+    lut.SpreadOp: (BACKWARD, loss_stages.lower_spread),
     lut.UnpoolOp: (BACKWARD, vector_stages.lower_unpool),
     lut.GradOp: (BACKWARD, _gradient),
     lut.BeGradOp: (BACKWARD, convolution_stages.lower_backward),
@@ -422,7 +429,7 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     NormOp: (FORWARD, normalisation_stages.lower_norm),
     NormSumsOp: (BACKWARD, normalisation_stages.lower_sums),
     NormGradOp: (BACKWARD, normalisation_stages.lower_gradient),
-    lut.OptOp: (OPTIMIZER, vector_stages.lower_optimizer),
+    lut.OptOp: (OPTIMIZER, loss_stages.lower_optimizer),
 }
 """The part of a training step to which each op belongs (None: that depends on its place and users), and its lowering,
 which takes the op of its key."""

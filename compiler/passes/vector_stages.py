@@ -1,4 +1,4 @@
-"""Stages of the vector unit alone: neurons and gradients behind pools, pooling, encoding, readout, loss, optimizer."""
+"""Stages of the vector unit alone: neurons and gradients behind pools, pooling, element-wise work, sums."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from h2learn.compiler.mapping.layout import item_bytes, row_bytes
 from h2learn.compiler.mapping.limits import SLOTS
 from h2learn.compiler.mapping.tiles import ConvShape, Tile, Usage, gradient_extent, input_extent
 from h2learn.compiler.mapping.tiling import plan_weights
-from h2learn.compiler.mapping.vector_tiling import plan_channels, plan_positions, plan_rows
+from h2learn.compiler.mapping.vector_tiling import plan_positions
 from h2learn.compiler.passes.convolution_stages import GradientStep, NeuronStep, map_format, memory_of
-from h2learn.compiler.passes.optimizer_step import optimizer_params
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
 from h2learn.compiler.passes.summed_layers import Area
 from h2learn.compiler.passes.tile_context import (
@@ -23,7 +22,6 @@ from h2learn.compiler.passes.tile_context import (
     activation_window,
     images,
     leading,
-    load_scalars,
     trips,
 )
 from h2learn.dialects import lut, tile
@@ -338,15 +336,15 @@ def _elementwise_label(op: lut.AddOp | lut.ConvertOp | GateOp) -> str:
     if isinstance(op, lut.ConvertOp):
         return "convert"
     kind = "gate" if isinstance(op, GateOp) else "sum"
-    return f"gradient {kind}" if any(map(_is_gradient, op.operands)) else kind
+    return f"gradient {kind}" if any(map(is_gradient, op.operands)) else kind
 
 
-def _is_gradient(value: SSAValue) -> bool:
+def is_gradient(value: SSAValue) -> bool:
     """Whether a value comes from the backward pass."""
     if isinstance(value.owner, lut.AddOp):
-        return _is_gradient(value.owner.a) or _is_gradient(value.owner.b)
+        return is_gradient(value.owner.a) or is_gradient(value.owner.b)
     if isinstance(value.owner, lut.DropoutOp | GateOp):
-        return _is_gradient(value.owner.x)
+        return is_gradient(value.owner.x)
     return isinstance(
         value.owner,
         lut.BeGradOp
@@ -513,257 +511,6 @@ def lower_bias(ctx: TileContext, op: lut.BiasGradOp) -> None:
             first, carry = ([n, y, x, it], False) if running is None else ([], True)
             b.job(tile.ReduceOp, {"dst": total, "src": g}, params, first=first, carry=carry)
         b.store(result, total, (ik * t.k,), (t.k,))
-
-
-def lower_rng(ctx: TileContext, op: lut.RngOp) -> None:
-    """Lower random encoding: rows of whole channels, step by step."""
-    source, scalars = ctx.values[op.x], ctx.values[op.scalars]
-    batch, height, width, channels = shape_of(op.x.type)
-
-    def usage(t: Tile) -> Usage:
-        return Usage(
-            S=SLOTS * t.positions * row_bytes("bits", channels), A=SLOTS * t.positions * channels * 4 + SLOTS * 32
-        )
-
-    whole = Tile(1, batch, height, width, 1, channels)
-    t = plan_positions(1, ctx.samples(batch), height, width, channels, usage, ctx.chip, ctx.limits)
-    t = Tile(1, t.samples, t.rows, whole.columns, 1, channels)
-    b, label = ctx.builder, ctx.label("encode", op)
-    result = ctx.declare(op.s, f"{label}.s")
-    params: dict[str, tile.Param] = {
-        "n": t.samples,
-        "positions": t.rows * t.columns,
-        "k": channels,
-        "stream": op.stream,
-    }
-    with b.stage(label, op.location):
-        scal = load_scalars(ctx, scalars)
-        with ctx.sample_loop(batch, t.samples) as n, b.loop("y", trips(height, t.rows)) as y:
-            area = Area(t.samples, t.rows, t.columns, n, y, Affine())
-            window = activation_window(source, Cut(0, 1), *area.cuts, Cut(0, channels))
-            chances = b.alloc("chances", "A", "f32", tuple(window[1]))
-            b.load(source, chances, *window)
-            with b.loop("t", op.time_steps) as it:
-                out_window = activation_window(result, Cut(it, 1), *area.cuts, Cut(0, channels))
-                out = b.alloc("s", "S", "bits", tuple(out_window[1]))
-                neuron = y * (t.rows * width * channels)
-                b.job(
-                    tile.RngOp,
-                    {"dst": out, "src": chances, "scal": scal},
-                    params,
-                    coords=[n, neuron, it],
-                )
-                b.store(result, out, *out_window)
-
-
-def lower_dropout(ctx: TileContext, op: lut.DropoutOp) -> None:
-    """Lower dropout: rows of whole channels, step by step."""
-    source, what = ctx.values[op.x], op.what
-    full = shape_of(op.result.type)
-    steps, (batch, height, width, channels) = leading(full), full[-4:]
-    (source_form, _, source_gblk), (form, _, gblk) = ctx.form_of(op.x.type), ctx.form_of(op.result.type)
-
-    def usage(t: Tile) -> Usage:
-        used = dict.fromkeys(("A", "S", "U", "G"), 0)
-        used["A"] = SLOTS * 32
-        for name, block in ((source_form, source_gblk), (form, gblk)):
-            used[memory_of(name)] += SLOTS * t.steps * t.positions * row_bytes(name, channels, block)
-        return Usage(**used)
-
-    t = plan_positions(steps, ctx.samples(batch), height, width, 1, usage, ctx.chip, ctx.limits, column_unit=width)
-    b, label = ctx.builder, ctx.label("dropout gradient" if _is_gradient(op.x) else "dropout", op)
-    result = ctx.declare(op.result, f"{label}.result")
-    params: dict[str, tile.Param] = {
-        "n": t.samples,
-        "positions": t.rows * width,
-        "k": channels,
-        "stream": what.stream,
-        "share": float(what.share),
-        "factor": float(what.factor),
-        "dtype": ctx.dtype,
-        "gblk": max(source_gblk, gblk),
-        "a": map_format(source_form),
-        "dst": map_format(form),
-    }
-    with b.stage(label, op.location):
-        scal = load_scalars(ctx, ctx.values[op.scalars])
-        with (
-            ctx.sample_loop(batch, t.samples) as n,
-            b.loop("y", trips(height, t.rows)) as y,
-            b.loop("t", trips(steps, t.steps)) as it,
-        ):
-            area, time, cut = (
-                Area(t.samples, t.rows, width, n, y, Affine()),
-                Cut(it * t.steps, t.steps),
-                Cut(0, channels),
-            )
-            window = activation_window(source, time, *area.cuts, cut)
-            values = b.alloc("values", memory_of(source_form), source_form, tuple(window[1]), source_gblk)
-            b.load(source, values, *window)
-            target = activation_window(result, time, *area.cuts, cut)
-            out = b.alloc("kept", memory_of(form), form, tuple(target[1]), gblk)
-            with b.loop("step", t.steps) as step:
-                places: dict[str, Place] = {
-                    "dst": (out, step) if len(target[1]) == 5 else out,
-                    "a": (values, step) if len(window[1]) == 5 else values,
-                    "scal": scal,
-                }
-                tick = it * t.steps + step if what.every_step else 0
-                b.job(tile.DropOp, places, params, coords=[n, y * (t.rows * width * channels), tick])
-            b.store(result, out, *target)
-
-
-def lower_readout(ctx: TileContext, op: lut.ReadoutOp) -> None:
-    """Lower a readout: all steps of some samples, and of some classes if there are many, at once."""
-    source = ctx.values[op.x]
-    steps, batch, _, _, classes = shape_of(op.x.type)
-    bits = isinstance(op.x.type, SpikesType)
-    memory, form = ("S", "bits") if bits else ("U", ctx.dtype)
-
-    def usage(t: Tile) -> Usage:
-        source_bytes = SLOTS * steps * t.samples * row_bytes(form, t.k)
-        return Usage(S=source_bytes if bits else 0, U=0 if bits else source_bytes, A=SLOTS * t.samples * t.k * 4)
-
-    t = plan_positions(steps, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits, whole_steps=True)
-    b, label = ctx.builder, ctx.label("readout", op)
-    result = ctx.declare(op.logits, f"{label}.logits")
-    params: dict[str, tile.Param] = {
-        "n": t.samples,
-        "k": t.k,
-        "steps": steps,
-        "kind": op.kind.removeprefix("membrane_") if bits else _OF_NUMBERS[op.kind],
-        "dtype": ctx.dtype,
-        "gblk": 0,
-    }
-    with (
-        b.stage(label, op.location),
-        ctx.sample_loop(batch, t.samples) as n,
-        b.loop("k", trips(classes, t.k)) as ik,
-    ):
-        sizes = (steps, t.samples, 1, 1, t.k)
-        inputs = b.alloc("inputs", memory, form, sizes)
-        b.load(source, inputs, [0, n, 0, 0, ik * t.k], sizes)
-        logits = b.alloc("logits", "A", "f32", sizes[1:])
-        b.job(tile.ReduceOp, {"dst": logits, "src": inputs}, params)
-        b.store(result, logits, [n, 0, 0, ik * t.k], sizes[1:])
-
-
-_OF_NUMBERS = {
-    **{"rate": "mean", "count": "sum"},
-    **{"membrane_mean": "mean", "membrane_last": "last", "membrane_max": "max"},
-}
-"""Readout of stored numbers -> what ``v.reduce`` calls it."""
-
-
-def lower_spread(ctx: TileContext, op: lut.SpreadOp) -> None:
-    """Lower the gradient of a maximum over time: all steps of some samples, and of some classes, at once."""
-    gradient, source = ctx.values[op.g], ctx.values[op.x]
-    steps, batch, _, _, classes = shape_of(op.x.type)
-
-    def usage(t: Tile) -> Usage:
-        values = SLOTS * t.samples * t.k
-        return Usage(U=values * steps * item_bytes(ctx.dtype), A=values * (steps + 1) * 4)
-
-    t = plan_positions(steps, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits, whole_steps=True)
-    b, label = ctx.builder, ctx.label("readout gradient", op)
-    result = ctx.declare(op.gs, f"{label}.gs")
-    params: dict[str, tile.Param] = {"n": t.samples, "k": t.k, "steps": steps, "dtype": ctx.dtype}
-    with (
-        b.stage(label, op.location),
-        ctx.sample_loop(batch, t.samples) as n,
-        b.loop("k", trips(classes, t.k)) as ik,
-    ):
-        sizes = (steps, t.samples, 1, 1, t.k)
-        x, g = b.alloc("read", "U", ctx.dtype, sizes), b.alloc("gradient", "A", "f32", sizes[1:])
-        b.load(source, x, [0, n, 0, 0, ik * t.k], sizes)
-        b.load(gradient, g, [n, 0, 0, ik * t.k], sizes[1:])
-        out = b.alloc("gs", "A", "f32", sizes)
-        b.job(tile.SpreadOp, {"dst": out, "src": g, "x": x}, params)
-        b.store(result, out, [0, n, 0, 0, ik * t.k], sizes)
-
-
-def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
-    """Lower the loss; a gradient that only the last step receives goes to the last slice of a zero tensor."""
-    logits, label_tensor = ctx.values[op.logits], ctx.values[op.label]
-    batch, _, _, classes = shape_of(op.logits.type)
-
-    def usage(t: Tile) -> Usage:
-        return Usage(A=SLOTS * t.samples * (classes * 8 + 4) + SLOTS * 64)
-
-    t = plan_positions(1, ctx.samples(batch), 1, 1, classes, usage, ctx.chip, ctx.limits)
-    b, label = ctx.builder, ctx.label("loss", op)
-    loss = ctx.declare(op.loss, f"{label}.loss")
-    grads = [use.operation for use in op.dlogits.uses]
-    last = [g for g in grads if isinstance(g, lut.GradOp) and g.gs_time == "last"]
-    if last:
-        shape = (last[0].time_steps, *shape_of(op.dlogits.type))
-        gradient = ctx.tensor(op.dlogits, f"{label}.gradient", "f32", shape)
-        lead = [last[0].time_steps - 1]
-    else:
-        gradient, lead = ctx.declare(op.dlogits, f"{label}.gradient"), []
-    what = op.what
-    params: dict[str, tile.Param] = {"n": t.samples, "k": classes, "kind": what.kind, "scale": op.scale}
-    params |= {"hit": what.hit, "miss": what.miss, "share": what.share}
-    running = ctx.running_sum(loss)
-    with b.stage(label, op.location):
-        scal = load_scalars(ctx, ctx.values[op.scalars])
-        total = b.alloc("loss", "A", "f32", (1,))
-        if running is not None:
-            b.load(running[0], total, (running[1], 0), (1, 1))
-        with ctx.sample_loop(batch, t.samples) as n:
-            shape = (t.samples, 1, 1, classes)
-            inputs = b.alloc("logits", "A", "f32", shape)
-            b.load(logits, inputs, [n, 0, 0, 0], shape)
-            labels = b.alloc("labels", "A", "i32", (t.samples,))
-            b.load(label_tensor, labels, [n], (t.samples,))
-            out = b.alloc("gradient", "A", "f32", shape)
-            buffers = {"loss": total, "grad": out, "logits": inputs, "label": labels, "scal": scal}
-            first, carry = ([n], False) if running is None else ([], True)
-            b.job(tile.LossOp, buffers, params, first=first, coords=[n], carry=carry)
-            b.store(gradient, out, [*lead, n, 0, 0, 0], (*(1 for _ in lead), *shape))
-        b.store(loss, total, [0], (1,))
-
-
-STEP_LATENCIES = 8
-"""Latencies of DRAM that the bytes of an optimizer's tiles (both slots) take to move: longer tiles end later."""
-
-
-def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
-    """Lower an optimizer step: parameter, buffers and storage copy are updated where they lie."""
-    shape = shape_of(op.p.type)
-    count = prod(shape)
-    places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
-    item = 4 * len(places)
-    dram = ctx.machine.dram
-    room = min(
-        ctx.chip.memory_bytes("A") - 4096,
-        (ctx.chip.memory_bytes("W") - 4096) * item // 2,  # a copy has 2 bytes
-        int(STEP_LATENCIES * dram.latency_cycles * dram.bytes_per_cycle),
-    )
-    if op.w is None:
-        per_row, rows = plan_rows(shape, item, room, ctx.limits)
-        whole = per_row
-    else:
-        places["w"] = op.w
-        whole = shape[-1]
-        per_row, rows = plan_channels(shape, item, room, ctx.limits, ctx.machine.dram.burst_bytes)
-    b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
-    tensors = {role: b.view(ctx.values[value], (count // whole, whole)) for role, value in places.items()}
-    params = optimizer_params(op, rows * per_row)
-    with b.stage(label, op.location):
-        scal = load_scalars(ctx, ctx.values[op.scalars])
-        with b.loop("e", trips(count // whole, rows)) as e, b.loop("k", trips(whole, per_row)) as k:
-            starts: list[Start] = [e * rows, k * per_row]
-            sizes = (rows, per_row)
-            buffers: dict[str, SSAValue] = {}
-            for role, tensor in tensors.items():
-                buffers[role] = b.alloc(role, *(("W", "f16") if role == "w" else ("A", "f32")), sizes)
-                if role != "w":
-                    b.load(tensor, buffers[role], starts, sizes)
-            b.job(tile.OptOp, {**buffers, "scal": scal}, params)
-            for role, tensor in tensors.items():
-                if role != "g":
-                    b.store(tensor, buffers[role], starts, sizes)
 
 
 def _window_params(
