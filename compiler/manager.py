@@ -19,8 +19,8 @@ from xdsl.utils.exceptions import DiagnosticException
 
 from h2learn.backends.h2learn.errors import H2LearnError
 
-from .diagnostics import InternalError, one_line, quote, verify_module
-from .pipeline import pipeline_text
+from .diagnostics import InternalError, location_of, one_line, quote, verify_module
+from .pipeline import READS, pipeline_text
 
 REPRODUCER_KEY = "// pipeline: "
 """The line of a reproducer file that holds the passes still to run, as a JSON string."""
@@ -76,6 +76,7 @@ class PassManager:
         options = self.options
         if _wanted(options.print_before, one.name):
             self._show(f"IR before {one.name}", module)
+        _check_level(one.name, module)
         before = module.clone()
         start = time.perf_counter()
         try:
@@ -138,6 +139,18 @@ def write_reproducer(
 
 def _wanted(names: frozenset[str], name: str) -> bool:
     return "*" in names or name in names
+
+
+def _check_level(name: str, module: builtin.ModuleOp) -> None:
+    """Raise H2LearnError where the program is written in other dialects than the pass ``name`` takes."""
+    taken = READS.get(name)
+    if taken is None:
+        return
+    for op in module.walk():
+        if op.name.partition(".")[0] not in (*taken, "builtin", "func"):
+            raise H2LearnError(
+                f"{name} takes programs of {' and '.join(taken)}, found {op.name}", location=location_of(op)
+            )
 
 
 def _verify_after(name: str, module: builtin.ModuleOp) -> None:

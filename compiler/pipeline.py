@@ -37,6 +37,19 @@ PASSES: dict[str, str] = {
 }
 """Every pass: name -> ``module:class``, imported when it is first used."""
 
+READS: dict[str, tuple[str, ...]] = {
+    "h2l-hoist-static-current": ("spike",),
+    "h2l-train": ("spike", "sgrad"),
+    "h2l-spike-to-lut": ("spike", "sgrad"),
+    "h2l-lut-to-tile": ("lut",),
+    "h2l-share-stages": ("tile",),
+    "h2l-lay-out-tensors": ("tile",),
+    "h2l-place-buffers": ("tile",),
+    "h2l-insert-tokens": ("tile",),
+    "h2l-tile-to-h2": ("tile",),
+}
+"""Pass -> the dialects of the programs that it takes, beside functions."""
+
 PHASES: tuple[Phase, ...] = (
     Phase("import", "spike", ()),
     Phase("train", "spike + sgrad", ("h2l-hoist-static-current", "h2l-train")),

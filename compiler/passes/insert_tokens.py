@@ -25,6 +25,7 @@ from h2learn.compiler.passes.tile_layout import (
     insert_after,
     insert_before,
     layer_loop,
+    placed_address,
     placed_bytes,
     root_tensor,
     section_loop,
@@ -121,9 +122,8 @@ def _regions(op: tile.JobOp | tile.LoadOp | tile.StoreOp, families: Families) ->
 
 def _buffer_region(value: SSAValue, written: bool) -> Region:
     alloc, placed = buffer_of(value)
-    assert alloc.address is not None, "buffers are placed before tokens"
     ring = (alloc.slots.data, slot_stride(alloc), len(unit_nest(alloc)))
-    return Region(alloc.memory.data, alloc.address.data, placed_bytes(placed), written, ring=ring)
+    return Region(alloc.memory.data, placed_address(alloc), placed_bytes(placed), written, ring=ring)
 
 
 def _tensor_region(op: tile.LoadOp | tile.StoreOp, written: bool, families: Families) -> Region:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from xdsl.ir import Operation, SSAValue
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.compiler.mapping.dram_layout import dram_order, plane_bytes
 from h2learn.compiler.mapping.layout import row_bytes, tensor_bytes
 from h2learn.compiler.mapping.placement import aligned
 from h2learn.dialects import tile
+from h2learn.dialects.common import source_of
 
 
 def base_form(placed: tile.Placed) -> str:
@@ -154,6 +156,17 @@ def unit_nest(op: Operation) -> list[tile.ForOp | tile.StageOp]:
 def stage_loops(op: Operation) -> list[tile.ForOp]:
     """Return the loops around an op within its section, outermost first."""
     return [loop for loop in enclosing_loops(op) if not is_section(loop)]
+
+
+def placed_address(alloc: tile.AllocOp) -> int:
+    """Return where a buffer lies in its memory; raises H2LearnError where that is not decided yet."""
+    if alloc.address is None:
+        raise H2LearnError(
+            "expected buffers with addresses, found one without",
+            location=source_of(alloc) or None,
+            hint="run h2l-place-buffers first",
+        )
+    return int(alloc.address.data)
 
 
 def insert_after(op: Operation, new: Operation) -> None:

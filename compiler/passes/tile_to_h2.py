@@ -34,6 +34,7 @@ from h2learn.compiler.passes.tile_layout import (
     first_tensor,
     is_section,
     is_unit,
+    placed_address,
     placed_bytes,
     root_tensor,
     slot_stride,
@@ -396,10 +397,9 @@ class _Writer:
         ``inner``: bytes from one iteration to the next of a loop around the instruction alone.
         """
         alloc, placed = buffer_of(value)
-        assert alloc.address is not None
         step = dimension_bytes(placed)[0] if index is not None else 0
         place = linear(index or (0, ()), op)
-        address = Linear(alloc.address.data + place.offset * step, (*(c * step for c in place.coeffs), inner))
+        address = Linear(placed_address(alloc) + place.offset * step, (*(c * step for c in place.coeffs), inner))
         ring: Ring = ()
         if alloc.slots.data > 1:
             trips = [loop.trips.data for loop in enclosing_loops(alloc)]

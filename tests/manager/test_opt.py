@@ -3,8 +3,13 @@ import io
 import pytest
 
 from h2learn.backends.h2learn.errors import H2LearnError
+from h2learn.compiler.autodiff.spec import Train
+from h2learn.compiler.driver import Recipe, compile_to
+from h2learn.compiler.frontends.dsl import parse_snn
+from h2learn.compiler.manager import module_text
 from h2learn.compiler.opt import OptOptions, reproducer_pipeline, run_opt
-from h2learn.compiler.pipeline import parse_passes
+from h2learn.compiler.pipeline import PASSES, parse_passes
+from h2learn.compiler.universe import new_context
 
 GOOD = "func.func @main(%a: i32) -> i32 {\n  func.return %a : i32\n}\n"
 BAD = "func.func @main(%a: i32) -> i64 {\n  {}func.return %a : i32\n}\n"
@@ -69,3 +74,38 @@ def test_a_file_without_pipeline_is_no_reproducer() -> None:
     assert reproducer_pipeline('// x\n// pipeline: "a,b{c=1}"\n') == "a,b{c=1}"
     with pytest.raises(H2LearnError, match="no pipeline"):
         reproducer_pipeline(GOOD)
+
+
+NET = "network n\ninput x: 4\ntime steps: 2\nencode direct\nlinear f: 3 features\nli: decay 1\nreadout membrane last\n"
+
+
+@pytest.fixture(scope="module")
+def levels() -> dict[str, str]:
+    """The text of a small program at every level, and at ``tile`` without addresses."""
+    model, recipe = parse_snn(NET, "net.snn"), Recipe(train=Train())
+    texts = {phase: module_text(compile_to(model, recipe, phase)) for phase in ("import", "train", "engines", "tile")}
+    unplaced = parse_passes("h2l-lut-to-tile")[0]
+    module = compile_to(model, recipe, "engines")
+    unplaced.apply(new_context(), module)
+    return texts | {"unplaced": module_text(module), "h2": module_text(compile_to(model, recipe, "h2"))}
+
+
+@pytest.mark.parametrize("level", ["import", "train", "engines", "unplaced", "tile", "h2"])
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_on_a_program_of_any_level_works_or_says_what_it_takes(
+    levels: dict[str, str], level: str, name: str
+) -> None:
+    try:
+        run_opt(levels[level], "in.mlir", OptOptions(passes=parse_passes(name)), io.StringIO())
+    except H2LearnError as error:
+        assert str(error.location).startswith(("net.snn:", "in.mlir:")), error.message
+
+
+def test_a_pass_names_the_op_of_another_level(levels: dict[str, str]) -> None:
+    with pytest.raises(H2LearnError, match="h2l-insert-tokens takes programs of tile, found lut") as caught:
+        run_opt(levels["engines"], "in.mlir", OptOptions(passes=parse_passes("h2l-insert-tokens")), io.StringIO())
+    assert str(caught.value.location).startswith("net.snn:")
+    for name in ("h2l-insert-tokens", "h2l-tile-to-h2"):
+        with pytest.raises(H2LearnError, match="expected buffers with addresses") as caught:
+            run_opt(levels["unplaced"], "in.mlir", OptOptions(passes=parse_passes(name)), io.StringIO())
+        assert caught.value.hint == "run h2l-place-buffers first"
