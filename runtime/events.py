@@ -18,7 +18,7 @@ import numpy.typing as npt
 from h2learn.backends.h2learn.isa import ENGINES, SEMAPHORE_MAX, STREAMS
 
 from .frontend import FAULT, FENCE, FORK, NOP, SIGNAL, STOP, WAIT
-from .jit import jit
+from .jit import inlined, jit
 from .kernels.transfer import IN_BURSTS
 from .kernels.transfer import MOVED as SLOTS_MOVED
 from .native import bare, words_at
@@ -183,7 +183,7 @@ def _attend(
     return FINISHED
 
 
-@jit
+@inlined
 def _dispatch(
     s: int,
     entries: tuple[I64, ...],
@@ -249,7 +249,7 @@ def _resume(s: int, cycle: int, cause: int, streams: I64, lost: I64) -> None:
     streams[s, STATUS] = RUNNING
 
 
-@jit
+@inlined
 def _pass_fences(
     entries: tuple[I64, ...],
     streams: I64,
@@ -280,7 +280,7 @@ def _pass_fences(
             _dispatch(s, entries, streams, queues, rings, engines, log, g)
 
 
-@jit
+@inlined
 def _step(
     entries: tuple[I64, ...],
     streams: I64,
@@ -364,8 +364,10 @@ def _step(
             if streams[s, STATUS] == BLOCKED and streams[s, BLOCKER] == e:
                 _resume(s, now, e, streams, lost)
                 _dispatch(s, entries, streams, queues, rings, engines, log, g)
-                _pass_fences(entries, streams, queues, rings, engines, lost, log, g)
-            elif streams[s, STATUS] == FENCED:
+                may_pass = True
+            else:
+                may_pass = streams[s, STATUS] == FENCED
+            if may_pass:
                 _pass_fences(entries, streams, queues, rings, engines, lost, log, g)
             if engine[WAKE] <= now:
                 break

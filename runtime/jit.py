@@ -29,8 +29,23 @@ def forget_stale(sources: Iterable[Path], folder: Path) -> None:
 
 def jit(function: Callable[..., object]) -> Kernel:
     """Compile ``function`` on its first call: strict IEEE arithmetic, no GIL, cached on disk where that is possible."""
+    return _compiled(function)
+
+
+def inlined(function: Callable[..., object]) -> Kernel:
+    """The same for a function that only compiled code calls, and that becomes a part of each of its callers.
+
+    LLVM would keep a function of many arrays as it is, and each call of it would then write them to the stack, word by
+    word. A function with many callers makes the compilation longer.
+    """
+    return _compiled(function, forceinline=True, no_cpython_wrapper=True)
+
+
+def _compiled(function: Callable[..., object], **options: bool) -> Kernel:
+    # nobody passes kernels to kernels, which is what the wrapper that is left out is for
+    options |= {"nogil": True, "fastmath": False, "no_cfunc_wrapper": True}
     try:
-        compiled = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")(function)
+        compiled = numba.njit(cache=True, error_model="numpy", **options)(function)
     except RuntimeError as error:
         if "cache" not in str(error):
             raise
@@ -38,9 +53,9 @@ def jit(function: Callable[..., object]) -> Kernel:
             "compiled kernels are not kept: neither the package folder nor the user's cache folder is writable,"
             " so every start compiles them again; set NUMBA_CACHE_DIR to a writable folder",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-        compiled = numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
+        compiled = numba.njit(error_model="numpy", **options)(function)
     return cast(Kernel, compiled)
 
 

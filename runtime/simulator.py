@@ -67,7 +67,7 @@ class Timeline:
         self.engines[:, events.WAKE] = events.NEVER
         self.semaphores[:, events.WAITER] = -1
         self.pcs[:, events.FIRST] = self.pcs[:, events.LAST] = -1
-        self.scalars[[events.AT_ENGINE, events.STOPPED]] = -1
+        self.scalars[events.AT_ENGINE] = self.scalars[events.STOPPED] = -1
         self.scalars[events.LOOK] = 1
         self.fetched = [NOTHING] * STREAMS
 
@@ -85,6 +85,10 @@ class Timeline:
     def supply(self, number: int, more: Fetched) -> None:
         """Give a stream its next entries; those that it still has in queues are kept."""
         stream = self.streams[number]
+        if not self.fetched[number].entries:
+            self.fetched[number] = more
+            stream[events.LENGTH], stream[events.STATUS] = len(more.entries), events.RUNNING
+            return
         own = slice(number * len(ENGINES), (number + 1) * len(ENGINES))
         queues, rings = self.queues[own], self.rings[own]
         queued = queues[:, events.SIZE] > 0
@@ -207,7 +211,7 @@ class Simulator:
         self._sanitizers = Sanitizers(self._checks, self.program, self.memories) if self._checks else None
         self._races = self._sanitizers.races if self._sanitizers is not None else None
         self._posted: dict[int, Clock] = {}
-        self._tokens: list[deque[tuple[int, Clock]]] = [deque() for _ in range(SEMAPHORES)]
+        self._tokens: list[deque[tuple[int, Clock]]] = [deque() for _ in range(0 if self._races is None else SEMAPHORES)]
         self._counters: dict[int, PcCounters] = {}
         self._nonfinite: dict[int, NonFinite] = {}
         self.spans = []
