@@ -41,11 +41,12 @@ def inlined(function: Callable[..., object]) -> Kernel:
     return _compiled(function, forceinline=True, no_cpython_wrapper=True)
 
 
-def _compiled(function: Callable[..., object], **options: bool) -> Kernel:
+def _compiled(function: Callable[..., object], **more: Any) -> Kernel:
     # nobody passes kernels to kernels, which is what the wrapper that is left out is for
-    options |= {"nogil": True, "fastmath": False, "no_cfunc_wrapper": True}
+    options: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "no_cfunc_wrapper": True}
+    options |= more
     try:
-        compiled = numba.njit(cache=True, error_model="numpy", **options)(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError as error:
         if "cache" not in str(error):
             raise
@@ -55,7 +56,7 @@ def _compiled(function: Callable[..., object], **options: bool) -> Kernel:
             RuntimeWarning,
             stacklevel=3,
         )
-        compiled = numba.njit(error_model="numpy", **options)(function)
+        compiled = numba.njit(**options)(function)
     return cast(Kernel, compiled)
 
 

@@ -211,7 +211,9 @@ class Simulator:
         self._sanitizers = Sanitizers(self._checks, self.program, self.memories) if self._checks else None
         self._races = self._sanitizers.races if self._sanitizers is not None else None
         self._posted: dict[int, Clock] = {}
-        self._tokens: list[deque[tuple[int, Clock]]] = [deque() for _ in range(0 if self._races is None else SEMAPHORES)]
+        self._tokens: list[deque[tuple[int, Clock]]] = [
+            deque() for _ in range(0 if self._races is None else SEMAPHORES)
+        ]
         self._counters: dict[int, PcCounters] = {}
         self._nonfinite: dict[int, NonFinite] = {}
         self.spans = []
