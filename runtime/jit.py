@@ -60,6 +60,12 @@ def _compiled(function: Callable[..., object], **more: Any) -> Kernel:
     return cast(Kernel, compiled)
 
 
+def is_kept(kernel: Kernel) -> bool:
+    """Whether compiled code of ``kernel`` lies on disk, so that its first call need not compile it."""
+    folder = kernel.stats.cache_path  # type: ignore[attr-defined]
+    return folder is not None and any(Path(folder).glob(f"*.{kernel.__name__}-*.nbi"))
+
+
 _HERE = Path(__file__).parent
 _COMPILED = ("events.py", "native.py", "prepared.py", "team.py", "frontend.py", "jit.py")
 forget_stale(

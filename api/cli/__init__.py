@@ -93,6 +93,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message()
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx is not None else "h2learn"
         return f"error: {error.format_message()}\n  hint: {command} --help lists the options"

@@ -21,7 +21,7 @@ from h2learn.training import History, train
 
 from .model import Target, target_options
 from .options import profile_option
-from .progress import EpochBars, epoch_text
+from .progress import EpochBars, epoch_text, note_first_run
 
 MODEL = "digits.snn"
 EPOCHS = 6
@@ -56,6 +56,7 @@ def demo(
     write_atomic(source, resources.files("h2learn.data").joinpath(MODEL).read_bytes())
     model = load_model(source)
     click.echo(f"{source}: {sum(v.size for v in model.parameters.values())} parameters, {len(data.x_train)} images")
+    note_first_run()
     with EpochBars(epochs, epoch_text) as bars:
         history = train(
             model,

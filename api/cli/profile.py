@@ -13,6 +13,7 @@ from h2learn.program import load_program
 from h2learn.runtime.profile_text import profile_text
 
 from .options import profile_option
+from .progress import note_first_run
 from .run import named_arrays
 
 
@@ -38,8 +39,10 @@ def profile_(
     Per layer and phase: cycles, stalls, bytes per memory, energy, densities, roofline. Without --input, seeded random
     inputs are used.
     """
+    loaded = load_program(program)
+    note_first_run()
     found = profile_program(
-        load_program(program),
+        loaded,
         named_arrays(inputs, "--input") or None,
         None if params is None else read_parameters(params),
         lr=lr,

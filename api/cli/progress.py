@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
+from h2learn.runtime.events import advance
+from h2learn.runtime.jit import is_kept
 from h2learn.training import Epoch, Step
+
+
+def note_first_run() -> None:
+    """Say why the first run after an installation takes long: it compiles the simulator's kernels."""
+    if not is_kept(advance):
+        click.echo("note: compiling the simulator's kernels, which the first run alone does (about a minute)", err=True)
 
 
 class EpochBars:

@@ -19,6 +19,7 @@ from h2learn.files import check_folder, check_writable, write_atomic
 from h2learn.program import Execution, Result, Session, load_program
 
 from .options import profile_option
+from .progress import note_first_run
 
 Array = npt.NDArray[np.generic]
 
@@ -83,6 +84,8 @@ def run(
         check_writable(trace)
     if output_dir is not None:
         check_folder(output_dir)
+    if not reference and not sanitize:
+        note_first_run()
     with loaded.session(seed=seed, execution=execution, profile=profile) as session:
         if params is not None:
             session.set_parameters(read_parameters(params))

@@ -23,7 +23,7 @@ from h2learn.training import train as train_model
 
 from .model import Target, read_model, target_options
 from .options import import_options, profile_option
-from .progress import EpochBars, epoch_text
+from .progress import EpochBars, epoch_text, note_first_run
 
 
 @click.command()
@@ -91,6 +91,7 @@ def train(
         check_writable(output)
     loaded = read_model(model, None, params, reading)
     samples: DataSet | str = load_digits() if data == "digits" else data
+    note_first_run()
     with EpochBars(epochs, epoch_text, quiet=as_json) as bars:
         try:
             history = train_model(

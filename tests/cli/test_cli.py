@@ -44,6 +44,11 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: lis
     assert code == 0 and out.startswith(f"Usage: {' '.join(['h2learn', *command])}")
 
 
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys)
+    assert code == 1 and err.startswith("Usage: h2learn") and "  compile " in err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version")[:2] == (0, "h2learn 0.1.0\n")
 

@@ -8,7 +8,9 @@ import pytest
 
 from h2learn import load_program
 from h2learn.checkpoints import read_parameters, write_parameters
-from h2learn.cli import run
+from h2learn.cli import progress, run
+from h2learn.runtime.events import advance
+from h2learn.runtime.jit import is_kept, jit
 
 NET = """network tiny
 input image: 1 x 4 x 4
@@ -40,6 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = rng.integers(0, 256, (10, 4, 4), dtype=np.uint8)
     labels = np.arange(10, dtype=np.uint8) % 4
     np.savez(path / "data.npz", x_train=images, y_train=labels, x_test=images[:4], y_test=labels[:4])
+    assert (
+        run(["run", str(path / "step.h2x"), *inputs(path)]) == 0
+    )  # the first run of all says that it compiles kernels
     return path
 
 
@@ -116,6 +121,21 @@ def test_functional_and_reference_runs_agree(capsys: pytest.CaptureFixture[str],
 def test_run_refuses(capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], message: str) -> None:
     code, _, err = call(capsys, "run", folder / "net.h2x", *(word.replace("{}", str(folder)) for word in arguments))
     assert code == 1 and message in err and "internal" not in err
+
+
+def test_the_run_that_compiles_kernels_says_so(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["run", folder / "step.h2x", *inputs(folder)]
+    assert call(capsys, *arguments)[0] == 0 and is_kept(advance)
+    assert "compiling" not in call(capsys, *arguments)[2]
+    fresh = jit(lambda: None)
+    assert not is_kept(fresh)
+    monkeypatch.setattr(progress, "advance", fresh)
+    for words in (arguments, ["profile", folder / "step.h2x"]):
+        assert "note: compiling the simulator's kernels" in call(capsys, *words)[2]
+    for other in (["--reference"], ["--sanitize", "race"]):
+        assert "compiling" not in call(capsys, *arguments, *other)[2]
 
 
 def test_text_and_binary_are_the_same_program(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
