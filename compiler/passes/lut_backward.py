@@ -154,7 +154,9 @@ def _input_gradient(
         jobs=context.jobs(part),
     ).reduce_block
     mask = _mask(context, result)
-    mode = "in" if mask is None else "dual"
+    mode = context.limits.sparsity or "dual"
+    if mask is None:
+        mode = {"out": "dense", "dual": "in"}.get(mode, mode)
     grad = lut.BeGradOp(gu, w, mask, geometry, block, mode, target, op.location, onto=onto)
     context.emit(grad)
     return [grad.gs]

@@ -171,6 +171,7 @@ def with_variants(recipe: Recipe, rng: np.random.Generator) -> Recipe:
     choices = {
         "double_buffering=off": 0.2,
         "potential=saved": 0.4,
+        f"sparsity={rng.choice(['dense', 'in', 'out'])}": 0.3,
         f"operand_form={rng.choice(['planes', 'multipliers'])}": 0.6,
         "head=apart": 0.5,
         f"entry={rng.choice(['apart', 'joined'])}": 0.5,
