@@ -34,10 +34,10 @@ class TileLimits:
     (``streams.OVERLAPS``). ``double_buffering``: ``off`` gives every buffer one slot instead of two, in the same tiles,
     so that nothing is loaded while the tile before is at work. ``operand_form``: how numbers that have bit-planes enter
     a convolution. ``potential``: whether all membrane potentials are saved for gradients, also where those inside the
-    surrogate's window or the window's bits are enough. ``sparsity``: which zeros of an input gradient save cycles, those
-    that come in, those that the mask leaves out, both or none. ``head``: whether the linear layers behind the maps are a part
-    of their own. ``entry``: whether what comes before the first look-up is. ``jobs``: whether backward and update work
-    gives way to other streams soon.
+    surrogate's window or the window's bits are enough. ``sparsity``: which zeros of an input gradient save cycles,
+    those that come in, those that the mask leaves out, both or none. ``head``: whether the linear layers behind the
+    maps are a part of their own. ``entry``: whether what comes before the first look-up is. ``jobs``: whether backward
+    and update work gives way to other streams soon.
     """
 
     steps: int | None = None
