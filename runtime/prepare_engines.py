@@ -25,6 +25,7 @@ _NOTHING: Place = (0, 0)
 _TABLE_VALUES = 1 << 16  # WUE's tables at a time: they stay in the second-level cache
 _MOST_GROUPS = 256
 _THOUSANDTHS = 1000
+_THIN = 2 * LANES  # outputs of a layer up to which sums are spread from the inputs
 
 
 class Site(NamedTuple):
@@ -102,11 +103,14 @@ def fe_run(op: Operation, site: Site) -> Prepared:
         args.array(array)
     builder.call(listed, args, sources, 4 * sources * entries)
     tables = stored(builder, op, site, "lut")
+    thin, units, columns = not depth and _is_thin(op, k), positions, maps[1]
+    if thin:
+        summed, units, columns = calls.spread_tables_call, op.number("imgs") * op.number("oh"), columns_to(maps)
     args = Arguments().memory(site.places["acc"], 4).numbers(op.init).memory(tables, 4)
-    for array in (*lists, *maps[:2]):
+    for array in (*lists, maps[0], columns):
         args.array(array)
     args.numbers(*maps[2], entries, groups << fan, k)
-    builder.call(summed, args, positions, positions * taps(op) * entries * (k + 16) // 4)
+    builder.call(summed, args, units, positions * taps(op) * entries * (k + 16) // 4)
     counts, result = {}, -1
     if skips_zero_patterns(op):
         passes, lanes, least = lane_passes(op)
@@ -211,15 +215,24 @@ def _products(
     """Append sums of products into ``acc``; counts as ``work.products_work`` names them."""
     positions = position_count(op)
     results = [site.scratch(name, positions, np.uint32) for name in ("live", "dense_inputs", "outputs")]
-    masked = "m" in site.places
+    masked, elements = "m" in site.places, positions * taps(op) * in_width * (out_width + 16) // 2
     args = Arguments().memory(site.places["acc"], 4).numbers(op.init)
     args.words += weights.words
     args.kept += weights.kept
-    lists.append_to(args).array(maps[0]).array(maps[1]).numbers(*maps[2], in_width, out_width)
-    args.memory(site.places.get("m", _NOTHING), 1).numbers(masked)
+    lists.append_to(args).array(maps[0])
+    thin = not masked and _is_thin(op, out_width)
+    if thin:
+        across = np.asarray((maps[1].reshape(-1, maps[2][5]) >= 0).sum(axis=1), np.int32)
+        args.array(columns_to(maps)).array(across).numbers(*maps[2], op.mnemonic == "be.run", in_width, out_width)
+    else:
+        args.array(maps[1]).numbers(*maps[2], in_width, out_width)
+        args.memory(site.places.get("m", _NOTHING), 1).numbers(masked)
     for array in results:
         args.array(array)
-    builder.call(calls.products_call, args, positions, positions * taps(op) * in_width * (out_width + 16) // 2)
+    if thin:
+        builder.call(calls.spread_products_call, args, op.number("imgs") * op.number("oh"), elements)
+    else:
+        builder.call(calls.products_call, args, positions, elements)
     args = Arguments()
     for array in results:
         args.array(array)
@@ -380,6 +393,20 @@ def backward_maps(op: Operation) -> Maps:
     rows = _backward_map(oh, op.number("py"), op.number("sh"), kh, gh)
     columns = _backward_map(ow, op.number("px"), op.number("sw"), kw, gw)
     return rows, columns, (gh, gw, oh, ow, kh, kw)
+
+
+def _is_thin(op: Operation, width: int) -> bool:
+    """Return whether the sums of an instruction are spread from its inputs; it pays where they meet several taps."""
+    return width <= _THIN and op.number("kw") > 1
+
+
+def columns_to(maps: Maps) -> I32:
+    """Return per input column and tap the output column that the tap belongs to, -1 for none."""
+    columns, (_, in_columns, _, _, _, kw) = maps[1].reshape(-1, maps[2][5]), maps[2]
+    found = np.full((in_columns, kw), -1, np.int32)
+    outputs, numbers = np.nonzero(columns >= 0)
+    found[columns[outputs, numbers], numbers] = outputs
+    return found.reshape(-1)
 
 
 @lru_cache(maxsize=256)

@@ -30,6 +30,7 @@ from .convolution import (
 )
 from .places import f32_at, i32_at, u8_at, u16_at, u32_at, u64_at
 from .planes import list_planes, sum_planes
+from .spread import spread_products, spread_tables
 from .vector import densify
 
 ADDS, SPIKES, BROKEN, LIVE, LANES_TIME = range(5)
@@ -102,6 +103,19 @@ def tables_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
         high,
     )
     found[BROKEN] += count_nonfinite(acc[low * k : high * k])
+    return 1
+
+
+@call(words=24)
+def spread_tables_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
+    """As ``tables_call`` for rows of outputs, with the column to instead of the column of."""
+    a, found = words_at(args, 24), words_at(counts, COUNTERS)
+    acc, size = f32_at(a, 0), a[18] * a[23]
+    spread_tables(
+        *(acc, a[2] != 0, f32_at(a, 3), u32_at(a, 5), u32_at(a, 7), u32_at(a, 9), i32_at(a, 11), i32_at(a, 13)),
+        *(shape_at(a, 15), a[21], a[22], a[23], found, low, high),
+    )
+    found[BROKEN] += count_nonfinite(acc[low * size : high * size])
     return 1
 
 
@@ -206,6 +220,23 @@ def products_call(args: int, extra: int, low: int, high: int, counts: int) -> in
         high,
     )
     found[PRODUCTS_BROKEN] += count_nonfinite(acc[low * width : high * width])
+    return 1
+
+
+@call(words=32)
+def spread_products_call(args: int, extra: int, low: int, high: int, counts: int) -> int:
+    """Acc, init, weights, rows, values, counts, row of, column to, taps across, shape, backwards, in width, out width.
+
+    Then three results per position. The work is rows of outputs.
+    """
+    a, found = words_at(args, 32), words_at(counts, COUNTERS)
+    acc, size = f32_at(a, 0), a[20] * a[25]
+    spread_products(
+        *(acc, a[2] != 0, f32_at(a, 3), u32_at(a, 5), f32_at(a, 7), u32_at(a, 9), i32_at(a, 11), i32_at(a, 13)),
+        *(i32_at(a, 15), shape_at(a, 17), a[23] != 0, a[24], a[25], u32_at(a, 26), u32_at(a, 28), u32_at(a, 30)),
+        *(low, high),
+    )
+    found[PRODUCTS_BROKEN] += count_nonfinite(acc[low * size : high * size])
     return 1
 
 

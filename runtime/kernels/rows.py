@@ -65,6 +65,74 @@ def add_products(
 
 
 @intrinsic
+def add_rows_to_one(
+    typing_context: Any, acc: Any, rows: Any, offsets: Any, first: Any, count: Any, width: Any, at: Any, base: Any
+) -> Any:
+    """``acc[at:at+width] += rows[base+o:base+o+width]`` for each ``o`` of ``offsets[first:first+count]`` in order."""
+    return types.void(acc, rows, offsets, first, count, width, at, base), _spreader(1, valued=False)
+
+
+@intrinsic
+def add_rows_to_three(
+    typing_context: Any,
+    acc: Any,
+    rows: Any,
+    offsets: Any,
+    first: Any,
+    count: Any,
+    width: Any,
+    at: Any,
+    base: Any,
+    second_at: Any,
+    second_base: Any,
+    third_at: Any,
+    third_base: Any,
+) -> Any:
+    """As ``add_rows_to_one`` for three rows of ``acc`` that do not overlap, side by side, each with its ``base``."""
+    taken = (acc, rows, offsets, first, count, width, at, base, second_at, second_base, third_at, third_base)
+    return types.void(*taken), _spreader(3, valued=False)
+
+
+@intrinsic
+def add_products_to_one(
+    typing_context: Any,
+    acc: Any,
+    rows: Any,
+    offsets: Any,
+    values: Any,
+    first: Any,
+    count: Any,
+    width: Any,
+    at: Any,
+    base: Any,
+) -> Any:
+    """As ``add_rows_to_one`` with each row multiplied by its value of ``values[first:first+count]``."""
+    return types.void(acc, rows, offsets, values, first, count, width, at, base), _spreader(1, valued=True)
+
+
+@intrinsic
+def add_products_to_three(
+    typing_context: Any,
+    acc: Any,
+    rows: Any,
+    offsets: Any,
+    values: Any,
+    first: Any,
+    count: Any,
+    width: Any,
+    at: Any,
+    base: Any,
+    second_at: Any,
+    second_base: Any,
+    third_at: Any,
+    third_base: Any,
+) -> Any:
+    """As ``add_rows_to_three`` with each row multiplied by its value of ``values[first:first+count]``."""
+    taken = (acc, rows, offsets, values, first, count, width, at, base, second_at, second_base, third_at, third_base)
+    return types.void(*taken), _spreader(3, valued=True)
+
+
+@intrinsic
 def add_pair(
     typing_context: Any, target: Any, at: Any, left: Any, first: Any, right: Any, second: Any, width: Any
 ) -> Any:
@@ -248,13 +316,7 @@ def _strip(
     for total, column in zip(sums, columns, strict=True):
         builder.store(load_lanes(builder, acc, column, mask), total)
     with cgutils.for_range(builder, count, intp=_I64) as loop:
-        offset = builder.zext(builder.load(builder.gep(offsets, [loop.index])), _I64)
-        factor = splat(builder, builder.load(builder.gep(values, [loop.index]))) if values is not None else None
-        for total, column in zip(sums, columns, strict=True):
-            term = load_lanes(builder, rows, builder.add(offset, column), mask)
-            if factor is not None:
-                term = builder.fmul(factor, term)
-            builder.store(builder.fadd(builder.load(total), term), total)
+        _add_listed(builder, sums, rows, offsets, values, loop.index, columns, mask)
     for total, column in zip(sums, columns, strict=True):
         store_lanes(builder, builder.load(total), acc, column, mask)
 
@@ -300,13 +362,7 @@ def _four_strips(
 
     def add(p: int, index: Any) -> None:
         _, offsets, values, _ = parts[p]
-        offset = builder.zext(builder.load(builder.gep(offsets, [index])), _I64)
-        factor = splat(builder, builder.load(builder.gep(values, [index]))) if values is not None else None
-        for total, column in zip(sums[p], columns, strict=True):
-            term = load_lanes(builder, rows, builder.add(offset, column), mask)
-            if factor is not None:
-                term = builder.fmul(factor, term)
-            builder.store(builder.fadd(builder.load(total), term), total)
+        _add_listed(builder, sums[p], rows, offsets, values, index, columns, mask)
 
     with cgutils.for_range(builder, shared, intp=_I64) as loop:
         for p in range(len(parts)):
@@ -317,6 +373,50 @@ def _four_strips(
     for (acc, *_), own in zip(parts, sums, strict=True):
         for total, column in zip(own, columns, strict=True):
             store_lanes(builder, builder.load(total), acc, column, mask)
+
+
+def _spreader(targets: int, *, valued: bool) -> Callable[[Any, Any, Any, Any], Any]:
+    """Emit the sums of one list into rows of ``acc``: acc, rows, offsets, [values,] first, count, width, targets."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(index: int, at: Any) -> Any:
+            data = context.make_array(signature.args[index])(context, builder, args[index]).data
+            return builder.gep(data, [at])
+
+        first, count, width, *places = args[-3 - 2 * targets :]
+        offsets, values = pointer(2, first), pointer(3, first) if valued else None
+        parts = [(pointer(0, places[2 * i]), pointer(1, places[2 * i + 1])) for i in range(targets)]
+
+        def strip(column: Any, vectors: int, mask: Any) -> None:
+            columns = [builder.add(column, _I64(v * LANES)) for v in range(vectors)]
+            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in columns] for _ in parts]
+            for (acc, _), own in zip(parts, sums, strict=True):
+                for total, here in zip(own, columns, strict=True):
+                    builder.store(load_lanes(builder, acc, here, mask), total)
+            with cgutils.for_range(builder, count, intp=_I64) as loop:
+                for (_, rows), own in zip(parts, sums, strict=True):
+                    _add_listed(builder, own, rows, offsets, values, loop.index, columns, mask)
+            for (acc, _), own in zip(parts, sums, strict=True):
+                for total, here in zip(own, columns, strict=True):
+                    store_lanes(builder, builder.load(total), acc, here, mask)
+
+        columns_under_mask(builder, width, (2, 1), strip)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _add_listed(
+    builder: Any, sums: list[Any], rows: Any, offsets: Any, values: Any, index: Any, columns: list[Any], mask: Any
+) -> None:
+    """Emit the addition of the row that stands at ``index`` of a list, times its value, to sums in registers."""
+    offset = builder.zext(builder.load(builder.gep(offsets, [index])), _I64)
+    factor = splat(builder, builder.load(builder.gep(values, [index]))) if values is not None else None
+    for total, column in zip(sums, columns, strict=True):
+        term = load_lanes(builder, rows, builder.add(offset, column), mask)
+        if factor is not None:
+            term = builder.fmul(factor, term)
+        builder.store(builder.fadd(builder.load(total), term), total)
 
 
 def splat(builder: Any, scalar: Any) -> Any:

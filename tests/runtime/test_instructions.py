@@ -45,7 +45,7 @@ class Builder:
             "oh": self.pick(1, 2, 3, 5),
             "ow": self.pick(1, 2, 4),
             "kh": self.pick(1, 2, 3, 4),
-            "kw": self.pick(1, 2, 3),
+            "kw": self.pick(1, 2, 3, 5),
             "sh": self.pick(1, 2, 3),
             "sw": self.pick(1, 2),
             "c": self.pick(1, 3, 8, 11, 16),
