@@ -81,8 +81,10 @@ def test_gradients_agree_with_pytorch() -> None:
 
 
 def test_a_gate_needs_spikes_of_one_shape() -> None:
-    with pytest.raises(H2LearnError, match=r"expected spikes of the shape of .* for a gate, found .* reals"):
+    with pytest.raises(H2LearnError, match=r"expected spikes as the second value of a gate, found .* reals"):
         parse_snn(NET.replace("drop held: c3, b", "drop held: b, c3"))
+    with pytest.raises(H2LearnError, match=r"expected spikes of the shape of 9 x 5 x 5 .* for a gate, found 8 x 5 x 5"):
+        parse_snn(NET.replace("conv c2: 9", "conv c2: 8"))
     with pytest.raises(H2LearnError, match="expected two layers, found 3"):
         parse_snn(NET.replace("keep both: a, b", "keep both: a, b, a"))
 
