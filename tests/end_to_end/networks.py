@@ -51,6 +51,17 @@ INTERPRETERS = {"spike": interpret_spike, "lut": interpret_lut, "tile": interpre
 LAST_PASS = {"h2l-spike-to-lut": "lut", "h2l-insert-tokens": "tile", "h2l-tile-to-h2": "h2"}
 
 FED = ("input", "label")
+MACHINE_CHANGES = (
+    "forward.fan_in=2",
+    "weight_update.fan_in=3",
+    "weight_update.lanes_c=8",
+    "backward.width=16",
+    "backward.elements=3",
+    "vector.lanes=7",
+    "queue_depth=2",
+    "dram.burst_bytes=32",
+)
+"""Changes of a machine that some networks are compiled for."""
 
 Key = tuple[str, str]
 Named = dict[Key, Array]
@@ -167,7 +178,10 @@ def random_case(seed: int, *, train: bool = True) -> Case:
 
 def with_variants(recipe: Recipe, rng: np.random.Generator) -> Recipe:
     """Return a recipe with other choices of machine and mapping, each now and then."""
-    arch = f"{recipe.arch}:forward.skip_zero_patterns=true" if rng.random() < 0.2 else recipe.arch
+    drawn = rng.spawn(1)[0]
+    changes = ["forward.skip_zero_patterns=true"] if rng.random() < 0.2 else []
+    changes += [text for text in MACHINE_CHANGES if drawn.random() < 0.08]
+    arch = f"{recipe.arch}:{','.join(changes)}" if changes else recipe.arch
     choices = {
         "double_buffering=off": 0.2,
         "potential=saved": 0.4,
@@ -177,8 +191,10 @@ def with_variants(recipe: Recipe, rng: np.random.Generator) -> Recipe:
         f"entry={rng.choice(['apart', 'joined'])}": 0.5,
         "jobs=short": 0.4,
     }
-    drawn = [recipe.limits, *(text for text, share in choices.items() if rng.random() < share)]
-    return replace(recipe, arch=arch, limits=",".join(filter(None, drawn)))
+    chosen = [recipe.limits, *(text for text, share in choices.items() if rng.random() < share)]
+    others = {f"fan={drawn.choice([1, 2, 3])}": 0.2, "overlap=backward": 0.15}
+    chosen += [text for text, share in others.items() if drawn.random() < share]
+    return replace(recipe, arch=arch, limits=",".join(filter(None, chosen)))
 
 
 def _counts_spikes(model: Model) -> bool:
