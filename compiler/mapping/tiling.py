@@ -100,22 +100,32 @@ def plan_forward(
     if looped:
         choices |= {"steps": (1,), "rows": (shape.out_h,), "columns": (shape.out_w,), "k": (shape.k,)}
     wait = _wait(machine) if jobs is Jobs.BETWEEN else 0.0
-    best: list[tuple[float, ForwardTile]] = []
-    for number in (pinned,) if pinned else fans_of(machine):
 
-        def usage(t: Tile, number: int = number) -> Usage:
-            return _forward_usage(shape, t, number, neuron, joined)
+    def cheapest(*, once: bool) -> list[tuple[float, ForwardTile]]:
+        """Return the cheapest tile of every fan-in; ``once``: weights and tables that never change have one slot."""
+        best = []
+        for number in (pinned,) if pinned else fans_of(machine):
 
-        def cost(t: Tile, number: int = number) -> float:
-            return forward_cost(shape, t, machine, number, neuron.in_tile(t.k, shape.k).ublk, wait=wait).cycles
+            def usage(t: Tile, number: int = number) -> Usage:
+                return _forward_usage(shape, t, number, neuron, joined, once=once)
 
-        found = cheapest_tile(choices, usage, cost, machine, ahead=AHEAD if jobs is Jobs.BETWEEN else (SLOTS,))
-        if found is not None:
-            best.append((found[0], ForwardTile(**found[1], fan=number)))
+            def cost(t: Tile, number: int = number) -> float:
+                return forward_cost(shape, t, machine, number, neuron.in_tile(t.k, shape.k).ublk, wait=wait).cycles
+
+            found = cheapest_tile(choices, usage, cost, machine, ahead=AHEAD if jobs is Jobs.BETWEEN else (SLOTS,))
+            if found is not None:
+                best.append((found[0], ForwardTile(**found[1], fan=number)))
+        return best
+
+    best = cheapest(once=False) or cheapest(once=True)
     return min(best, key=lambda pair: pair[0])[1] if best else nothing_fits("forward tile", machine, (shape.c, shape.k))
 
 
-def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, joined: Joined | None = None) -> Usage:
+def _forward_usage(
+    shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, joined: Joined | None = None, *, once: bool = False
+) -> Usage:
+    """Return what a tile wants on chip; ``once``: a tile that has all weights has one slot of them and their tables."""
+    once = once and (t.c, t.k, t.seen(shape).taps) == (shape.c, shape.k, shape.taps)
     if joined is not None:
         alone = _forward_usage(shape, t, fan, neuron)
         beside = _forward_usage(joined.shape, replace(t, c=joined.block, taps=0), joined.fan, neuron)
@@ -129,7 +139,7 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, join
     tables = 0 if not shape.looked_up else shape.taps * -(-t.c // fan) * (1 << fan) * t.k * shape.item
     bits = row_bytes("bits", t.k)
     return Usage(
-        W=t.ahead * weights,
+        W=(1 if once else t.ahead) * weights,
         S=t.ahead * inputs * (shape.planes if shape.real else 1) * row_bytes("bits", t.c)
         + SLOTS * outs * bits * (shape.onto == "bits")
         + neuron.spike_bytes(outs, t.positions, t.k),
@@ -138,7 +148,7 @@ def _forward_usage(shape: ConvShape, t: Tile, fan: int, neuron: NeuronKind, join
         + neuron.in_tile(t.k, shape.k).membrane_bytes(outs, t.positions, t.k, shape.item, t.held),
         M=SLOTS * outs * bits,
         A=t.held * images * t.rows * t.columns * t.k * 4 + neuron.parameter_bytes(t.k),
-        L=SLOTS * tables,
+        L=(1 if once else SLOTS) * tables,
     )
 
 

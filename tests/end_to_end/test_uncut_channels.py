@@ -1,0 +1,39 @@
+"""Channels that no multiple of 8 divides are not cut: weights and tables that never change then have one slot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from h2learn.compiler.autodiff.spec import SGD, Train
+from h2learn.compiler.driver import Recipe
+from h2learn.compiler.frontends.dsl import parse_snn
+from h2learn.dialects import tile
+
+from .networks import Case, random_data
+from .test_random_networks import check_all_levels
+
+NET = """network uncut
+input x: 12 spikes over time
+time steps: 3
+linear f1: 70 features
+lif n1
+linear f2: 70 features
+{neurons} n2: decay 0.9
+linear f3: 4 features
+li: decay 0.5
+readout membrane mean
+init: normal gain 1.5 seed 1
+"""
+
+
+@pytest.mark.parametrize("neurons", ["lif", "recurrent"])
+@pytest.mark.parametrize("mapping", ["", "group=1"])
+def test_a_layer_whose_tables_have_room_once(neurons: str, mapping: str) -> None:
+    model = parse_snn(NET.format(neurons=neurons), "net.snn").with_batch(3)
+    recipe = Recipe("h2l-edge", "fp32", Train(optimizer=SGD()), mapping)
+    case = Case(model, recipe, random_data(model, recipe.train, np.random.default_rng(1)))
+    results = check_all_levels(case)
+    assert results["gradient", "f2.weight"].any()
+    allocs = [op for op in case.levels["tile"].walk() if isinstance(op, tile.AllocOp) and op.memory.data == "L"]
+    assert {op.slots.data for op in allocs if "70x2x70" in str(op.result.type)} == {1}
