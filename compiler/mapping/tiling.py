@@ -117,7 +117,9 @@ def plan_forward(
                 best.append((found[0], ForwardTile(**found[1], fan=number)))
         return best
 
-    best = cheapest(once=False) or cheapest(once=True)
+    best = cheapest(once=False)
+    if not best and joined is None:  # two layers in one stage are worth two slots, or stand apart
+        best = cheapest(once=True)
     return min(best, key=lambda pair: pair[0])[1] if best else nothing_fits("forward tile", machine, (shape.c, shape.k))
 
 
