@@ -7,17 +7,18 @@ how often the others are cut.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
 
 from xdsl.ir import SSAValue
 
+from h2learn.backends.h2learn.errors import H2LearnError
 from h2learn.backends.h2learn.isa import PARAMETER_ROWS
 from h2learn.compiler.mapping.cost import defers_weights
 from h2learn.compiler.mapping.limits import SLOTS
-from h2learn.compiler.mapping.tiles import ConvShape
+from h2learn.compiler.mapping.tiles import ConvShape, WeightTile
 from h2learn.compiler.mapping.tiling import plan_backward, plan_weights
 from h2learn.compiler.passes.optimizer_step import OptimizerStep, is_returned, step_bytes
 from h2learn.compiler.passes.stage_builder import Affine, Start
@@ -205,11 +206,23 @@ def waits_for_batch(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp) -> bool:
     return defers_weights(_reduction(ctx, op), ctx.machine)
 
 
+def has_room_for(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp) -> bool:
+    """Whether the stage of a weight gradient has room for the optimizer's step on each of its tiles."""
+    with suppress(H2LearnError):
+        _plan_weights(ctx, op, _reduction(ctx, op), step)
+        return True
+    return False
+
+
+def _plan_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, shape: ConvShape, step: lut.OptOp | None) -> WeightTile:
+    return plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step), jobs=ctx.jobs)
+
+
 def lower_weights(ctx: TileContext, op: lut.WuOp | lut.BeWgtOp, step: lut.OptOp | None = None) -> None:
     """Lower a weight gradient: the sums stay on chip while all positions pass by, and for the optimizer's ``step``."""
     x = op.s if isinstance(op, lut.WuOp) else op.x
     shape = _reduction(ctx, op)
-    t = plan_weights(shape, ctx.chip, ctx.limits, op.reduce_block, step_bytes(step), jobs=ctx.jobs)
+    t = _plan_weights(ctx, op, shape, step)
     b = ctx.builder
     label = ctx.label("weights", op)
     source, gradient = ctx.values[x], ctx.values[op.gu]

@@ -141,6 +141,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
             step = step_behind(op.gw)
             if step is not None:
                 _update_in_place(ctx, step)
+                step = step if convolution_stages.has_room_for(ctx, op, step) else None
             with placed(op):
                 convolution_stages.lower_weights(ctx, op, step)
             done.add(step)
