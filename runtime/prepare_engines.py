@@ -103,9 +103,10 @@ def fe_run(op: Operation, site: Site) -> Prepared:
         args.array(array)
     builder.call(listed, args, sources, 4 * sources * entries)
     tables = stored(builder, op, site, "lut")
-    thin, units, columns = not depth and _is_thin(op, k), positions, maps[1]
-    if thin:
-        summed, units, columns = calls.spread_tables_call, op.number("imgs") * op.number("oh"), columns_to(maps)
+    units, columns = positions, maps[1]
+    if not depth and _is_thin(op, k):
+        summed, units = calls.spread_tables_call, op.number("imgs") * op.number("oh")
+        columns, _ = columns_to(maps)
     args = Arguments().memory(site.places["acc"], 4).numbers(op.init).memory(tables, 4)
     for array in (*lists, maps[0], columns):
         args.array(array)
@@ -220,19 +221,18 @@ def _products(
     args.words += weights.words
     args.kept += weights.kept
     lists.append_to(args).array(maps[0])
-    thin = not masked and _is_thin(op, out_width)
-    if thin:
-        across = np.asarray((maps[1].reshape(-1, maps[2][5]) >= 0).sum(axis=1), np.int32)
-        args.array(columns_to(maps)).array(across).numbers(*maps[2], op.mnemonic == "be.run", in_width, out_width)
+    call, units = calls.products_call, positions
+    if not masked and _is_thin(op, out_width):
+        call, units = calls.spread_products_call, op.number("imgs") * op.number("oh")
+        for column_map in columns_to(maps):
+            args.array(column_map)
+        args.numbers(*maps[2], op.mnemonic == "be.run", in_width, out_width)
     else:
         args.array(maps[1]).numbers(*maps[2], in_width, out_width)
         args.memory(site.places.get("m", _NOTHING), 1).numbers(masked)
     for array in results:
         args.array(array)
-    if thin:
-        builder.call(calls.spread_products_call, args, op.number("imgs") * op.number("oh"), elements)
-    else:
-        builder.call(calls.products_call, args, positions, elements)
+    builder.call(call, args, units, elements)
     args = Arguments()
     for array in results:
         args.array(array)
@@ -400,13 +400,19 @@ def _is_thin(op: Operation, width: int) -> bool:
     return width <= _THIN and op.number("kw") > 1
 
 
-def columns_to(maps: Maps) -> I32:
-    """Return per input column and tap the output column that the tap belongs to, -1 for none."""
-    columns, (_, in_columns, _, _, _, kw) = maps[1].reshape(-1, maps[2][5]), maps[2]
+def columns_to(maps: Maps) -> tuple[I32, I32]:
+    """Return the output column that each tap of an input column belongs to, or -1, and the taps of an output column."""
+    _, columns, (_, in_columns, _, _, _, kw) = maps
+    return _columns_to(columns.tobytes(), in_columns, kw)
+
+
+@lru_cache(maxsize=256)
+def _columns_to(columns_of: bytes, in_columns: int, kw: int) -> tuple[I32, I32]:
+    columns = np.frombuffer(columns_of, np.int32).reshape(-1, kw)
     found = np.full((in_columns, kw), -1, np.int32)
     outputs, numbers = np.nonzero(columns >= 0)
     found[columns[outputs, numbers], numbers] = outputs
-    return found.reshape(-1)
+    return found.reshape(-1), np.asarray((columns >= 0).sum(axis=1), np.int32)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,8 @@ from heapq import heapreplace
 import numpy as np
 import numpy.typing as npt
 
+from h2learn.backends.h2learn.machine import LANES
+
 from .operation import ADAM_KINDS, Operation, Work, has_synapse
 from .regions import groups, planes, taps
 from .timing import forward_lanes
@@ -150,12 +152,12 @@ def neuron_counts(op: Operation) -> dict[str, int]:
 
 def issue_width(op: Operation) -> int:
     """Return how many multipliers a lane of the backward engine has: a quarter of a processing element's."""
-    return max(1, op.fields.get("width", 64) // 4)
+    return max(1, op.fields.get("width", 64) // LANES)
 
 
 def unit_count(op: Operation) -> int:
     """Return the lanes of the backward engine: four in a processing element."""
-    return 4 * op.fields.get("elements", 32)
+    return LANES * op.fields.get("elements", 32)
 
 
 def update_elements(op: Operation) -> int:

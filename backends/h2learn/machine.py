@@ -53,6 +53,16 @@ class BackwardEngine:
     elements: Annotated[int, Whole(most=MOST_ELEMENTS)]
     width: Annotated[int, Whole(unit=LANES)]
 
+    @property
+    def lanes(self) -> int:
+        """Lanes of all processing elements."""
+        return LANES * self.elements
+
+    @property
+    def lane_width(self) -> int:
+        """Multipliers of a lane."""
+        return self.width // LANES
+
 
 @dataclass(frozen=True)
 class WeightUpdateEngine:

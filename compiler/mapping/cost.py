@@ -191,7 +191,7 @@ def backward_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
     """Return the cycles of the engine for a tile of an input gradient."""
     near = 1 if shape.covers_map else shape.taps / (shape.stride[0] * shape.stride[1])
     rows = _backward_rows(t, machine)
-    return START + near * t.k * GRADIENT_DENSITY * (rows / (4 * machine.backward.elements) + 0.5)
+    return START + near * t.k * GRADIENT_DENSITY * (rows / machine.backward.lanes + 0.5)
 
 
 def missing_rows(t: Tile, machine: Machine) -> int:
@@ -200,11 +200,11 @@ def missing_rows(t: Tile, machine: Machine) -> int:
     Rows are as long as their positions have live gradients. Where those are alike, as behind the loss, where all are
     live, the engine goes through as many rows at a time as it has lanes, and in the last round some have none.
     """
-    return max(0, ROWS * 4 * machine.backward.elements - _backward_rows(t, machine))
+    return max(0, ROWS * machine.backward.lanes - _backward_rows(t, machine))
 
 
 def _backward_rows(t: Tile, machine: Machine) -> int:
-    return t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.width // 4)
+    return t.steps * t.positions * _up(MASK_DENSITY * t.c, machine.backward.lane_width)
 
 
 def weights_cost(
@@ -276,8 +276,8 @@ def weights_job(shape: ConvShape, t: Tile, machine: Machine) -> float:
     """Return the cycles of an engine for a tile of a weight gradient."""
     positions = t.steps * t.positions
     if shape.real:
-        work = shape.taps * t.c * positions * _up(GRADIENT_DENSITY * t.k, machine.backward.width // 4)
-        return START + work / min(4 * machine.backward.elements, shape.taps * t.c)
+        work = shape.taps * t.c * positions * _up(GRADIENT_DENSITY * t.k, machine.backward.lane_width)
+        return START + work / min(machine.backward.lanes, shape.taps * t.c)
     unit = machine.weight_update
     passes = _up(t.k, unit.lanes_k) * _up(t.c * shape.taps, unit.lanes_c)
     return START + passes * _up(positions, unit.fan_in)

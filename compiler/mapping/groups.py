@@ -299,7 +299,7 @@ def _traffic(layer: Layer, group: int, item: int, machine: Machine) -> float:
     as often as the positions change whose sums are on chip, all parts read spikes and gradients for every such width.
     """
     images = _images(layer, group)
-    width = max(32, 4 * machine.backward.elements)
+    width = max(32, machine.backward.lanes)
     kept = images * layer.k * (item * (1 + GRADIENT_DENSITY) * 2 + 1)
     gradients = (item * GRADIENT_DENSITY + 1 / 8) * layer.k * (ceil(layer.c / width) - 1)
     spikes = layer.c / 8 * (ceil(layer.k / width) - 1)

@@ -1,17 +1,11 @@
-"""Stages from the readout to the loss and its gradient, and of the optimizer's steps that stand alone."""
+"""Stages from the readout to the loss and its gradient."""
 
 from __future__ import annotations
-
-from math import prod
-
-from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.layout import item_bytes, row_bytes
 from h2learn.compiler.mapping.limits import SLOTS
 from h2learn.compiler.mapping.tiles import Tile, Usage
-from h2learn.compiler.mapping.vector_tiling import plan_channels, plan_positions, plan_rows
-from h2learn.compiler.passes.optimizer_step import optimizer_params
-from h2learn.compiler.passes.stage_builder import Start
+from h2learn.compiler.mapping.vector_tiling import plan_positions
 from h2learn.compiler.passes.tile_context import (
     TileContext,
     load_scalars,
@@ -130,45 +124,3 @@ def lower_loss(ctx: TileContext, op: lut.LossOp) -> None:
             b.job(tile.LossOp, buffers, params, first=first, coords=[n], carry=carry)
             b.store(gradient, out, [*lead, n, 0, 0, 0], (*(1 for _ in lead), *shape))
         b.store(loss, total, [0], (1,))
-
-
-STEP_LATENCIES = 8
-"""Latencies of DRAM that the bytes of an optimizer's tiles (both slots) take to move: longer tiles end later."""
-
-
-def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
-    """Lower an optimizer step: parameter, buffers and storage copy are updated where they lie."""
-    shape = shape_of(op.p.type)
-    count = prod(shape)
-    places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
-    item = 4 * len(places)
-    dram = ctx.machine.dram
-    room = min(
-        ctx.chip.memory_bytes("A") - 4096,
-        (ctx.chip.memory_bytes("W") - 4096) * item // 2,  # a copy has 2 bytes
-        int(STEP_LATENCIES * dram.latency_cycles * dram.bytes_per_cycle),
-    )
-    if op.w is None:
-        per_row, rows = plan_rows(shape, item, room, ctx.limits)
-        whole = per_row
-    else:
-        places["w"] = op.w
-        whole = shape[-1]
-        per_row, rows = plan_channels(shape, item, room, ctx.limits, ctx.machine.dram.burst_bytes)
-    b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
-    tensors = {role: b.view(ctx.values[value], (count // whole, whole)) for role, value in places.items()}
-    params = optimizer_params(op, rows * per_row)
-    with b.stage(label, op.location):
-        scal = load_scalars(ctx, ctx.values[op.scalars])
-        with b.loop("e", trips(count // whole, rows)) as e, b.loop("k", trips(whole, per_row)) as k:
-            starts: list[Start] = [e * rows, k * per_row]
-            sizes = (rows, per_row)
-            buffers: dict[str, SSAValue] = {}
-            for role, tensor in tensors.items():
-                buffers[role] = b.alloc(role, *(("W", "f16") if role == "w" else ("A", "f32")), sizes)
-                if role != "w":
-                    b.load(tensor, buffers[role], starts, sizes)
-            b.job(tile.OptOp, {**buffers, "scal": scal}, params)
-            for role, tensor in tensors.items():
-                if role != "g":
-                    b.store(tensor, buffers[role], starts, sizes)

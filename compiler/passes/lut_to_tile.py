@@ -38,10 +38,10 @@ from h2learn.compiler.passes import (
     learned_stages,
     loss_stages,
     normalisation_stages,
+    optimizer_step,
     random_stages,
     vector_stages,
 )
-from h2learn.compiler.passes.optimizer_step import step_behind
 from h2learn.compiler.passes.stage_builder import Affine, StageBuilder
 from h2learn.compiler.passes.tile_context import Groups, TileContext, only_user
 from h2learn.dialects import lut, tile
@@ -138,7 +138,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
         if isinstance(op, lut.OptOp):
             _update_in_place(ctx, op)
         elif isinstance(op, lut.WuOp | lut.BeWgtOp):
-            step = step_behind(op.gw)
+            step = optimizer_step.step_behind(op.gw)
             if step is not None:
                 _update_in_place(ctx, step)
                 step = step if convolution_stages.has_room_for(ctx, op, step) else None
@@ -152,7 +152,7 @@ def _lower_all(ctx: TileContext, ops: list[Operation], steps: _Schedule, parts: 
     for number in bring_together([(op.p.type, op.update, op.w is None) for op in updates]):
         op = updates[number]
         with placed(op):
-            loss_stages.lower_optimizer(ctx, op)
+            optimizer_step.lower_optimizer(ctx, op)
 
 
 def _lower(ctx: TileContext, op: Operation) -> None:
@@ -430,7 +430,7 @@ STAGES: dict[type[Operation], tuple[str | None, Lower]] = {
     NormOp: (FORWARD, normalisation_stages.lower_norm),
     NormSumsOp: (BACKWARD, normalisation_stages.lower_sums),
     NormGradOp: (BACKWARD, normalisation_stages.lower_gradient),
-    lut.OptOp: (OPTIMIZER, loss_stages.lower_optimizer),
+    lut.OptOp: (OPTIMIZER, optimizer_step.lower_optimizer),
 }
 """The part of a training step to which each op belongs (None: that depends on its place and users), and its lowering,
 which takes the op of its key."""

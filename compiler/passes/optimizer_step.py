@@ -1,4 +1,4 @@
-"""The optimizer's step on a tile of a weight gradient that is still on chip: the gradient itself need not be stored."""
+"""The optimizer's step: on a tile of a weight gradient that is still on chip, or as a stage of its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from xdsl.dialects import func
 from xdsl.ir import SSAValue
 
 from h2learn.compiler.mapping.tiling import StepBytes
+from h2learn.compiler.mapping.vector_tiling import plan_channels, plan_rows
 from h2learn.compiler.passes.stage_builder import Affine, Place, Start
-from h2learn.compiler.passes.tile_context import TileContext, load_scalars
+from h2learn.compiler.passes.tile_context import TileContext, load_scalars, trips
 from h2learn.dialects import lut, tile
+from h2learn.dialects.lut.attributes import shape_of
+
+STEP_LATENCIES = 8
+"""Latencies of DRAM that the bytes of an optimizer's tiles (both slots) take to move: longer tiles end later."""
 
 
 class OptimizerStep:
@@ -49,6 +54,44 @@ class OptimizerStep:
         b.job(tile.OptOp, places | {"g": gradient, "scal": self.scal}, optimizer_params(self.op, prod(sizes)))
         for role, tensor in self.tensors.items():
             b.store(tensor, buffers[role], starts, sizes)
+
+
+def lower_optimizer(ctx: TileContext, op: lut.OptOp) -> None:
+    """Lower an optimizer step: parameter, buffers and storage copy are updated where they lie."""
+    shape = shape_of(op.p.type)
+    count = prod(shape)
+    places = {"p": op.p, "g": op.g, **dict(zip(("mom", "sq"), op.states, strict=False))}
+    item = 4 * len(places)
+    dram = ctx.machine.dram
+    room = min(
+        ctx.chip.memory_bytes("A") - 4096,
+        (ctx.chip.memory_bytes("W") - 4096) * item // 2,  # a copy has 2 bytes
+        int(STEP_LATENCIES * dram.latency_cycles * dram.bytes_per_cycle),
+    )
+    if op.w is None:
+        per_row, rows = plan_rows(shape, item, room, ctx.limits)
+        whole = per_row
+    else:
+        places["w"] = op.w
+        whole = shape[-1]
+        per_row, rows = plan_channels(shape, item, room, ctx.limits, ctx.machine.dram.burst_bytes)
+    b, label = ctx.builder, f"optimizer {ctx.names[op.p]}"
+    tensors = {role: b.view(ctx.values[value], (count // whole, whole)) for role, value in places.items()}
+    params = optimizer_params(op, rows * per_row)
+    with b.stage(label, op.location):
+        scal = load_scalars(ctx, ctx.values[op.scalars])
+        with b.loop("e", trips(count // whole, rows)) as e, b.loop("k", trips(whole, per_row)) as k:
+            starts: list[Start] = [e * rows, k * per_row]
+            sizes = (rows, per_row)
+            buffers: dict[str, SSAValue] = {}
+            for role, tensor in tensors.items():
+                buffers[role] = b.alloc(role, *(("W", "f16") if role == "w" else ("A", "f32")), sizes)
+                if role != "w":
+                    b.load(tensor, buffers[role], starts, sizes)
+            b.job(tile.OptOp, {**buffers, "scal": scal}, params)
+            for role, tensor in tensors.items():
+                if role != "g":
+                    b.store(tensor, buffers[role], starts, sizes)
 
 
 def step_behind(gradient: SSAValue) -> lut.OptOp | None:

@@ -20,6 +20,8 @@ from xdsl.irdl import (
 )
 from xdsl.utils.exceptions import VerifyException
 
+from h2learn.backends.h2learn.machine import MOST_FAN_IN
+
 from ..feedback import FeedbackOp
 from .attributes import (
     ConvGeometry,
@@ -503,5 +505,5 @@ def verify_onto(op: ForwardConvolutionOp | BeGradOp, what: str, shape: Shape, *f
 
 def verify_fan(fan_in: int) -> None:
     """Raise VerifyException unless tables of ``fan_in`` inputs exist."""
-    if not 1 <= fan_in <= 8:
-        raise VerifyException(f"expected fan_in between 1 and 8, found {fan_in}")
+    if not 1 <= fan_in <= MOST_FAN_IN:
+        raise VerifyException(f"expected fan_in between 1 and {MOST_FAN_IN}, found {fan_in}")
